@@ -1,0 +1,1 @@
+"""The repeated code of the notebooks. Import modules, not names: `from lib import run, stats`."""

@@ -1,0 +1,82 @@
+"""Files that survive a kill: atomic writes, JSON lines, content hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent  # relative paths in parameters start here, in Jupyter and papermill alike
+
+
+def content_hash(*parts: str) -> str:
+    """16 hex digits of SHA-256 over the parts, white space folded and lower-cased, joined by 0x1F.
+
+    Two rows that differ only in case or spacing are the same content, so they can never land in two splits.
+    """
+    folded = "\x1f".join(" ".join((part or "").lower().split()) for part in parts)
+    return hashlib.sha256(folded.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file in hex, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(path: str | Path, mode: str = "w") -> Iterator:
+    """Open a temporary file beside `path`; rename it over `path` on success, delete it on any error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write text so that a reader sees the old file or the new one, never half of it."""
+    with replacing(path) as handle:
+        handle.write(text)
+
+
+def atomic_write_json(path: str | Path, value) -> None:
+    """Write JSON atomically. NaN and infinity are refused: a metric that was not measured is absent."""
+    atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
+    """Write rows as JSON lines atomically, streaming. Returns the number of rows."""
+    count = 0
+    with replacing(path) as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict]:
+    """Rows of a JSON-lines file that this project wrote. Raises ValueError naming file and line."""
+    with open(path, encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error}); delete the file to have it rebuilt") from error
