@@ -1,0 +1,169 @@
+"""Gates: thresholds written before a run, and a verdict from the interval of what was measured."""
+
+from __future__ import annotations
+
+import math
+import operator
+from pathlib import Path
+
+from lib.files import ROOT
+from lib.params import ParameterError, nearest, read_yaml
+
+OPERATIONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+SILENT = ("", "mean", "difference", "score")  # units that a reader does not want repeated after a number
+KEYS = {"id", "notebook", "metric", "op", "threshold", "unit", "statement"}
+
+
+def load(root: Path = ROOT) -> list[dict]:
+    """The gates of params/gates.yaml. Raises ParameterError naming the gate and the fault.
+
+    `about` asks for threshold - tolerance <= metric <= threshold + tolerance, both ends written in the gate.
+    """
+    path = root / "params" / "gates.yaml"
+    gates = read_yaml(path, root)
+    if not isinstance(gates, list) or not all(isinstance(gate, dict) for gate in gates):
+        raise ParameterError("params/gates.yaml must be a list of gates, each a mapping")
+    seen = set()
+    for number, gate in enumerate(gates, 1):
+        where = f"params/gates.yaml, gate {gate.get('id', number)!r}"
+        wanted = KEYS | ({"tolerance"} if gate.get("op") == "about" else set())
+        for key in gate.keys() - wanted:
+            raise ParameterError(f"{where}: unknown key {key!r}; {nearest(key, wanted)}")
+        for key in sorted(wanted - gate.keys()):
+            raise ParameterError(f"{where}: the key {key!r} is missing")
+        if gate["op"] not in (operations := [*OPERATIONS, "about"]):
+            raise ParameterError(f"{where}: unknown op {gate['op']!r}; {nearest(gate['op'], operations)}")
+        for key in wanted & {"threshold", "tolerance"}:
+            if isinstance(gate[key], bool) or not isinstance(gate[key], (int, float)):
+                raise ParameterError(
+                    f"{where}: {key} is {gate[key]!r}, not a number (write 1.0e-4, not 1e-4)"
+                )
+        if gate["id"] in seen:
+            raise ParameterError(f"{where}: this id stands twice")
+        seen.add(gate["id"])
+    return gates
+
+
+def estimate(name: str, value) -> dict | None:
+    """A metric as a dict with a finite `value`, and `low`, `high`, `n`, `unit`, `method` where they exist.
+
+    None, or a dict whose value is None, is a metric that was not measured: None. Raises ValueError for NaN,
+    infinity, a reversed interval, or a value that is no number.
+    """
+    value = plain(value)
+    entry = {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else {}
+    if not isinstance(value, dict) and value is not None:
+        entry = {"value": value}
+    if "value" not in entry:
+        return None
+    for key in ("value", "low", "high", "n"):
+        part = entry.get(key, 0)
+        if isinstance(part, bool) and key == "value":
+            entry[key] = part = int(part)
+        if not isinstance(part, (int, float)) or not math.isfinite(part):
+            raise ValueError(f"metric {name!r}: {key} is {part!r}; leave out what was not measured")
+    if entry.get("low", -math.inf) > entry.get("high", math.inf):
+        raise ValueError(f"metric {name!r}: the interval [{entry['low']}, {entry['high']}] is reversed")
+    return entry
+
+
+def plain(value):
+    """Numpy scalars and arrays, tuples, paths and nested containers as JSON values."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return value
+
+
+def bounds(gate: dict) -> list[tuple[str, float]]:
+    """The comparisons that a gate asks for: one, or two for `about`."""
+    threshold = gate["threshold"]
+    if gate["op"] == "about":
+        return [(">=", threshold - gate["tolerance"]), ("<=", threshold + gate["tolerance"])]
+    return [(gate["op"], threshold)]
+
+
+def judge(gate: dict, metrics: dict) -> dict:
+    """The gate with `verdict`, `measured` (estimate or None) and, if inconclusive, `n_to_decide`.
+
+    pass: the whole interval satisfies the threshold. FAIL: all of it violates. inconclusive: it straddles.
+    not measured: the metric is absent. Without an interval the value is exact.
+    """
+    measured = estimate(gate["metric"], metrics.get(gate["metric"]))
+    if measured is None:
+        return gate | {"verdict": "not measured", "measured": None}
+    low, high = measured.get("low", measured["value"]), measured.get("high", measured["value"])
+    verdicts = [_verdict(op, threshold, low, high) for op, threshold in bounds(gate)]
+    if "FAIL" in verdicts or "inconclusive" not in verdicts:
+        return gate | {"verdict": "FAIL" if "FAIL" in verdicts else "pass", "measured": measured}
+    from lib import stats
+
+    needed = [
+        stats.n_to_decide(measured, threshold)
+        for (_, threshold), verdict in zip(bounds(gate), verdicts, strict=True)
+        if verdict == "inconclusive"
+    ]
+    enough = None if any(n is None for n in needed) else max(needed)
+    return gate | {"verdict": "inconclusive", "measured": measured, "n_to_decide": enough}
+
+
+def _verdict(op: str, threshold: float, low: float, high: float) -> str:
+    satisfied = OPERATIONS[op]
+    if op == "==":
+        if low == high:
+            return "pass" if low == threshold else "FAIL"
+        return "inconclusive" if low <= threshold <= high else "FAIL"
+    ends = satisfied(low, threshold), satisfied(high, threshold)
+    return "pass" if all(ends) else "inconclusive" if any(ends) else "FAIL"
+
+
+def judge_all(metrics_of: dict[str, dict], root: Path = ROOT) -> list[dict]:
+    """Every gate judged against {notebook: metrics}; a notebook that did not run leaves `not measured`."""
+    return [judge(gate, metrics_of.get(gate["notebook"], {})) for gate in load(root)]
+
+
+def number(value: float | int | None, unit: str = "") -> str:
+    """A number as a reader wants it: 1,234; 0.0123; 91.2 %; 1.2e-05; 93.1 MB; an absent one as a dash."""
+    if value is None:
+        return "-"
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    if unit == "bytes":
+        return f"{value / 1e6:,.1f} MB"
+    if unit == "USD":
+        return f"{value:,.2f} USD"
+    whole = isinstance(value, int) or abs(value) >= 1000
+    text = f"{value:,.0f}" if whole else f"{value:.3g}"
+    return text if unit in SILENT else f"{text} {unit}"
+
+
+def written(measured: dict | None, unit: str | None = None) -> str:
+    """An estimate in words: value [low, high], n; in its own unit unless another is given."""
+    if measured is None:
+        return "not measured"
+    unit = measured.get("unit", "") if unit is None else unit
+    text = number(measured["value"], unit)
+    if "low" in measured and "high" in measured:
+        text += f" [{number(measured['low'], unit)}, {number(measured['high'], unit)}]"
+    return text + (f", n {measured['n']:,}" if "n" in measured else "")
+
+
+def threshold_text(gate: dict) -> str:
+    """The threshold in words, in the unit of the gate."""
+    unit = gate["unit"]
+    if gate["op"] == "about":
+        return f"{number(gate['threshold'], unit)} ± {number(gate['tolerance'], unit)}"
+    return f"{gate['op']} {number(gate['threshold'], unit)}"
+
+
+def verdict_text(gate: dict) -> str:
+    """The verdict, and for an inconclusive one the number of items that would decide it."""
+    if gate["verdict"] != "inconclusive":
+        return gate["verdict"]
+    needed = gate.get("n_to_decide")
+    return f"inconclusive ({f'n {needed:,}' if needed else 'no n'} would decide)"

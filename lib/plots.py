@@ -1,0 +1,98 @@
+"""The look of every figure, and the figures that the report draws. Functions return a figure, unshown."""
+
+from __future__ import annotations
+
+INK, QUIET, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN = "#2b6cb0", "#dd6b20", "#2f855a", "#c53030", "#6b46c1", "#8a6d3b"
+CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, BROWN)
+VERDICTS = {"pass": GREEN, "FAIL": RED, "inconclusive": ORANGE, "not measured": QUIET}
+STYLE = {
+    "figure.dpi": 100, "savefig.dpi": 110, "savefig.bbox": "tight", "figure.facecolor": "white",
+    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.edgecolor": QUIET, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": GRID,
+    "axes.axisbelow": True,
+    "legend.frameon": False, "figure.constrained_layout.use": True,
+}  # fmt: skip
+
+
+def style() -> None:
+    """Set the project's look for figures made from now on. `run.start` calls it."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    mpl.rcParams.update(STYLE | {"axes.prop_cycle": cycler(color=CYCLE)})
+
+
+def figure(columns: int = 1, rows: int = 1, width: float = 7.5, height: float = 3.8, **options):
+    """(figure, axes) of the project's size in inches; options go to `plt.subplots`."""
+    import matplotlib.pyplot as plt
+
+    style()
+    return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def save(fig, path) -> None:
+    """Write a PNG whose bytes depend on the picture alone, creating the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, metadata={"Software": None})
+
+
+def intervals(estimates: dict[str, dict], *, title: str = "", xlabel: str = "", line: float | None = None):
+    """One dot with its interval a row, top to bottom; `line` draws a threshold or a baseline."""
+    fig, axes = figure(height=1.2 + 0.36 * len(estimates))
+    for row, entry in enumerate(estimates.values()):
+        low, high = entry.get("low", entry["value"]), entry.get("high", entry["value"])
+        axes.plot([low, high], [row, row], color=BLUE, linewidth=2, solid_capstyle="round")
+        axes.plot(entry["value"], row, "o", color=BLUE, markersize=6)
+    axes.set_yticks(range(len(estimates)), list(estimates))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(title=title, xlabel=xlabel)
+    if line is not None:
+        axes.axvline(line, color=INK, linewidth=1, linestyle="--")
+    return fig
+
+
+def gates(judged: list[dict], title: str = "Gates: measured against threshold"):
+    """Each measured gate as its distance from the threshold, scaled so that unlike units share one axis.
+
+    judged: rows of `gates.judge`. The threshold is the dashed line at 0; right of it satisfies the gate.
+    The scale of a row is the size of its threshold, or of its own interval where the threshold is 0.
+    """
+    from matplotlib.lines import Line2D
+
+    rows = [gate for gate in judged if gate["measured"] is not None]
+    fig, axes = figure(height=1.6 + 0.3 * max(len(rows), 1))
+    for position, gate in enumerate(rows):
+        points = [_signed_distance(gate, gate["measured"].get(k, gate["measured"]["value"])) for k in ENDS]
+        size = abs(gate["threshold"]) or max(abs(point) for point in points) or 1.0
+        low, middle, high = (max(-1.0, min(1.0, point / size)) for point in points)
+        colour = VERDICTS[gate["verdict"]]
+        axes.plot([low, high], [position, position], color=colour, linewidth=2.5, solid_capstyle="round")
+        axes.plot(middle, position, "o", color=colour, markersize=7)
+    axes.axvline(0, color=INK, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(rows)), [gate["id"] for gate in rows])
+    axes.set_xticks([-1, 0, 1], ["misses by 100 %\nor more", "threshold", "clears by 100 %\nor more"])
+    axes.set_xlim(-1.08, 1.08)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_title(title, pad=26)
+    shown = [verdict for verdict in VERDICTS if any(gate["verdict"] == verdict for gate in rows)]
+    handles = [Line2D([], [], color=VERDICTS[v], marker="o", linewidth=2.5, label=v) for v in shown]
+    if handles:
+        axes.legend(
+            handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), borderaxespad=0
+        )
+    return fig
+
+
+ENDS = ("low", "value", "high")
+
+
+def _signed_distance(gate: dict, value: float) -> float:
+    """How far `value` lies on the satisfying side of the threshold, in the unit of the metric."""
+    if gate["op"] in ("about", "=="):
+        return gate.get("tolerance", 0.0) - abs(value - gate["threshold"])
+    return value - gate["threshold"] if gate["op"].startswith(">") else gate["threshold"] - value

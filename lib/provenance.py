@@ -1,0 +1,62 @@
+"""Where a number comes from: commit, device, library versions, without importing those libraries."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from lib.files import ROOT
+
+LIBRARIES = ("torch", "transformers", "peft", "datasets", "datasketch", "math-verify", "openai", "numpy")
+
+
+def _output(*command: str, cwd: Path | None = None) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def commit(root: Path = ROOT) -> str:
+    """12 digits of the commit, ' modified' if code differs from it (outputs/ aside), 'no git' outside git."""
+    head = _output("git", "rev-parse", "--short=12", "HEAD", cwd=root)
+    if not head:
+        return "no git"
+    changed = _output("git", "status", "--porcelain", "--", ".", ":(exclude)outputs", cwd=root)
+    return f"{head} modified" if changed else head
+
+
+def device() -> dict:
+    """Processor, usable cores, memory in GiB, and the GPUs that nvidia-smi lists, if any."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        lines = information.read_text().splitlines()
+        names = [line.split(":", 1)[1] for line in lines if "model name" in line]
+        processor = names[0].strip() if names else processor
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    result = {"cpu": processor, "cores": cores}
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        result["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    if shutil.which("nvidia-smi"):
+        listed = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+        if listed:
+            result["gpu"] = listed.splitlines()
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide results, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
