@@ -1,0 +1,146 @@
+"""The cache of paid answers and the ledger of what they cost, in one sqlite file.
+
+One file, because "the answer is stored" and "it has been paid for" must become true in the same transaction:
+a run killed between the two would either pay twice or forget a cost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS attempts (id INTEGER PRIMARY KEY, key TEXT NOT NULL, role TEXT NOT NULL,
+  model TEXT NOT NULL, state TEXT NOT NULL, tokens_in INTEGER, tokens_out INTEGER, usd REAL NOT NULL,
+  started REAL NOT NULL, seconds REAL);
+"""
+
+
+class BudgetExceeded(RuntimeError):
+    """Raised before a request is sent whose worst case would not fit into what is left of the budget."""
+
+
+class Store:
+    """Answers by request key, and one row for every HTTP attempt, in the sqlite file `path`.
+
+    An attempt is written as `open` at its worst-case cost before anything is sent and settled afterwards as
+    `paid` (answer stored), `unusable` (answered, but not with what was asked for) or `refused` (the server
+    declined, no charge). What stays `open` (a kill, a timeout, a dropped connection) may have been charged,
+    so it goes on counting in full: the budget holds across kills and restarts. Safe for threads and for
+    several processes.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._changed = threading.Condition()
+        self._in_flight: set[int] = set()  # attempts of this Store that will still be settled
+        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            reason = f"{self.path} is not an answer cache ({error}); move it away and run again"
+            raise ValueError(reason) from error
+
+    @contextmanager
+    def only_one(self, key: str) -> Iterator[None]:
+        """Hold the lock of a request, so that equal requests of threads and processes are paid for once.
+
+        256 lock files, chosen by two digits of the key; the system drops the lock of a killed process.
+        """
+        folder = self.path.with_name(self.path.name + ".locks")
+        folder.mkdir(exist_ok=True)
+        with open(folder / key[:2], "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def get(self, key: str) -> dict | None:
+        """The stored answer, or None."""
+        with self._changed:
+            row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def spent(self, role: str) -> float:
+        """USD that the role has cost so far, attempts without a known end counted in full."""
+        with self._changed:
+            return self._spent(role)
+
+    def _spent(self, role: str) -> float:
+        question = "SELECT coalesce(sum(usd), 0) FROM attempts WHERE role = ?"
+        return self._db.execute(question, (role,)).fetchone()[0]
+
+    def reserve(self, key: str, role: str, model: str, worst_usd: float, budget_usd: float) -> int:
+        """Set `worst_usd` aside and return the attempt's number, waiting while those in flight may free some.
+
+        Raises BudgetExceeded when it cannot fit, whatever those in flight turn out to cost.
+        """
+        with self._changed:
+            while True:
+                self._db.execute("BEGIN IMMEDIATE")  # sum and insert are one step for every process
+                try:
+                    spent = self._spent(role)
+                    if spent + worst_usd <= budget_usd + 1e-9:
+                        row = (key, role, model, "open", worst_usd, time.time())
+                        number = self._db.execute(
+                            "INSERT INTO attempts (key, role, model, state, usd, started) "
+                            "VALUES (?, ?, ?, ?, ?, ?)", row).lastrowid
+                        self._db.execute("COMMIT")
+                        self._in_flight.add(number)
+                        return number
+                    self._db.execute("ROLLBACK")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+                if not self._in_flight:
+                    raise BudgetExceeded(
+                        f"{role}: {spent:.4f} USD of {budget_usd:.4f} are spent, and the next request may "
+                        f"cost {worst_usd:.4f}. All answers so far are kept in {self.path.name}; raise the "
+                        "budget and run again to go on from there.")
+                self._changed.wait(timeout=5)
+
+    def settle(self, number: int, state: str, usd: float | None = None, tokens_in: int | None = None,
+               tokens_out: int | None = None, keep: tuple[str, dict, dict] | None = None) -> None:
+        """Close an attempt: `usd` None leaves the worst case standing; `keep` is (key, request, answer)."""
+        with self._changed:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "UPDATE attempts SET state = ?, usd = coalesce(?, usd), tokens_in = ?, tokens_out = ?, "
+                "seconds = ? - started WHERE id = ?",
+                (state, usd, tokens_in, tokens_out, time.time(), number))
+            if keep:
+                key, request, answer = keep
+                texts = (json.dumps(value, ensure_ascii=False) for value in (request, answer))
+                self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, *texts))
+            self._db.execute("COMMIT")
+            self._in_flight.discard(number)
+            self._changed.notify_all()
+
+    def lost(self, number: int) -> None:
+        """Nobody will settle this attempt any more: it stays `open`, and its worst case stays spent."""
+        with self._changed:
+            self._in_flight.discard(number)
+            self._changed.notify_all()
+
+    def rows(self, role: str) -> list[dict]:
+        """The ledger of a role: one row per model and state with attempts, tokens_in, tokens_out and usd."""
+        columns = ("role", "model", "state", "attempts", "tokens_in", "tokens_out", "usd")
+        with self._changed:
+            found = self._db.execute(
+                "SELECT role, model, state, count(*), coalesce(sum(tokens_in), 0), "
+                "coalesce(sum(tokens_out), 0), sum(usd) FROM attempts WHERE role = ? "
+                "GROUP BY role, model, state ORDER BY model, state", (role,)).fetchall()
+        return [dict(zip(columns, row, strict=True)) for row in found]
+
+    def close(self) -> None:
+        """Close the file. The Store cannot be used afterwards."""
+        self._db.close()
