@@ -41,7 +41,7 @@ class Client:
     `base_url` "" means OPENAI_BASE_URL or OpenAI itself. The key comes from <ROLE>_API_KEY or OPENAI_API_KEY
     and from nowhere else; any address but OpenAI's may do without. `prices` maps model to (USD a million
     input tokens, USD a million output tokens): a missing or negative price is an error, 0 says it is free.
-    `budget_usd` bounds all that the role has ever spent in `cache_path`, earlier and killed runs included.
+    `budget_usd` bounds all that was ever spent in `cache_path`, by any role, killed runs included.
     """
 
     def __init__(self, role: str, base_url: str, model: str, budget_usd: float,

@@ -69,25 +69,23 @@ class Store:
             row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         return json.loads(row[0]) if row else None
 
-    def spent(self, role: str) -> float:
-        """USD that the role has cost so far, attempts without a known end counted in full."""
+    def spent(self, role: str | None = None) -> float:
+        """USD that a role, or all of them, has cost so far; attempts without a known end count in full."""
+        question = "SELECT coalesce(sum(usd), 0) FROM attempts WHERE role = coalesce(?, role)"
         with self._changed:
-            return self._spent(role)
-
-    def _spent(self, role: str) -> float:
-        question = "SELECT coalesce(sum(usd), 0) FROM attempts WHERE role = ?"
-        return self._db.execute(question, (role,)).fetchone()[0]
+            return self._db.execute(question, (role,)).fetchone()[0]
 
     def reserve(self, key: str, role: str, model: str, worst_usd: float, budget_usd: float) -> int:
         """Set `worst_usd` aside and return the attempt's number, waiting while those in flight may free some.
 
-        Raises BudgetExceeded when it cannot fit, whatever those in flight turn out to cost.
+        The budget is that of the file: all roles, all runs. Raises BudgetExceeded when the request cannot
+        fit, whatever those in flight turn out to cost.
         """
         with self._changed:
             while True:
                 self._db.execute("BEGIN IMMEDIATE")  # sum and insert are one step for every process
                 try:
-                    spent = self._spent(role)
+                    spent = self.spent()
                     if spent + worst_usd <= budget_usd + 1e-9:
                         row = (key, role, model, "open", worst_usd, time.time())
                         number = self._db.execute(

@@ -176,14 +176,18 @@ def test_nothing_is_sent_when_the_first_request_does_not_fit(tmp_path):
     assert not server.requests
 
 
-def test_budget_counts_earlier_runs_and_other_roles_apart(tmp_path):
+@pytest.mark.parametrize("role", ["judge", "reference"])
+def test_budget_counts_earlier_runs_and_other_roles(tmp_path, role):
     with Server() as server:
-        c = client(server, tmp_path)
-        c.chat([ask("a")])
-        spent = c.spent()
+        first = client(server, tmp_path)
+        first.chat([ask("a")])
+        budget = first.spent() + first.worst_usd(ask("b")) * 0.99
+        second = client(server, tmp_path, role=role, budget_usd=budget)
         with pytest.raises(BudgetExceeded):
-            client(server, tmp_path, budget_usd=spent).chat([ask("b")])
-        assert client(server, tmp_path, role="teacher", budget_usd=c.worst_usd(ask("b"))).chat([ask("b")])
+            second.chat([ask("b")])
+        second.budget_usd = 1.0
+        second.chat([ask("b")])
+    assert first.store.spent() == pytest.approx(first.spent() + (second.spent() if role != "judge" else 0))
 
 
 def test_retries_of_the_library_pass_the_budget_too(tmp_path):
