@@ -18,7 +18,9 @@ CATEGORIES = ("math", "code", "reasoning", "knowledge", "instruction", "creativi
 log = logging.getLogger(__name__)
 
 
-def load_items(data: str, categories: list[str], per_category: int, seed: int, split: str = "test") -> list[dict]:
+def load_items(
+    data: str, categories: list[str], per_category: int, seed: int, split: str = "test"
+) -> list[dict]:
     """Items of the named categories, `per_category` each, balanced over tasks; the same call gives the same list.
 
     Args:
@@ -44,7 +46,13 @@ def load_items(data: str, categories: list[str], per_category: int, seed: int, s
             pool = [item for item in pool if item["id"] not in held_out]
         picked = _balanced(pool, per_category, random.Random(f"{seed}/{category}/{split}"))
         if len(picked) < per_category:
-            log.warning("%s: %d %s items asked for, %d exist; all are used.", category, per_category, split, len(picked))
+            log.warning(
+                "%s: %d %s items asked for, %d exist; all are used.",
+                category,
+                per_category,
+                split,
+                len(picked),
+            )
         chosen += picked
     return chosen
 

@@ -34,7 +34,10 @@ MATH = {
 REASONING = {
     "family_relationships": ("reasoning_gym", {"min_family_size": 4, "max_family_size": 5}),
     "letter_counting": ("reasoning_gym", {"min_words": 2, "max_words": 5}),
-    "calendar_arithmetic": ("reasoning_gym", {"tasks": ["weekday_offset", "is_leap_year"], "offset_upper_bound": 14}),
+    "calendar_arithmetic": (
+        "reasoning_gym",
+        {"tasks": ["weekday_offset", "is_leap_year"], "offset_upper_bound": 14},
+    ),
     "aiw": ("reasoning_gym", {}),
     "knights_knaves": ("reasoning_gym", {"n_people": 2, "depth_constraint": 2, "width_constraint": 2}),
     "needle_haystack": ("reasoning_gym", {"min_num_statements": 3, "max_num_statements": 8}),
@@ -83,4 +86,8 @@ def _dataset(name: str, config: str):
 
 def verify(meta: dict, answer: str) -> float:
     """Score of reasoning-gym's own verifier for an answer to the item with this meta: 0 to 1, 1 is right."""
-    return float(_dataset(meta["generator"], json.dumps(meta["config"], sort_keys=True)).score_answer(answer, meta["entry"]))
+    return float(
+        _dataset(meta["generator"], json.dumps(meta["config"], sort_keys=True)).score_answer(
+            answer, meta["entry"]
+        )
+    )

@@ -1,0 +1,87 @@
+"""From a model's text to a program, and from a task's tests to statements that the sandbox can count."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+FENCE = re.compile(r"```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+
+
+def extract_code(text: str, names: list[str]) -> tuple[str | None, str]:
+    """(code or None, extractor) of an answer.
+
+    `fenced`: the last code block that defines one of `names`, else the last block. `bare`: without a block, the
+    text from the first line that looks like Python. An unclosed block (a cut answer) counts to its end.
+    """
+    blocks = [body for language, body in FENCE.findall(text) if language.lower() in ("", "py", "python", "python3")]
+    if blocks:
+        defining = [block for block in blocks if any(_defines(block, name) for name in names)]
+        return (defining or blocks)[-1], "fenced"
+    lines = text.splitlines()
+    for position, line in enumerate(lines):
+        if re.match(r"(def|class|import|from|@)\b|@|    \S", line):
+            return "\n".join(lines[position:]), "bare"
+    return None, "none"
+
+
+def program(item: dict, code: str) -> str | None:
+    """The whole solution: what the task gives, then the answer. None if no cut of it is Python that compiles.
+
+    HumanEval: the prompt's imports and helper functions stay available, and an answer without the function's
+    `def` line is taken as its body. Trailing lines that do not parse (prose, a cut line) are dropped.
+    """
+    meta = item["meta"]
+    code = code.replace("\r\n", "\n").replace("\0", "").strip("\n")
+    if meta["style"] == "humaneval":
+        whole = _defines(code, meta["entry_point"])
+        given = _before(meta["prompt"], meta["entry_point"]) if whole else meta["prompt"].rstrip() + "\n"
+        if not whole and not code.startswith((" ", "\t")):
+            code = "\n".join("    " + line for line in code.splitlines())
+    else:
+        given = "\n".join([*meta.get("imports", []), meta.get("setup", "")])
+    lines = code.splitlines()
+    for end in range(len(lines), max(0, len(lines) - 60), -1):
+        candidate = given + "\n" + "\n".join(lines[:end]) + "\n"
+        if _compiles(candidate):
+            return candidate
+    return None
+
+
+def tests(item: dict) -> tuple[list[str], list[str]]:
+    """(instrumented test sources, names of the functions to watch) of a code item."""
+    meta = item["meta"]
+    if meta["style"] == "humaneval":
+        return [instrument(meta["test"]), f"check(__watch__({meta['entry_point']}))"], []
+    sources = [instrument(test) for test in meta["tests"]]
+    return sources, sorted({node.id for test in meta["tests"] for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)})
+
+
+def instrument(source: str) -> str:
+    """The test source with every `assert` turned into a counted check, so that one failure hides no other."""
+    tree = _Asserts().visit(ast.parse(source.replace("\r\n", "\n")))
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+class _Asserts(ast.NodeTransformer):
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        text = f"try:\n    __check__(not not ({ast.unparse(node.test)}))\nexcept BaseException as __error__:\n    __check__(False, __error__)"
+        return ast.parse(text).body[0]
+
+
+def _defines(code: str, name: str) -> bool:
+    return re.search(rf"^(?:async\s+)?def\s+{re.escape(name)}\s*\(|^{re.escape(name)}\s*=", code, re.MULTILINE) is not None
+
+
+def _before(prompt: str, name: str) -> str:
+    """The part of a prompt before the function's own `def`: imports and helpers."""
+    found = re.search(rf"^def\s+{re.escape(name)}\s*\(", prompt, re.MULTILINE)
+    return prompt[: found.start()] if found else prompt
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "solution", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+        return False
+    return True
