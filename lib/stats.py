@@ -81,7 +81,7 @@ def difference(a: Sequence[float], b: Sequence[float], seed: int = 0, *,
 
 
 def mcnemar(a: Sequence, b: Sequence) -> dict:
-    """Exact two-sided McNemar test of paired right/wrong: b pairs only a right, c only b right, of n pairs."""
+    """Exact two-sided McNemar test of paired right/wrong: b = only a right, c = only b right, n pairs."""
     from statsmodels.stats.contingency_tables import mcnemar as exact
 
     x, y = _array(a, "mcnemar") != 0, _array(b, "mcnemar") != 0
