@@ -1,0 +1,177 @@
+"""Win, tie and loss from checkers and a judge; answers graded from their files; notebook 12 as a whole."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from openai_server import Server
+
+from lib import answers, benchmark, grade, judge
+from lib.endpoint import Client
+from lib.files import read_jsonl, write_jsonl
+from lib.prompts import item as make_item
+
+
+def item(question, category="math", checker="math", gold="7"):
+    return make_item("t", category, question, gold, checker, licence="none")
+
+
+def open_item(number):
+    return item(f"write {number}", "creativity", "open", None)
+
+
+def rows_of(texts, items):
+    return {i["id"]: {"id": i["id"], "sample": 0, "text": text, "tokens": len(text.split()), "finish": "stop"}
+            for i, text in zip(items, texts, strict=True) if text is not None}
+
+
+def right(*flags, items):
+    return {i["id"]: {"correct": flag} for i, flag in zip(items, flags, strict=True) if flag is not None}
+
+
+@pytest.mark.parametrize("correct, reference, expected", [
+    (True, False, ("win", None)), (False, True, ("loss", None)),
+    (True, True, ("tie", "both_right")), (False, False, ("tie", "both_wrong"))])
+def test_a_checker_decides(correct, reference, expected):
+    assert benchmark.decide(correct, reference) == expected
+
+
+def test_outcomes_hold_what_was_decided_and_nothing_else():
+    items = [item(f"{k}?") for k in range(5)] + [open_item(k) for k in range(4)]
+    mine, theirs = rows_of(["a b"] * 9, items), rows_of(["c"] * 9, items)
+    verdicts = {items[5]["id"]: {"first": "A", "second": "B", "outcome": "win", "tie_kind": None},
+                items[6]["id"]: {"first": "A", "second": "A", "outcome": "tie", "tie_kind": "flip"},
+                items[7]["id"]: {"error": "the judge was silent"}}
+    rows = benchmark.outcomes(items, mine, theirs, right(1, 0, 1, 0, None, items=items[:5]),
+                              right(0, 1, 1, 0, 1, items=items[:5]), verdicts)
+    found = [(row["outcome"], row["tie_kind"]) for row in rows]
+    assert found == [("win", None), ("loss", None), ("tie", "both_right"), ("tie", "both_wrong"),
+                     ("win", None), ("tie", "flip")]
+    assert [row["id"] for row in rows] == [items[k]["id"] for k in (0, 1, 2, 3, 5, 6)]
+    assert rows[0]["tokens"] == 2 and rows[0]["tokens_reference"] == 1
+    assert rows[4]["correct"] is rows[4]["correct_reference"] is None
+
+
+def test_summary_and_metrics_leave_out_what_was_not_measured():
+    items = [item(f"{k}?") for k in range(4)] + [item("write", "creativity", "open", None)]
+    mine = rows_of(["x"] * 5, items)
+    grades = right(1, 1, 0, 0, items=items[:4]), right(0, 1, 1, 0, items=items[:4])
+    rows = benchmark.outcomes(items, mine, mine, *grades)
+    found = benchmark.summary(rows)
+    assert list(found) == ["math"]
+    math = found["math"]
+    assert [math[k]["value"] for k in ("win", "tie", "loss", "score")] == [0.25, 0.5, 0.25, 0.5]
+    assert math["ties"] == {"both_right": 1, "both_wrong": 1, "flip": 0, "judged_equal": 0}
+    assert math["win_rate_without_ties"]["value"] == 0.5 and "flip_rate" not in math
+    assert math["accuracy"]["value"] == math["accuracy_reference"]["value"] == 0.5
+    metrics = benchmark.metrics(rows, [])
+    names = ("win_share", "tie_share", "loss_share", "score", "accuracy", "accuracy_reference")
+    assert set(metrics) == {f"math_{name}" for name in names}
+    assert all("low" in metrics[name] and metrics[name]["n"] == 4 for name in metrics)
+    with_control = benchmark.metrics(rows, benchmark.outcomes(items, mine, mine, grades[0], grades[0]))
+    assert with_control["self_tie_share"]["value"] == 1 and with_control["self_tie_share"]["n"] == 4
+    assert benchmark.metrics([], []) == {} and benchmark.table({}) == []
+    assert benchmark.accuracy({}) is None and benchmark.paired({}, grades[0]) is None
+
+
+def test_flip_rate_counts_judged_items_only():
+    items = [item("1?"), *(open_item(k) for k in range(3))]
+    mine = rows_of(["x"] * 4, items)
+    verdicts = {i["id"]: {"outcome": "tie", "tie_kind": kind}
+                for i, kind in zip(items[1:], ("flip", "judged_equal", "flip"), strict=True)}
+    grades = right(1, items=items[:1])
+    rows = benchmark.outcomes(items, mine, mine, grades, grades, verdicts)
+    assert benchmark.flip_rate(rows)["value"] == pytest.approx(2 / 3)
+    assert benchmark.metrics(rows, [])["flip_rate"]["n"] == 3
+    assert "creativity_accuracy" not in benchmark.metrics(rows, [])
+
+
+def test_paired_difference_and_mcnemar_use_the_common_items():
+    items = [item(f"{k}?") for k in range(6)]
+    found = benchmark.paired(right(1, 1, 1, 0, 0, None, items=items), right(0, 0, 1, 1, 0, 1, items=items))
+    assert (found["b"], found["c"], found["n"]) == (2, 1, 5)
+    assert found["difference"]["value"] == pytest.approx(0.2)
+
+
+def test_table_shows_a_dash_for_what_is_missing():
+    items = [item("1?")]
+    mine = rows_of(["x"], items)
+    rows = benchmark.outcomes(items, mine, mine, right(1, items=items), right(1, items=items))
+    row = benchmark.table(benchmark.summary(rows))[0]
+    assert row["win %"] == "0" and row["tie %"] == "100" and row["both right"] == 1
+    assert row["wins without ties %"] == row["flip rate %"] == row["self ties %"] == "-"
+
+
+def test_figure_has_a_bar_a_category_that_fills_the_axis():
+    items = [item(f"{k}?") for k in range(4)] + [item(f"c{k}?", "code", "code") for k in range(3)]
+    mine = rows_of(["x"] * 7, items)
+    rows = benchmark.outcomes(items, mine, mine, right(1, 1, 0, 0, 1, 1, 1, items=items),
+                              right(0, 1, 1, 0, 1, 0, 1, items=items))
+    axes = benchmark.figure(benchmark.summary(rows), "title").axes[0]
+    ends = {}
+    for patch in axes.patches:
+        ends[round(patch.get_y(), 2)] = patch.get_x() + patch.get_width()
+    assert list(ends.values()) == pytest.approx([1.0, 1.0])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["math (n 4)", "code (n 3)"]
+
+
+def test_answers_are_graded_from_files_alone(tmp_path):
+    items = [item("3 + 4?"), item("3 + 5?", gold="8"), item("write", "creativity", "open", None)]
+    texts = ["The answer is 7.", "The answer is 9.", "once"]
+    write_jsonl(answers.path(tmp_path, "tuned"), rows_of(texts, items).values())
+    read = answers.read(tmp_path, "tuned")
+    grades = answers.graded(items, read)
+    assert {k: v["correct"] for k, v in grades.items()} == {items[0]["id"]: True, items[1]["id"]: False}
+    assert answers.graded(items[2:], read) == {} and answers.read(tmp_path, "tuned", sample=1) == {}
+    with pytest.raises(FileNotFoundError, match="generations-base.jsonl is missing; run once"):
+        answers.read(tmp_path, "base")
+
+
+def test_two_extractors_read_the_same_files_differently(tmp_path):
+    items = [item("3 + 4?")]
+    read = rows_of(["It is 7"], items)
+    found = {name: answers.graded(items, read, name)[items[0]["id"]]["correct"] for name in grade.EXTRACTORS}
+    assert found == {"marked": False, "loose": True}
+
+
+def test_endpoint_answers_are_saved_and_failures_have_no_row(tmp_path):
+    items = [item("3 + 4?"), item("bad?")]
+    with Server(lambda body: "7" if "3" in str(body["messages"]) else None) as server:
+        client = Client("reference", server.url, "m", 1.0, {"m": (1, 2)}, tmp_path / "c.sqlite", tries=1)
+        errors = answers.ask(items, client, folder=tmp_path, system="reference", max_tokens=50)
+    assert len(errors) == 1 and list(answers.read(tmp_path, "reference")) == [items[0]["id"]]
+    row = answers.read(tmp_path, "reference")[items[0]["id"]]
+    assert row["text"] == "7" and row["tokens"] == 1 and answers.speed({"x": row}) is None
+
+
+def longer(body):
+    shown = re.findall(r"<answer_[AB]>\n(.*?)\n</answer_", body["messages"][-1]["content"], re.DOTALL)
+    a, b = map(len, shown)
+    return json.dumps({"reason": "length", "verdict": "A" if a > b else "B" if b > a else "tie"})
+
+
+def test_stored_verdicts_serve_without_a_judge_and_only_for_the_same_texts(tmp_path):
+    items = [item("1?"), *(open_item(k) for k in range(3))]
+    mine, theirs = rows_of(["long text"] * 4, items), rows_of(["x", "short", "short", None], items)
+    file = tmp_path / "verdicts.jsonl"
+    assert answers.verdicts(items, mine, theirs, file=file) == {}
+    with Server(longer) as server:
+        client = Client("judge", server.url, "m", 1.0, {"m": (1, 2)}, tmp_path / "c.sqlite")
+        found = answers.verdicts(items, mine, theirs, file=file, client=client)
+        assert answers.verdicts(items[:1], mine, theirs, file=tmp_path / "none.jsonl", client=client) == {}
+    assert [row["outcome"] for row in found.values()] == ["win", "win"]
+    assert list(found) == [items[1]["id"], items[2]["id"]] and len(list(read_jsonl(file))) == 2
+    assert answers.verdicts(items, mine, theirs, file=file) == found
+    changed = {**mine, items[1]["id"]: {**mine[items[1]["id"]], "text": "another text"}}
+    assert list(answers.verdicts(items, changed, theirs, file=file)) == [items[2]["id"]]
+
+
+def test_a_sample_is_shown_verbatim_and_cut():
+    one = item("3 + 4?")
+    answer = {"text": "# title\n" + "x" * 600, "tokens": 9}
+    verdict = {"correct": False, "extractor": "last", "answer": "x"}
+    text = answers.sample_text(one, {"tuned": (answer, verdict), "base": (answer, None)}, limit=100)
+    assert all(part in text for part in ("    # title", "more characters]", "wrong (last: `x`)", "no checker"))
+    assert judge.pair_key("a", "b", "c") != judge.pair_key("a", "c", "b")
