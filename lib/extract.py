@@ -1,10 +1,9 @@
 """The final answer in a model's text, by named extractors, and its canonical form.
 
-`marked` takes what follows the last explicit mark: "The answer is", "####" or a boxed expression. The fallbacks are
-named for what they take: `last` (last number, expression, closed-set word or line), `first_letter` (first letter
-that stands alone). Which one spoke is reported with every grade, so that a gain in format is not sold as a gain in
-skill.
-"""
+`marked` takes what follows the last explicit mark: "The answer is", "####" or a boxed expression. The
+fallbacks are named for what they take: `last` (last number, expression, closed-set word or line),
+`first_letter` (first letter that stands alone). Which one spoke is reported with every grade, so that a
+gain in format is not sold as a gain in skill."""
 
 from __future__ import annotations
 
@@ -12,7 +11,9 @@ import re
 from fractions import Fraction
 
 MARK = re.compile(r"(?:answer\s*(?:is|:)|answer\s+should\s+be|####)\s*:?\s*", re.IGNORECASE)
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?!\w)|(?<![\w.])[-+]?\.\d+")
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?!\w)|(?<![\w.])[-+]?\.\d+"
+)
 CLOSED = ({"yes", "no"}, {"true", "false"}, {"valid", "invalid"})
 MAX_CHARS = 20_000  # of a text, from its end: no final answer stands before that
 
@@ -29,7 +30,8 @@ def boxed(text: str) -> tuple[str, int] | None:
 
 
 def marked(text: str) -> str | None:
-    """What follows the last mark, to the end of its line; a boxed expression if that comes later or on that line."""
+    """What follows the last mark, to the end of its line; a boxed expression if that comes later or on
+    that line."""
     text = text[-MAX_CHARS:]
     marks = list(MARK.finditer(text))
     box = boxed(text)
@@ -57,14 +59,18 @@ def last_line(text: str) -> str | None:
     return clean(lines[-1]) if lines else None
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------
+# -- numbers
+# ---------------------------------------------------------------------------------------------------------
 
 
 def number(text: str | None) -> Fraction | None:
-    """A plain number (sign, thousands commas, decimals, a/b, $, %, trailing unit-free) as a fraction; else None."""
+    """A plain number (sign, thousands commas, decimals, a/b, $, %, trailing unit-free) as a fraction;
+    else None."""
     if text is None or len(text) > 200:
         return None
-    bare = re.sub(r"\\(?:text|mathrm)\{[^{}]*\}|\\[,!; ]|[$£€%]|\\%|\^\\circ|°", "", text.replace("\\$", "")).strip()
+    bare = re.sub(
+        r"\\(?:text|mathrm)\{[^{}]*\}|\\[,!; ]|[$£€%]|\\%|\^\\circ|°", "", text.replace("\\$", "")
+    ).strip()
     latex = re.fullmatch(r"([-+]?)\s*\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}", bare)
     if latex:
         bare = f"{latex[1]}{latex[2]}/{latex[3]}"
@@ -79,7 +85,8 @@ def number(text: str | None) -> Fraction | None:
 
 
 def expression(text: str) -> str:
-    """The mathematical part of a marked answer: after the last `=`, or the first number if words surround it."""
+    """The mathematical part of a marked answer: after the last `=`, or the first number if words surround
+    it."""
     text = text.strip().strip("$").strip()
     text = re.sub(r"^\\[\[(]|\\[\])]$", "", text).strip()
     parts = re.split(r"(?<![<>!\\])=", text)
@@ -98,21 +105,23 @@ def expression(text: str) -> str:
     return text
 
 
+def _last(matches):
+    found = list(matches)
+    return found[-1] if found else None
+
+
 def last_expression(text: str) -> str | None:
     """The last number, or the last $...$ if it ends later."""
     text = text[-MAX_CHARS:]
-    found = None
-    for found in NUMBER.finditer(text):
-        pass
-    maths = None
-    for maths in re.finditer(r"\$([^$\n]{1,200})\$", text):
-        pass
+    found = _last(NUMBER.finditer(text))
+    maths = _last(re.finditer(r"\$([^$\n]{1,200})\$", text))
     if maths and (not found or maths.end() > found.end()):
         return expression(maths[1])
     return found[0] if found else None
 
 
-# -- choices and words -----------------------------------------------------------------------------------------------
+# -- choices and words
+# -----------------------------------------------------------------------------------------------
 
 
 def marked_letter(text: str, letters: str, options: list[str]) -> str | None:
@@ -143,5 +152,6 @@ def last_word(text: str, words: set[str]) -> str | None:
 
 
 def normal(text: str) -> str:
-    """Lower case, white space folded, outer punctuation and quotes dropped: the form in which texts are compared."""
+    """Lower case, white space folded, outer punctuation and quotes dropped: the form in which texts are
+    compared."""
     return re.sub(r"\s+", " ", text).strip().strip("\"'`*.,;:!?“”‘’ ").lower()

@@ -1,8 +1,7 @@
 """Is an answer right, and which answers are the same answer?
 
-Nothing here needs a model: texts come from the generation store and can be graded again at any time. No text makes
-these functions raise.
-"""
+Nothing here needs a model: texts come from the generation store and can be graded again at any time. No
+text makes these functions raise."""
 
 from __future__ import annotations
 
@@ -12,30 +11,35 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
-from lib import code_check, extract, math_worker, sandbox, tasks_packaged
+from lib import code_check, extract, math_worker, prompts, sandbox, tasks_packaged
 
-REASONING_GYM_PASS = 1.0  # score of a reasoning-gym verifier from which an answer counts as right (partial credit does not)
+REASONING_GYM_PASS = 1.0  # verifier score from which an answer counts as right; partial credit does not
+EXTRACTORS = ("marked", "loose")  # explicit mark; or the checker's fallback (last, first_letter) alone
 
 
-def grade(item: dict, text: str) -> dict:
+def grade(item: dict, text: str, extractor: str | None = None) -> dict:
     """Grade one text: {"correct", "answer", "extractor", "reason"}.
 
-    correct is None for open items (a judge's business) and False where no answer could be read. answer is the
-    canonical extracted answer, or None; for code a fingerprint of its behaviour on the tests' inputs. extractor
-    names what found the answer ("marked", "last", "first_letter", "fenced", "bare", "whole", "none").
-    """
-    try:
-        text = text if isinstance(text, str) else ""
-        return _CHECKERS[item["checker"]](item, text)
-    except KeyError:
-        raise ValueError(f"Unknown checker {item.get('checker')!r}; known: {', '.join(_CHECKERS)}.") from None
+    extractor: None reads an explicit mark first and falls back; one of `EXTRACTORS` uses that one alone,
+    to see how much of a score is format. Code, constraints and open items have one reading and ignore it.
+
+    correct is None for open items (a judge's business) and False where no answer could be read. answer is
+    the canonical extracted answer, or None; for code a fingerprint of its behaviour on the tests' inputs.
+    extractor names what found the answer ("marked", "last", "first_letter", "fenced", "bare", "whole",
+    "none")."""
+    if item.get("checker") not in _CHECKERS:
+        raise ValueError(f"Unknown checker {item.get('checker')!r}; known: {', '.join(_CHECKERS)}.")
+    if extractor not in (None, *EXTRACTORS):
+        raise ValueError(f"Unknown extractor {extractor!r}; known: {', '.join(EXTRACTORS)}.")
+    return _CHECKERS[item["checker"]](item, text if isinstance(text, str) else "", extractor)
 
 
 def answer_classes(item: dict, texts: list[str]) -> list[int]:
-    """Equivalence class of each text's answer, numbered by first appearance; -1 where no answer could be read.
+    """Equivalence class of each text's answer, numbered by first appearance; -1 where no answer could be
+    read.
 
-    Unreadable answers share -1, which never counts as agreement: compare classes with `stats` functions that know.
-    """
+    Unreadable answers share -1, which never counts as agreement: compare classes with `stats` functions
+    that know."""
     return classes_of(item, [grade(item, text)["answer"] for text in texts])
 
 
@@ -58,20 +62,27 @@ def classes_of(item: dict, answers: list[str | None]) -> list[int]:
     return classes
 
 
-def grade_all(items: list[dict], texts_per_item: list[list[str]], progress: bool = True):
+def grade_all(
+    items: list[dict], texts_per_item: list[list[str]], extractor: str | None = None, progress: bool = True
+):
     """Grade every text of every item, code in parallel sandboxes (at most one for each CPU).
 
-    Returns a DataFrame with a row for each text: id, category, task, sample, correct, answer, extractor, reason.
-    """
+    Returns a DataFrame with a row for each text: id, category, task, sample, correct, answer, extractor,
+    reason."""
     import pandas as pd
     from tqdm import tqdm
 
     if len(items) != len(texts_per_item):
-        raise ValueError(f"{len(items)} items but {len(texts_per_item)} lists of texts; they must correspond.")
-    jobs = [(item, sample, text) for item, texts in zip(items, texts_per_item, strict=True) for sample, text in enumerate(texts)]
+        raise ValueError(
+            f"{len(items)} items but {len(texts_per_item)} lists of texts; they must correspond."
+        )
+    pairs = zip(items, texts_per_item, strict=True)
+    jobs = [(item, sample, text) for item, texts in pairs for sample, text in enumerate(texts)]
     with ThreadPoolExecutor(max_workers=max(1, min(os.cpu_count() or 1, len(jobs)))) as pool:
-        graded = pool.map(lambda job: grade(job[0], job[2]), jobs)
-        bar = tqdm(graded, "grade", len(jobs), file=sys.stdout, mininterval=5, ascii=True, disable=not progress)
+        graded = pool.map(lambda job: grade(job[0], job[2], extractor), jobs)
+        bar = tqdm(
+            graded, "grade", len(jobs), file=sys.stdout, mininterval=5, ascii=True, disable=not progress
+        )
         rows = [
             {"id": item["id"], "category": item["category"], "task": item["task"], "sample": sample, **result}
             for (item, sample, _), result in zip(jobs, bar, strict=True)
@@ -81,20 +92,26 @@ def grade_all(items: list[dict], texts_per_item: list[list[str]], progress: bool
 
 
 def _result(correct: bool | None, answer: str | None, extractor: str, reason: str = "") -> dict:
-    return {"correct": correct, "answer": answer, "extractor": extractor if answer is not None else "none", "reason": reason}
+    return {"correct": correct, "answer": answer, "extractor": extractor, "reason": reason}
 
 
-# -- the checkers ----------------------------------------------------------------------------------------------------
+def _nothing(what: str) -> dict:
+    return _result(False, None, "none", f"no {what} found")
 
 
-def _math(item: dict, text: str) -> dict:
-    answer, extractor = extract.marked(text), "marked"
-    if answer is not None:
+# -- the checkers: (item, text, extractor or None) -> result
+# -------------------------------------------------------
+
+
+def _math(item: dict, text: str, only: str | None) -> dict:
+    answer, extractor = None, "marked"
+    if only != "loose" and (answer := extract.marked(text)):
         answer = extract.expression(answer)
-    if not answer or (len(answer) > 200 and extract.number(answer) is None):
+        answer = None if len(answer) > 200 else answer
+    if not answer and only != "marked":
         answer, extractor = extract.last_expression(text), "last"
     if not answer:
-        return _result(False, None, "none", "no answer found")
+        return _nothing("answer")
     value = extract.number(answer)
     answer = str(value) if value is not None else answer
     correct = _same_math(gold_answer(item["gold"]), answer)
@@ -116,25 +133,30 @@ def _same_math(gold: str, answer: str) -> bool:
     return gold == answer or math_worker.equal(gold, answer)
 
 
-def _choice(item: dict, text: str) -> dict:
+def _choice(item: dict, text: str, only: str | None) -> dict:
     options = item["meta"].get("options", [])
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options) or item["meta"].get("letters", 4)]
-    answer, extractor = extract.marked_letter(text, letters, options), "marked"
-    if answer is None:
+    letters = prompts.LETTERS[: len(options) or 4]
+    answer, extractor = None, "marked"
+    if only != "loose":
+        answer = extract.marked_letter(text, letters, options)
+    if answer is None and only != "marked":
         answer, extractor = extract.first_letter(text, letters), "first_letter"
     if answer is None:
-        return _result(False, None, "none", "no letter found")
-    return _result(answer == item["gold"], answer, extractor, "" if answer == item["gold"] else f"gold is {item['gold']}")
+        return _nothing("letter")
+    correct = answer == item["gold"]
+    return _result(correct, answer, extractor, "" if correct else f"gold is {item['gold']}")
 
 
-def _candidate(item: dict, text: str) -> tuple[str | None, str]:
+def _candidate(item: dict, text: str, only: str | None) -> tuple[str | None, str]:
     """The answer text of an item whose gold is a word, a number or a short phrase."""
     gold = extract.normal(item["gold"])
-    answer = extract.marked(text)
     words = next((words for words in extract.CLOSED if gold in words), None)
+    answer = None if only == "loose" else extract.marked(text)
     if answer is not None:
-        leading = _first_word(answer)
-        return (leading if words and leading in words else answer), "marked"
+        first = extract.normal((answer.split() or [""])[0])
+        return (first if words and first in words else answer), "marked"
+    if only == "marked":
+        return None, "none"
     if words:
         return extract.last_word(text, words), "last"
     if extract.number(item["gold"]) is not None:
@@ -142,67 +164,75 @@ def _candidate(item: dict, text: str) -> tuple[str | None, str]:
     return extract.last_line(text), "last"
 
 
-def _first_word(text: str) -> str:
-    return extract.normal(text.split()[0]) if text.split() else ""
-
-
-def _exact(item: dict, text: str) -> dict:
-    answer, extractor = _candidate(item, text)
+def _exact(item: dict, text: str, only: str | None) -> dict:
+    answer, extractor = _candidate(item, text, only)
     if answer is None:
-        return _result(False, None, "none", "no answer found")
+        return _nothing("answer")
     answer, gold = extract.normal(answer)[:500], extract.normal(item["gold"])
-    return _result(answer == gold, answer, extractor, "" if answer == gold else "differs from the gold answer")
+    return _result(
+        answer == gold, answer, extractor, "" if answer == gold else "differs from the gold answer"
+    )
 
 
-def _reasoning_gym(item: dict, text: str) -> dict:
-    answer, extractor = _candidate(item, text)
+def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
+    answer, extractor = _candidate(item, text, only)
     if answer is None:
-        return _result(False, None, "none", "no answer found")
-    answer = answer[:500]
-    if extract.number(item["gold"]) is not None and extract.number(extract.expression(answer)) is not None:
-        answer = extract.expression(answer).replace(",", "").strip("$ ")
-    gold = item["meta"]["entry"]["answer"]
-    if extract.normal(answer) == extract.normal(str(gold)):
-        answer = str(gold)  # verifiers differ in what they forgive; case and quotes are forgiven for all
+        return _nothing("answer")
+    answer, gold = answer[:500], item["gold"]
+    if extract.number(gold) is not None and extract.number(extract.expression(answer)) is not None:
+        answer = extract.expression(answer).replace(",", "").replace(" ", "").strip("$")
+    if extract.normal(answer) == extract.normal(gold):
+        answer = (
+            gold  # verifiers differ in what they forgive; case, quotes and a full stop are forgiven for all
+        )
     try:
         score = tasks_packaged.verify(item["meta"], answer)
-    except Exception as error:  # a verifier's own bug on odd input is no right answer
-        return _result(False, extract.normal(answer), extractor, f"verifier raised {type(error).__name__}")
+    except Exception as error:  # a verifier's own bug on odd input makes no right answer
+        return _result(
+            False, extract.normal(answer), extractor, f"the verifier raised {type(error).__name__}"
+        )
     correct = score >= REASONING_GYM_PASS
-    return _result(correct, extract.normal(answer), extractor, "" if correct else f"verifier score {score:.2f}")
+    return _result(
+        correct, extract.normal(answer), extractor, "" if correct else f"verifier score {score:.2f}"
+    )
 
 
-def _constraints(item: dict, text: str) -> dict:
+def _constraints(item: dict, text: str, only: str | None) -> dict:
     from lib import constraints
 
     if not text.strip():
-        return _result(False, None, "none", "empty answer")
+        return _nothing("text")
     failed = constraints.failed(item["meta"]["instruction_id_list"], item["meta"]["kwargs"], text)
     return _result(not failed, extract.normal(text), "whole", "fails " + ", ".join(failed) if failed else "")
 
 
-def _open(item: dict, text: str) -> dict:
+def _open(item: dict, text: str, only: str | None) -> dict:
     answer = extract.normal(text)
-    return _result(None, answer or None, "whole", "" if answer else "empty answer")
+    return _result(None, answer or None, "whole" if answer else "none", "" if answer else "no text found")
 
 
-def _code(item: dict, text: str) -> dict:
+def _code(item: dict, text: str, only: str | None) -> dict:
     tests, watched = code_check.tests(item)
     names = [item["meta"]["entry_point"]] if item["meta"].get("entry_point") else watched
     code, extractor = code_check.extract_code(text, names)
-    solution = None if code is None else code_check.program(item, code)
+    if code is None:
+        return _nothing("code")
+    solution = code_check.program(item, code)
     if solution is None:
-        return _result(False, None, "none", "no code found" if code is None else "the code does not compile")
+        return _result(False, None, extractor, "the code does not compile")
     passed, reason, fingerprint = _run_tests(solution, tuple(tests), tuple(watched))
-    return _result(passed, fingerprint, extractor, reason) | {"extractor": extractor}
+    return _result(passed, fingerprint, extractor, reason)
 
 
 @lru_cache(maxsize=20_000)
-def _run_tests(solution: str, tests: tuple[str, ...], watched: tuple[str, ...]) -> tuple[bool, str, str | None]:
-    """(passed, reason, fingerprint of the behaviour). A program that yields no value on any input has no answer."""
+def _run_tests(
+    solution: str, tests: tuple[str, ...], watched: tuple[str, ...]
+) -> tuple[bool, str, str | None]:
+    """(passed, reason, fingerprint of the behaviour). A program that yields no value on any input has
+    none."""
     result = sandbox.run_tests(solution, list(tests), list(watched))
     calls = [call for check in result["checks"] for call in check["calls"]]
-    if not any(call for call in calls if not call.startswith("!")):
+    if all(call.startswith("!") for call in calls):
         return result["passed"], result["reason"], None
     outcomes = [[check["passed"], check["calls"], check["error"]] for check in result["checks"]]
     if result["reason"] in ("cpu", "timeout", "memory", "killed"):

@@ -1,9 +1,8 @@
 """Decides with math-verify whether two expressions are equal, in a process that can be killed.
 
-sympy can run for hours on what a model writes (9**9**9), inside C code that no signal interrupts, and math-verify's
-own timeout works in the main thread only. So the comparison runs in one helper process for each Python process,
-killed and restarted when an answer takes longer than `SECONDS`.
-"""
+sympy can run for hours on what a model writes (9**9**9), inside C code that no signal interrupts, and
+math-verify's own timeout works in the main thread only. So the comparison runs in one helper process for
+each Python process, killed and restarted when an answer takes longer than `SECONDS`."""
 
 from __future__ import annotations
 
@@ -25,7 +24,8 @@ _process: subprocess.Popen | None = None
 
 @lru_cache(maxsize=50_000)
 def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify takes `answer` for `gold` (LaTeX or plain). False also if it cannot tell in time."""
+    """Whether math-verify takes `answer` for `gold` (LaTeX or plain). False also if it cannot tell in
+    time."""
     with _lock:
         return _ask(gold, answer)
 
@@ -39,7 +39,9 @@ def _ask(gold: str, answer: str) -> bool:
         )  # fmt: skip
         if _line(START_SECONDS) != "ready":
             _stop()
-            raise RuntimeError("the math-verify helper did not start; try `python -m lib.math_worker` to see why")
+            raise RuntimeError(
+                "the math-verify helper did not start; try `python -m lib.math_worker` to see why"
+            )
     try:
         _process.stdin.write(json.dumps([gold, answer]) + "\n")
         _process.stdin.flush()
@@ -82,9 +84,14 @@ def _serve() -> None:
     for line in sys.stdin:
         result = "0"
         try:
-            gold, answer = (parse(f"${text}$", parsing_timeout=2) or parse(text, parsing_timeout=2) for text in json.loads(line))
+            gold, answer = (
+                parse(f"${text}$", parsing_timeout=2) or parse(text, parsing_timeout=2)
+                for text in json.loads(line)
+            )
             result = "1" if gold and answer and verify(gold, answer, timeout_seconds=3) else "0"
-        except BaseException as error:  # RecursionError, MemoryError, sympy's own: all mean "not shown to be equal"
+        except (
+            BaseException
+        ) as error:  # RecursionError, MemoryError, sympy's own: all mean "not shown to be equal"
             if isinstance(error, KeyboardInterrupt):
                 raise
         print(result, file=answer_pipe, flush=True)

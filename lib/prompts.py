@@ -26,7 +26,8 @@ def options_block(options: list[str]) -> str:
 
 
 def render(checker: str, question: str, options: list[str] | None = None, example: str = "") -> str:
-    """The user message for a question. `options` for choices, `example` (one test) for functions to be written."""
+    """The user message for a question. `options` for choices, `example` (one test) for functions to be
+    written."""
     if checker == "code":
         template = WRITE if example else COMPLETE
         return template.format(question=question.rstrip(), example=example.strip())

@@ -1,9 +1,10 @@
 """Runs untrusted Python in a process that can do little and cannot last.
 
-Each run is a new interpreter (own session, empty environment, no site-packages, fixed hash seed) with limits
-on CPU time, wall time, memory, file size, open files and output. Where the kernel grants it, a user + network +
-mount namespace, landlock (files) and a seccomp filter (no processes, no sockets, no signals) stand around it;
-otherwise Python audit hooks, which stop ordinary code but not native code. `isolation()` says which are active.
+Each run is a new interpreter (own session, empty environment, no site-packages, fixed hash seed) with
+limits on CPU time, wall time, memory, file size, open files and output. Where the kernel grants it, a
+user + network + mount namespace, landlock (files) and a seccomp filter (no processes, no sockets, no
+signals) stand around it; otherwise Python audit hooks, which stop ordinary code but not native code.
+`isolation()` says which are active.
 
 It guards against wrong and careless programs, and against cheap ways to pass a test (exit, printing, touching
 builtins). It is no place for code written to break out of a sandbox.
@@ -80,7 +81,8 @@ def isolation() -> dict[str, str]:
 def _run(
     job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, layers: tuple[str, ...]
 ) -> dict:
-    """Start the child, wait, kill what is left, read its report. Raises OSError if no process can be started."""
+    """Start the child, wait, kill what is left, read its report. Raises OSError if no process can be
+    started."""
     token, marker = secrets.token_hex(16), secrets.token_hex(16)
     job = {
         **job, "token": token, "cpu_s": max(1, round(timeout_s)), "memory_mb": memory_mb, "file_mb": file_mb,
@@ -126,7 +128,8 @@ def _run(
 
 
 def _events(report: str, token: str) -> list[dict]:
-    """The report lines that carry the token; anything else on that descriptor was not written by the harness."""
+    """The report lines that carry the token; anything else on that descriptor was not written by the
+    harness."""
     events = []
     for line in report.splitlines():
         if line.startswith(token):

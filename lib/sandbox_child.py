@@ -2,22 +2,23 @@
 
     python -s -P -S sandbox_child.py JOB_FD RESULT_FD
 
-It reads one JSON job, gives up every right it can, runs the untrusted code and reports on RESULT_FD in lines
-that start with a token which the untrusted code was never told. Only the standard library, imported as little
-as possible. The token lies in a local variable of this file: code that walks the interpreter's frames in search
-of it can cheat.
-"""
+It reads one JSON job, gives up every right it can, runs the untrusted code and reports on RESULT_FD in
+lines that start with a token which the untrusted code was never told. Only the standard library, imported
+as little as possible. The token lies in a local variable of this file: code that walks the interpreter's
+frames in search of it can cheat."""
 
 import os
 import sys
 
 # x86-64 system calls that untrusted code has no business with.
 DENIED = (
-    # processes: fork vfork execve execveat kill tkill tgkill setpgid setsid ptrace sigqueueinfo process_vm pidfd
+    # processes: fork vfork execve execveat kill tkill tgkill setpgid setsid ptrace sigqueueinfo
+    # process_vm pidfd
     57, 58, 59, 322, 62, 200, 234, 109, 112, 101, 129, 297, 310, 311, 424, 434, 438, 440,
     # network: socket to sendmsg, bind, listen, socketpair, accept4, sendmmsg; io_uring could do the same
     41, 42, 43, 44, 46, 47, 49, 50, 53, 288, 299, 307, 425, 426, 427,
-    # files, where landlock is silent: truncate chmod chown utime xattr futimesat utimensat handle_at fchmodat2
+    # files, where landlock is silent: truncate chmod chown utime xattr futimesat utimensat handle_at
+    # fchmodat2
     76, 90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280, 303, 304, 452,
     # system: shared memory and queues, mount, chroot, namespaces, clock, modules, keys, bpf, limits of others
     29, 64, 68, 135, 141, 155, 159, 160, 161, 163, 164, 165, 166, 167, 168, 169, 170, 171, 175, 176, 179, 203,
@@ -26,7 +27,8 @@ DENIED = (
 
 
 def limits(job):
-    """CPU seconds, address space, file size, open files, core dumps; processes where the kernel counts them."""
+    """CPU seconds, address space, file size, open files, core dumps; processes where the kernel counts
+    them."""
     import resource
 
     bounds = {
@@ -104,7 +106,8 @@ def landlock(libc, folder):
 
 
 def seccomp(libc):
-    """Refuse the system calls above; `clone` may make threads only. x86-64; elsewhere the audit hook stands in."""
+    """Refuse the system calls above; `clone` may make threads only. x86-64; elsewhere the audit hook
+    stands in."""
     if os.uname().machine != "x86_64":
         return False
     import ctypes
@@ -115,8 +118,8 @@ def seccomp(libc):
     def step(code, true, false, value):
         return struct.pack("HBBI", code, true, false, value)
 
-    # Each step: operation, steps to skip if true, if false, value. 0x20 loads a field, 0x15 is ==, 0x35 is >=,
-    # 0x45 is "has bits", 0x06 returns.
+    # Each step: operation, steps to skip if true, if false, value. 0x20 loads a field, 0x15 is ==, 0x35
+    # is >=, 0x45 is "has bits", 0x06 returns.
     program = [
         step(0x20, 0, 0, 4),
         step(0x15, 1, 0, 0xC000003E),
@@ -134,7 +137,8 @@ def seccomp(libc):
 
 
 def audit(folder, lacking):
-    """The soft guard where the kernel offers no hard one: Python's audit events. Native code gets round it."""
+    """The soft guard where the kernel offers no hard one: Python's audit events. Native code gets round
+    it."""
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     inside = os.path.realpath(folder) + os.sep
     readable = tuple(os.path.realpath(path) + os.sep for path in sys.path)

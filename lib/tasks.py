@@ -1,9 +1,8 @@
 """Evaluation items: real ones from a folder, or those that installed packages carry. One shape for all.
 
-An item is {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}; see `lib.prompts.item`.
-`probe` items serve decisions taken during training; `test` items serve the reported result. The two are disjoint
-by content hash, and neither shares a generator seed with training rows.
-"""
+An item is {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}; see
+`lib.prompts.item`. `probe` items serve decisions taken during training; `test` items serve the reported
+result. The two are disjoint by content hash, and neither shares a generator seed with training rows."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import random
 from collections.abc import Iterator
 
 from lib import tasks_packaged
-from lib.tasks_packaged import SEEDS  # noqa: F401  (training rows and items must agree on the seed ranges)
+from lib.tasks_packaged import FAMILIES, SEEDS  # noqa: F401  (training rows use the same families, other seeds)
 
 CATEGORIES = ("math", "code", "reasoning", "knowledge", "instruction", "creativity")
 log = logging.getLogger(__name__)
@@ -21,7 +20,8 @@ log = logging.getLogger(__name__)
 def load_items(
     data: str, categories: list[str], per_category: int, seed: int, split: str = "test"
 ) -> list[dict]:
-    """Items of the named categories, `per_category` each, balanced over tasks; the same call gives the same list.
+    """Items of the named categories, `per_category` each, balanced over tasks; the same call gives the
+    same list.
 
     Args:
         data: "packaged", or a folder with `evals/` (layout of the README beside it).

