@@ -173,5 +173,5 @@ def test_a_sample_is_shown_verbatim_and_cut():
     answer = {"text": "# title\n" + "x" * 600, "tokens": 9}
     verdict = {"correct": False, "extractor": "last", "answer": "x"}
     text = answers.sample_text(one, {"tuned": (answer, verdict), "base": (answer, None)}, limit=100)
-    assert all(part in text for part in ("    # title", "more characters]", "wrong (last: `x`)", "no checker"))
+    assert all(part in text for part in ("    # title", "more characters", "wrong (last: `x`)", "no checker"))
     assert judge.pair_key("a", "b", "c") != judge.pair_key("a", "c", "b")
