@@ -235,7 +235,7 @@ def effective(
         values |= apply(shown(path, root), read_flat(path, root), own, f"notebook {name}")
         mine = {key: value for key, value in (overrides or {}).items() if key in own}
         result[name] = values | apply("-p on the command line", mine, own, f"notebook {name}")
-    apply("-p on the command line", overrides or {}, known, "none of the notebooks to run")
+    apply("-p on the command line", overrides or {}, known, "the run")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -90,6 +91,7 @@ def start(name: str, values: dict, *, root: Path = ROOT) -> Job:
         "commit": provenance.commit(root), "device": provenance.device(), "versions": provenance.versions(),
     }  # fmt: skip
     out = root / Path(here.get("out", "outputs/smollm2")).expanduser()
+    record["earlier_seconds"] = float(os.environ.get("WORKBOOK_EARLIER_SECONDS", 0))
     began = datetime.now(UTC).isoformat(timespec="seconds")
     job = Job(name, here, root, out, began, time.monotonic(), record)
     job.artifacts.mkdir(parents=True, exist_ok=True)
@@ -146,16 +148,16 @@ def finish(
     """
     kept = {key: entry for key, value in metrics.items() if (entry := gates.estimate(key, value)) is not None}
     seconds = time.monotonic() - job.clock
-    rate = float(job.params.get("hourly_rate", 0.0))
+    paid = (seconds + job.provenance["earlier_seconds"]) / 3600 * float(job.params.get("hourly_rate", 0.0))
     judged = [gates.judge(g, kept) for g in gates.load(job.root) if g["notebook"] == job.name]
     record = {
         "notebook": job.name, "headline": headline, "metrics": kept, "systems": _systems(systems or {}),
         "tables": {title: _rows(rows) for title, rows in (tables or {}).items()}, "figures": job.shown,
         "stands_in": list(stands_in or []), "gates": judged,
         "provenance": job.provenance | {
-            "params": job.params, "started": job.started, "seconds": round(seconds, 1), "hourly_rate": rate,
-            "machine_cost": round(seconds / 3600 * rate, 4), "api_spend": float(api_spend),
-            "cost": round(seconds / 3600 * rate + float(api_spend), 4),
+            "params": job.params, "started": job.started, "seconds": round(seconds, 1),
+            "machine_cost": round(paid, 4), "api_spend": float(api_spend),
+            "cost": round(paid + float(api_spend), 4),
         },
     }  # fmt: skip
     atomic_write_json(job.out / "metrics" / f"{job.name}.json", gates.plain(record))

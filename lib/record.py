@@ -1,0 +1,114 @@
+"""What the metrics of a run add up to: verdict, leakage, ledgers. For 50_validate and the page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
+from pathlib import Path
+
+from lib.files import content_hash, read_jsonl
+
+# Targets of the plan that are no gates: shown beside what was measured.
+PLAN_USD = {"10_train_base": (36.0, 46.0)}
+PLAN_HOURS = {"10_train_base": 18.0}
+PLAN_TOTAL_USD = 1717.0  # all phases of the first system
+PLAN_BYTES = {
+    "compressed base": 520e6,
+    "code modifier": 47e6,
+    "reasoning modifier": 48e6,
+    "automation modifier": 40e6,
+    "router": 13e6,
+    "escalation detector": 3e6,
+}  # fmt: skip
+
+
+def load(out: Path, names: Iterable[str]) -> dict[str, dict]:
+    """{notebook: record} of the metrics files that exist under outputs/<run>, in the order of names."""
+    paths = [(name, out / "metrics" / f"{name}.json") for name in names]
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths if path.exists()}
+
+
+def systems(records: dict[str, dict]) -> dict[str, dict]:
+    """{system: {column: estimate}} over all records; of one column measured twice, the later notebook's."""
+    merged: dict[str, dict] = {}
+    for entry in records.values():
+        for system, columns in entry["systems"].items():
+            merged.setdefault(system, {}).update(columns)
+    return merged
+
+
+def verdict(judged: list[dict]) -> str:
+    """How many gates pass, fail, are inconclusive, are not measured, as a sentence."""
+    count = Counter(gate["verdict"] for gate in judged)
+    measured = len(judged) - count["not measured"]
+    if not measured:
+        return f"None of the {len(judged)} gates is measured yet."
+    return (
+        f"Of {len(judged)} gates {measured} are measured: {count['pass']} pass, {count['FAIL']} fail, "
+        f"{count['inconclusive']} inconclusive."
+    )
+
+
+def contents(path: Path) -> set[str]:
+    """Content hashes of what a model is asked in a JSONL of rows (`instruction`) or items (`prompt`)."""
+    return {content_hash(row.get("instruction") or row["prompt"]) for row in read_jsonl(path)}
+
+
+def overlaps(sets: dict[str, set[str]]) -> list[dict]:
+    """For every two sets, how many contents they share: rows `one`, `other`, `contents`, `shared`."""
+    return [
+        {
+            "one": a,
+            "other": b,
+            "of one": len(sets[a]),
+            "of other": len(sets[b]),
+            "shared": len(sets[a] & sets[b]),
+        }
+        for a, b in combinations(sets, 2)
+    ]
+
+
+def cost_ledger(records: dict[str, dict]) -> list[dict]:
+    """A row a notebook and a total: hours (attempts that did not finish included), USD, and the plan's."""
+    rows = []
+    for name, record in records.items():
+        origin = record["provenance"]
+        low, high = PLAN_USD.get(name, (None, None))
+        rows.append(
+            {
+                "notebook": name,
+                "hours": (origin["seconds"] + origin.get("earlier_seconds", 0.0)) / 3600,
+                "hours, plan": f"{PLAN_HOURS[name]:g}" if name in PLAN_HOURS else "",
+                "machine": origin["machine_cost"],
+                "API": origin["api_spend"],
+                "USD": origin["cost"],
+                "USD, plan": f"{low:g} to {high:g}" if low else "",
+            }
+        )
+    total = {key: float(sum(row[key] for row in rows)) for key in ("hours", "machine", "API", "USD")}
+    plan = {"hours, plan": "", "USD, plan": f"{PLAN_TOTAL_USD:,.0f}, all phases"}
+    return [*rows, {"notebook": "total", **total, **plan}]
+
+
+def size_ledger(records: dict[str, dict]) -> list[dict]:
+    """Bytes on disk, plan beside measured: the parts of the finished system, then every measured system."""
+    measured = {s: c["bytes"]["value"] for s, c in systems(records).items() if "bytes" in c}
+    rows = [{"part": part, "plan": plan, "measured": None} for part, plan in PLAN_BYTES.items()]
+    rows.append({"part": "finished system", "plan": sum(PLAN_BYTES.values()), "measured": None})
+    return rows + [
+        {"part": f"{name} model", "plan": None, "measured": size} for name, size in measured.items()
+    ]
+
+
+def moved(judged: list[dict], records: dict[str, dict]) -> list[str]:
+    """Ids of gates whose metric, op, threshold or tolerance is no longer what the notebook ran against."""
+    then = {gate["id"]: gate for record in records.values() for gate in record["gates"]}
+    keys = ("metric", "op", "threshold", "tolerance")
+    return [
+        gate["id"]
+        for gate in judged
+        if gate["notebook"] in records
+        and any(then.get(gate["id"], {}).get(key) != gate.get(key) for key in keys)
+    ]
