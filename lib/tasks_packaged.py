@@ -93,8 +93,5 @@ def _dataset(name: str, config: str):
 
 def verify(meta: dict, answer: str) -> float:
     """Score of reasoning-gym's own verifier for an answer to the item with this meta: 0 to 1, 1 is right."""
-    return float(
-        _dataset(meta["generator"], json.dumps(meta["config"], sort_keys=True)).score_answer(
-            answer, meta["entry"]
-        )
-    )
+    dataset = _dataset(meta["generator"], json.dumps(meta["config"], sort_keys=True))
+    return float(dataset.score_answer(answer, meta["entry"]))
