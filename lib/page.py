@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from html import escape
+from html import escape as _escape
 from pathlib import Path
 
 
@@ -25,6 +25,16 @@ class Badge:
     text: str
     kind: str
     more: str = ""
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """HTML text in which a number and its per cent sign stay on one line."""
+    return _escape(text, quote).replace(" %", "\u00a0%")
+
+
+def boxed(body: str) -> str:
+    """HTML whose tables scroll in a box of their own, so that a narrow page does not."""
+    return body.replace("<table", '<div class="out"><table').replace("</table>", "</table></div>")
 
 
 def document(title: str, body: str) -> str:

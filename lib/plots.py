@@ -66,7 +66,7 @@ def gates(judged: list[dict], title: str = "Gates: measured against threshold"):
     rows = [gate for gate in judged if gate["measured"] is not None]
     fig, axes = figure(height=1.6 + 0.3 * max(len(rows), 1))
     for position, gate in enumerate(rows):
-        points = [_signed_distance(gate, gate["measured"].get(k, gate["measured"]["value"])) for k in ENDS]
+        points = _distances(gate)
         size = abs(gate["threshold"]) or max(abs(point) for point in points) or 1.0
         low, middle, high = (max(-1.0, min(1.0, point / size)) for point in points)
         colour = VERDICTS[gate["verdict"]]
@@ -88,11 +88,17 @@ def gates(judged: list[dict], title: str = "Gates: measured against threshold"):
     return fig
 
 
-ENDS = ("low", "value", "high")
+def _distances(gate: dict) -> tuple[float, float, float]:
+    """How far the interval's worst end, the value and the best end lie on the satisfying side, in metric units.
 
-
-def _signed_distance(gate: dict, value: float) -> float:
-    """How far `value` lies on the satisfying side of the threshold, in the unit of the metric."""
+    For `about` and `==` the best point of an interval that holds the threshold is the threshold itself.
+    """
+    measured, threshold = gate["measured"], gate["threshold"]
+    low, high = measured.get("low", measured["value"]), measured.get("high", measured["value"])
     if gate["op"] in ("about", "=="):
-        return gate.get("tolerance", 0.0) - abs(value - gate["threshold"])
-    return value - gate["threshold"] if gate["op"].startswith(">") else gate["threshold"] - value
+        off = [abs(x - threshold) for x in (low, measured["value"], high)]
+        nearest = 0.0 if low <= threshold <= high else min(off)
+        return tuple(gate.get("tolerance", 0.0) - x for x in (max(off), off[1], nearest))
+    side = 1 if gate["op"].startswith(">") else -1
+    worst, best = (low, high) if side > 0 else (high, low)
+    return tuple(side * (x - threshold) for x in (worst, measured["value"], best))

@@ -33,6 +33,9 @@ def write(out: Path, *, root: Path = ROOT, names: list[str], pending: list[str] 
     title = f"Run {out.name}: what was targeted, measured, and how sure we are"
     standing = sorted({text for r in records.values() for text in r["stands_in"]})
     blocks: list[tuple] = [("lead", _lead(status, records, judged))]
+    for word, verdict in (("Missed", "FAIL"), ("Undecided", "inconclusive")):
+        found = [gate["statement"].partition(" (")[0] for gate in judged if gate["verdict"] == verdict]
+        blocks += [("p", f"{word}: {'; '.join(found)}.")] if found else []
     blocks += [("p", f"What stood in for the real thing: {'; '.join(standing)}.")] if standing else []
     blocks += _systems(records) + _figures(out, records, judged) + _gates(judged, records)
     blocks += _notebooks(out, status, records) + _ledger(records) + _provenance(records)
@@ -51,9 +54,6 @@ def _lead(status: dict, records: dict, judged: list[dict]) -> str:
     quality = [f"{s} {gates.written(systems[s]['quality'])}" for s in systems if "quality" in systems[s]]
     if quality:
         sentences.append(f"Quality: {'; '.join(quality)}.")
-    for verdict, word in (("FAIL", "Failing"), ("inconclusive", "Undecided")):
-        found = [gate["statement"] for gate in judged if gate["verdict"] == verdict]
-        sentences += [f"{word}: {'; '.join(found)}."] if found else []
     return " ".join(sentences)
 
 
@@ -96,12 +96,12 @@ def _gates(judged: list[dict], records: dict) -> list[tuple]:
         more += " threshold changed since it ran" if gate["id"] in moved else ""
         measured = gates.written(gate["measured"], gate["unit"]) if gate["measured"] else ""
         badge = Badge(gate["verdict"], gate["verdict"].replace(" ", "-"), more.strip())
-        rows.append([gate["notebook"][:2], gate["statement"], gates.threshold_text(gate), measured, badge])
+        rows.append([gate["notebook"][:2], badge, gate["statement"], gates.threshold_text(gate), measured])
     how = (
         "Thresholds are written before a run and judged from the 95 % interval: pass when all of it "
         "satisfies, FAIL when all of it violates, inconclusive when it straddles. Not measured is not zero."
     )
-    columns = ["in", "gate", "threshold", "measured [95 % interval], n", "verdict"]
+    columns = ["in", "verdict", "gate", "threshold", "measured [95 % interval], n"]
     return [("h2", "Gates"), ("table", columns, rows), ("note", how)]
 
 
@@ -158,7 +158,7 @@ def notebook_html(out: Path, name: str) -> Path:
     back = f'<a href="../index.html">Run {page.escape(out.name)}</a>'
     head = f'<p class="note">{back}, code hidden; with code: <a href="../{name}.ipynb">{name}.ipynb</a></p>'
     target = out / "html" / f"{name}.html"
-    atomic_write_text(target, page.document(f"{_title(name)} ({out.name})", head + body))
+    atomic_write_text(target, page.document(f"{_title(name)} ({out.name})", head + page.boxed(body)))
     return target
 
 

@@ -122,7 +122,7 @@ def _injected(values: dict) -> list[str]:
     return [s.targets[0].id for s in statements if isinstance(s.targets[0], ast.Name)]
 
 
-def show(job: Job, fig, name: str, caption: str = "") -> Path:
+def show(job: Job, fig, name: str, caption: str = "") -> None:
     """Save a figure as figures/<number>_<name>.png and display that very picture with its caption."""
     import matplotlib.pyplot as plt
     from IPython.display import Image, display
@@ -134,7 +134,6 @@ def show(job: Job, fig, name: str, caption: str = "") -> Path:
     if caption:
         say(f"*{caption}*")
     job.shown = [f for f in job.shown if f["file"] != path.name] + [{"file": path.name, "caption": caption}]
-    return path
 
 
 def finish(
