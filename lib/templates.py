@@ -13,8 +13,7 @@ from numba import uint64
 
 from .minhash import MIX, kernel
 
-CELLS = 1 << 23  # counters of hashed beginnings; at 640 k rows chance collisions add about 10 to a counter
-MAX_WORDS = 128  # longer wrapping is cut after this many words
+MAX_WORDS = 64  # longer wrapping is cut after this many words
 
 
 @kernel
@@ -82,7 +81,10 @@ def spans(buffer, starts, ends, min_rows: int = 50, min_words: int = 5):
         hashes = np.empty(len(starts), np.uint64)
         _text_hashes(buffer, starts, ends, hashes)
         first = np.sort(np.unique(hashes, return_index=True)[1])
-        heads, tails = np.zeros(CELLS, np.uint32), np.zeros(CELLS, np.uint32)
+        cells = 1 << 16  # counters of hashed beginnings: collisions add at most about min_rows / 8 to one
+        while cells < 8 * MAX_WORDS * len(starts) / min_rows:
+            cells *= 2
+        heads, tails = np.zeros(cells, np.uint32), np.zeros(cells, np.uint32)
         _count(buffer, starts, ends, first, heads, tails)
         _cut(buffer, starts, ends, heads, tails, min_rows, min_words, inner_starts, inner_ends)
     return inner_starts, inner_ends

@@ -234,7 +234,7 @@ def test_templated_rows_do_not_collapse():
     drops, stats = dedup.near_duplicates(texts)
     assert len(drops) < 0.02 * len(texts)
     assert stats["templated_rows"] == len(texts)
-    assert stats["templates"][0]["text"].startswith("Below is an instruction")
+    assert sum(found["text"].startswith("Below is an instruction") for found in stats["templates"]) >= 1
 
 
 def test_near_duplicates_inside_a_template_are_still_found():
