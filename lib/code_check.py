@@ -20,7 +20,7 @@ def extract_code(text: str, names: list[str]) -> tuple[str | None, str]:
     if blocks:
         defining = [block for block in blocks if any(_defines(block, name) for name in names)]
         return (defining or blocks)[-1], "fenced"
-    lines = text.splitlines()
+    lines = text.split("\n")
     for position, line in enumerate(lines):
         if re.match(r"(def|class|import|from|@)\b|@|    \S", line):
             return "\n".join(lines[position:]), "bare"
@@ -39,10 +39,10 @@ def program(item: dict, code: str) -> str | None:
         whole = _defines(code, meta["entry_point"])
         given = _before(meta["prompt"], meta["entry_point"]) if whole else meta["prompt"].rstrip() + "\n"
         if not whole and not code.startswith((" ", "\t")):
-            code = "\n".join("    " + line for line in code.splitlines())
+            code = "\n".join("    " + line for line in code.split("\n"))
     else:
         given = "\n".join([*meta.get("imports", []), meta.get("setup", "")])
-    lines = code.splitlines()
+    lines = code.split("\n")
     for end in range(len(lines), max(0, len(lines) - 60), -1):
         candidate = given + "\n" + "\n".join(lines[:end]) + "\n"
         if _compiles(candidate):

@@ -1,10 +1,11 @@
-"""Checkers of verifiable instructions: the 25 kinds of IFEval (Zhou et al. 2023, arXiv 2311.07911), strict reading.
+"""Checkers of verifiable instructions: the 25 kinds of IFEval (Zhou et al. 2023, arXiv 2311.07911),
+strict reading.
 
-Written from the meaning of each instruction; no package on PyPI offers them without downloads at run time (the
-package named `ifeval` is another thing, lm-evaluation-harness's version fetches nltk data). Differences from the
-original are therefore possible where it leans on nltk: words are runs of letters and digits, sentences end at
-. ! ? followed by space. Each checker takes (text, kwargs) and returns whether the text complies.
-"""
+Written from the meaning of each instruction; no package on PyPI offers them without downloads at run time
+(the package named `ifeval` is another thing, lm-evaluation-harness's version fetches nltk data).
+Differences from the original are therefore possible where it leans on nltk: words are runs of letters and
+digits, sentences end at . ! ? followed by space. Each checker takes (text, kwargs) and returns whether
+the text complies."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|vs|etc|e\.g|i\.e|[A-
 
 
 def failed(ids: list[str], kwargs: list[dict], text: str) -> list[str]:
-    """The ids of the instructions that a text does not follow. Raises ValueError for an id without a checker."""
+    """The ids of the instructions that a text does not follow. Raises ValueError for an id without a
+    checker."""
     unknown = [name for name in ids if name not in CHECKERS]
     if unknown:
         raise ValueError(f"No checker for instruction {unknown[0]!r}; known: {', '.join(sorted(CHECKERS))}.")
@@ -43,7 +45,8 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Pieces that end in . ! or ? before space, or at a blank line; abbreviations and initials do not end one."""
+    """Pieces that end in . ! or ? before space, or at a blank line; abbreviations and initials do not end
+    one."""
     found, start = [], 0
     for stop in re.finditer(r"[.!?]+[\"'”’)*]*(?=\s|\Z)|\n\s*\n", text):
         piece = text[start : stop.end()]

@@ -84,17 +84,19 @@ def number(text: str | None) -> Fraction | None:
         return None
 
 
-def expression(text: str) -> str:
-    """The mathematical part of a marked answer: after the last `=`, or the first number if words surround
-    it."""
+def expression(text: str, equation: bool = False) -> str:
+    """The mathematical part of a marked answer: after the last `=`, or the first number if words surround it.
+
+    `equation`: the gold answer is an equation, so the `=` stays.
+    """
     text = text.strip().strip("$").strip()
     text = re.sub(r"^\\[\[(]|\\[\])]$", "", text).strip()
     parts = re.split(r"(?<![<>!\\])=", text)
-    if len(parts) > 1 and parts[-1].strip():
+    if len(parts) > 1 and parts[-1].strip() and not equation:
         text = parts[-1].strip().strip("$").strip()
     if number(text) is not None:
         return text
-    without_commands = re.sub(r"\\[A-Za-z]+", "", re.sub(r"\\text\{[^{}]*\}", "", text))
+    without_commands = re.sub(r"\\(?:text|begin|end)\{[^{}]*\}|\\[A-Za-z]+", "", text)
     if re.search(r"[A-Za-z]{2,}", without_commands):
         maths = re.search(r"\$([^$]+)\$", text)
         if maths:

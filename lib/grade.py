@@ -104,9 +104,9 @@ def _nothing(what: str) -> dict:
 
 
 def _math(item: dict, text: str, only: str | None) -> dict:
-    answer, extractor = None, "marked"
+    answer, extractor, gold = None, "marked", gold_answer(item["gold"])
     if only != "loose" and (answer := extract.marked(text)):
-        answer = extract.expression(answer)
+        answer = extract.expression(answer, equation="=" in gold)
         answer = None if len(answer) > 200 else answer
     if not answer and only != "marked":
         answer, extractor = extract.last_expression(text), "last"
@@ -114,7 +114,7 @@ def _math(item: dict, text: str, only: str | None) -> dict:
         return _nothing("answer")
     value = extract.number(answer)
     answer = str(value) if value is not None else answer
-    correct = _same_math(gold_answer(item["gold"]), answer)
+    correct = _same_math(gold, answer)
     return _result(correct, answer, extractor, "" if correct else "differs from the gold answer")
 
 

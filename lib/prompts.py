@@ -14,24 +14,12 @@ MATH = "{question}\n\nThink step by step. End with: The answer is X."
 EXACT = "{question}\n\nEnd with: The answer is X."
 CHOICE = "{question}\n\n{options}\n\nAnswer with the letter. End with: The answer is X."
 COMPLETE = (
-    "Complete this Python function. Answer with the whole function in one code block.
-
-"
-    "```python
-{question}
-```"
+    "Complete this Python function. Answer with the whole function in one code block.\n\n"
+    "```python\n{question}\n```"
 )
 WRITE = (
-    "{question}
-
-Write the Python function. It must pass tests like this one:
-
-"
-    "```python
-{example}
-```
-
-Answer with the whole function in one code block."
+    "{question}\n\nWrite the Python function. It must pass tests like this one:\n\n"
+    "```python\n{example}\n```\n\nAnswer with the whole function in one code block."
 )
 
 

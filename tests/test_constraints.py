@@ -1,4 +1,5 @@
-"""Every IFEval instruction kind against texts written by hand: one that follows it, one that just misses it."""
+"""Every IFEval instruction kind against texts written by hand: one that follows it, one that just misses
+it."""
 
 import gzip
 import json
