@@ -66,10 +66,11 @@ def graded(items: list[dict], answers: dict[str, dict], extractor: str | None = 
     known = [item for item in items if item["id"] in answers and item["checker"] != OPEN]
     if not known:
         return {}
-    options = {"extractor": extractor} if extractor else {}
-    table = grade.grade_all(known, [[answers[item["id"]]["text"]] for item in known], **options)
+    texts = [[answers[item["id"]]["text"]] for item in known]
+    table = grade.grade_all(known, texts, extractor, progress=extractor is None)
     rows = table[["id", "correct", "answer", "extractor", "reason"]].to_dict("records")
-    return {row.pop("id"): {**row, "correct": bool(row["correct"])}
+    return {row.pop("id"): {**row, "correct": bool(row["correct"]),
+                            "answer": row["answer"] if isinstance(row["answer"], str) else None}
             for row in rows if row["correct"] in (True, False)}
 
 
@@ -116,7 +117,8 @@ def sample_text(item: dict, shown: dict[str, tuple[dict, dict | None]], limit: i
         if verdict is None:
             state = "no checker"
         else:
-            found = f"{verdict['extractor']}: `{verdict['answer']}`"
-            state = f"{'right' if verdict['correct'] else 'wrong'} ({found})"
+            readable = verdict["answer"] is not None and item["checker"] not in ("code", "constraints")
+            found = f"{verdict['extractor']}: `{verdict['answer']}`" if readable else verdict["reason"]
+            state = ("right" if verdict["correct"] else "wrong") + (f" ({found})" if found else "")
         parts += [f"*{system}*, {answer['tokens']} tokens, {state}:", block(answer["text"])]
     return "\n\n".join(parts)

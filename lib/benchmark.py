@@ -140,6 +140,32 @@ def table(found: dict[str, dict], control: dict[str, dict] | None = None) -> lis
     return rows
 
 
+def accuracy_table(groups: dict[str, list[dict]], answered: dict[str, dict],
+                   grades: dict[str, dict], readings: dict[str, dict]) -> list[dict]:
+    """Accuracy as rows for a reader: guessing first where it can succeed, then one row a system.
+
+    groups: {category: items}; answered and grades: {system: {item id: row}}; readings: {system:
+    {extractor: estimate or None}}. Guessing is the expected accuracy of picking among the options, where
+    all items of a category have them. `cut` is the share of answers that reached the token limit.
+    """
+    from lib.gates import number, written
+
+    known = {name: group for name, group in groups.items()
+             if any(item["checker"] != OPEN for item in group)}
+    options = {name: [len(item["meta"].get("options", ())) for item in group] for name, group in known.items()}
+    chance = {name: number(sum(1 / n for n in counts) / len(counts), "share")
+              for name, counts in options.items() if all(counts)}
+    rows = [{"system": "guessing", **chance}] if chance else []
+    for system, book in grades.items():
+        cut = sum(row["finish"] == "length" for row in answered[system].values())
+        rows.append({
+            "system": system, "all checked items": written(accuracy(book)),
+            **{name: written(accuracy(book, [i["id"] for i in group])) for name, group in known.items()},
+            **{f"{name} alone": written(value) for name, value in readings[system].items()},
+            "cut": written(stats.proportion(cut, len(answered[system]))) if answered[system] else "-"})
+    return [{key: row.get(key, "-") for key in rows[-1]} for row in rows]
+
+
 def figure(found: dict[str, dict], title: str):
     """Stacked bar a category: wins, the four kinds of tie, losses, as shares of the decided items."""
     from lib import plots

@@ -56,8 +56,8 @@ class Client:
             raise EndpointError(f"{role}: the base URL must look like https://host/v1, without a key in it")
         price = prices.get(model)
         if price is None or len(price) != 2 or any(p is None or p < 0 for p in price):
-            raise EndpointError(f"{role}: the price of model {model!r} is not known; set {role}_price_in and "
-                                f"{role}_price_out (USD a million tokens), 0 if it costs nothing")
+            raise EndpointError(f"{role}: the price of model {model!r} is not known; set {role}_prices to "
+                                "USD a million tokens, in and out; 0 if it costs nothing")
         self._price = (float(price[0]), float(price[1]))
         variable = f"{role.upper()}_API_KEY"
         self._key = os.environ.get(variable) or os.environ.get("OPENAI_API_KEY") or ""

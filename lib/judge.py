@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lib import stats
@@ -107,7 +108,7 @@ def pair_key(prompt: str, candidate: str, reference: str) -> str:
     return content_hash("pair", prompt, candidate, reference)
 
 
-def judged(rows: list[dict]) -> list[dict]:
+def judged(rows: Iterable[dict]) -> list[dict]:
     """The rows that have two verdicts."""
     return [row for row in rows if "first" in row]
 

@@ -10,7 +10,7 @@ from openai_server import Server
 
 from lib import answers, benchmark, grade, judge
 from lib.endpoint import Client
-from lib.files import read_jsonl, write_jsonl
+from lib.files import ROOT, read_jsonl, write_jsonl
 from lib.prompts import item as make_item
 
 
@@ -175,3 +175,79 @@ def test_a_sample_is_shown_verbatim_and_cut():
     text = answers.sample_text(one, {"tuned": (answer, verdict), "base": (answer, None)}, limit=100)
     assert all(part in text for part in ("    # title", "more characters", "wrong (last: `x`)", "no checker"))
     assert judge.pair_key("a", "b", "c") != judge.pair_key("a", "c", "b")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """A Llama of 60 K random weights over bytes, with a chat template: it answers nonsense, at once."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("run") / "artifacts" / "11_merge" / "merged"
+    alphabet = ["<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False,
+                                        eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(alphabet), hidden_size=32, intermediate_size=64, num_hidden_layers=2, eos_token_id=1,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192)).save_pretrained(folder)
+    return folder
+
+
+def execute(folder, merged, **parameters):
+    """Run notebook 12 into the run folder that holds `merged`; returns its metrics record."""
+    import papermill
+
+    out = merged.parents[2]
+    given = {"out": str(out), "model": str(merged), "dtype": "float32", "per_category": 2,
+             "max_new_tokens": 8, "max_new_tokens_code": 8, "control_per_category": 1, **parameters}
+    papermill.execute_notebook(ROOT / "notebooks" / "12_benchmark.ipynb", folder / "12.ipynb", given,
+                               progress_bar=False, cwd=ROOT / "notebooks")
+    return json.loads((out / "metrics" / "12_benchmark.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.notebook
+def test_notebook_with_a_judge_and_a_reference_at_an_endpoint(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-only-in-the-environment")
+
+    def reply(body):
+        if "<answer_A>" in body["messages"][-1]["content"]:
+            return longer(body)
+        return "A long answer that says much. The answer is 7."
+
+    with Server(reply, faults=["429", "truncated"]) as server:
+        endpoints = {f"{role}_{name}": value for role in ("judge", "reference") for name, value in
+                     (("model", f"{role}-model"), ("base_url", server.url), ("prices", [1.0, 2.0]))}
+        first = execute(tmp_path, tiny_model, **endpoints)
+        asked = len(server.requests)
+        again = execute(tmp_path, tiny_model, **endpoints)
+        assert len(server.requests) == asked  # everything paid for was kept
+    metrics = first["metrics"]
+    assert metrics["creativity_loss_share"]["value"] == 1 and metrics["creativity_loss_share"]["n"] == 2
+    assert metrics["flip_rate"]["value"] == 0 and metrics["position_bias"]["value"] == 0.5
+    assert {"self_tie_share", "overall_accuracy", "overall_accuracy_base", "accuracy_gain"} <= set(metrics)
+    assert "creativity_accuracy" not in metrics and metrics["math_accuracy_reference"]["n"] == 2
+    assert set(first["systems"]) == {"base", "tuned", "reference"} and not first["stands_in"]
+    assert again["provenance"]["api_spend"] == first["provenance"]["api_spend"] > 0
+    stored = execute(tmp_path, tiny_model, **endpoints, regrade_only=True)  # the server is gone
+    assert stored["metrics"] == again["metrics"] == metrics
+    text = (tmp_path / "12.ipynb").read_text(encoding="utf-8")
+    assert "sk-only-in-the-environment" not in text + json.dumps(stored)
+
+
+@pytest.mark.notebook
+def test_notebook_without_endpoints_leaves_creativity_unmeasured(tmp_path, tiny_model):
+    record = execute(tmp_path, tiny_model, categories=["math", "creativity"])
+    assert not [name for name in record["metrics"] if name.startswith("creativity")]
+    assert "flip_rate" not in record["metrics"] and record["metrics"]["math_tie_share"]["value"] == 1
+    assert record["stands_in"] and record["provenance"]["api_spend"] == 0
+    rows = list(read_jsonl(tiny_model.parents[1] / "12_benchmark" / "outcomes.jsonl"))
+    assert {row["category"] for row in rows} == {"math"} and len(rows) == 2

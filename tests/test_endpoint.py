@@ -260,7 +260,7 @@ def test_a_dead_endpoint_stops_early(tmp_path):
 def test_configuration_errors_say_what_to_set(tmp_path, monkeypatch):
     with Server() as server:
         for prices in ({}, {"m": (-1.0, 2.0)}, {"m": (None, 1)}, {"other": (1, 1)}):
-            with pytest.raises(EndpointError, match="judge_price_in"):
+            with pytest.raises(EndpointError, match="judge_prices"):
                 client(server, tmp_path, prices=prices)
         with pytest.raises(EndpointError, match="https://host/v1"):
             client(server, tmp_path, base_url=f"http://me:{KEY}@host/v1")
