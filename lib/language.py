@@ -80,7 +80,7 @@ def detect(text: str, model: str = "fasttext") -> tuple[str, float]:
         code, score = _bayes().classify(words)
         return code, float(score)
     best = _fasttext().detect(words, model="lite")[0]
-    return (best["lang"], float(best["score"])) if best["score"] >= UNCERTAIN else ("und", float(best["score"]))
+    return best["lang"] if best["score"] >= UNCERTAIN else "und", float(best["score"])
 
 
 def of_row(row: dict, model: str = "fasttext") -> tuple[str, float]:

@@ -22,6 +22,8 @@ LICENCES = (
     ("sharegpt_dummy", "Apache-2.0"), ("llamafactory", "Apache-2.0"),
 )
 
+SIDE_FILES = ("licences.json", "injected.jsonl")  # stand beside the data and tell about it
+
 
 class SourceError(ValueError):
     """A source that cannot be found, opened or understood; the message says what to do."""
@@ -58,7 +60,7 @@ def find(sources: str, data: str | Path, revision_of=None) -> list[dict]:
         raise SourceError(f"data folder {data} does not exist; beside it: {', '.join(near) or 'none'}")
     inner = folder / "instruct" if (folder / "instruct").is_dir() else folder
     files = [p for p in sorted(inner.iterdir()) if p.name.removesuffix(".gz").endswith(SUFFIXES)
-             and p.name not in ("licences.json", "injected.jsonl")]
+             and p.name not in SIDE_FILES and not p.name.startswith(".")]
     if not files:
         raise SourceError(f"{inner} has no data file; wanted: {', '.join(SUFFIXES)}, each optionally .gz")
     return [_file(path) for path in files]
