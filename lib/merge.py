@@ -1,0 +1,131 @@
+"""Merging an adapter into its base, and the audit that shows what the merge changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from lib import models
+
+
+def check_base(adapter: Path, base: str, revision: str = "") -> dict:
+    """Training record of the adapter; raises ValueError unless it was trained on exactly this full-precision base."""
+    path = adapter / "training.json"
+    if not path.exists():
+        raise ValueError(f"{adapter}: no training.json, so its base is unknown; train it with 10_train_base")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["base_quantised"]:
+        raise ValueError(f"{adapter} was trained on a quantised base; it cannot be merged honestly (see 10_train_base)")
+    if (found := models.key(base, revision=revision)) != record["base_key"]:
+        raise ValueError(
+            f"{adapter} was trained on {record['base']} (key {record['base_key']}), not on {base} (key {found}); "
+            "name that base in `model`, or train again"
+        )
+    return record
+
+
+def load_adapted(base: str, adapter: Path, dtype: str, revision: str = "", four_bit: bool = False):
+    """Base with the adapter switched on, not merged. Weights are rounded to `dtype`, computation is float32.
+
+    four_bit quantises the base's linears to NF4 first (bitsandbytes), the mistake that 11 shows beside the merge.
+    """
+    import peft
+
+    return peft.PeftModel.from_pretrained(load_rounded(base, dtype, revision, four_bit), adapter).eval()
+
+
+def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = False):
+    """Model whose weights are rounded to `dtype` (or NF4) while it computes in float32.
+
+    The audit compares weights, not the noise of 16-bit arithmetic. A 4-bit model is loaded anew for each use: on CPUs
+    with AVX512-BF16 the first forward of a bitsandbytes layer repacks its weights in place.
+    """
+    import torch
+    import transformers
+
+    from lib import generate
+
+    generate.register_attention()
+    options = {}
+    if four_bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        models.resolve(name),
+        revision=revision or None,
+        dtype=torch.float32 if four_bit else getattr(torch, dtype),
+        attn_implementation=generate.ATTENTION,
+        device_map={"": models.device()},
+        **options,
+    )
+    return model.eval() if four_bit else model.float().eval()
+
+
+def merge(base: str, adapter: Path, folder: Path, base_dtype: str, merged_dtype: str, revision: str = "") -> Path:
+    """Merge in float32 onto the base as training held it, round once to `merged_dtype`, write a checkpoint atomically.
+
+    Raises ValueError when the adapter belongs to another base (see `check_base`) or a merged weight is not finite.
+    """
+    import torch
+
+    check_base(adapter, base, revision)
+    merged = load_adapted(base, adapter, base_dtype, revision).merge_and_unload(safe_merge=True)
+    scratch = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    merged.to(getattr(torch, merged_dtype)).save_pretrained(scratch)
+    models.load_tokenizer(base, revision).save_pretrained(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    return folder
+
+
+def merge_through_four_bit(base: str, adapter: Path, dtype: str, revision: str = ""):
+    """The wrong way, kept to be measured: quantise the base to NF4, add the delta there, round to NF4 again."""
+    return load_adapted(base, adapter, dtype, revision, four_bit=True).merge_and_unload().eval()
+
+
+def compare_logits(reference, other, sequences: list[list[int]]) -> list[dict]:
+    """Teacher-forced comparison, one sequence of token ids at a time.
+
+    Returns a dict a sequence: positions, max_abs and mean_abs logit difference, kl (nats, mean over positions, of
+    reference from other), same_top (positions whose most likely token is the same).
+    """
+    import torch
+
+    rows = []
+    with torch.inference_mode():
+        for ids in sequences:
+            tokens = torch.tensor([ids], device=reference.device)
+            a, b = (model(input_ids=tokens).logits[0].float() for model in (reference, other))
+            gap = (a - b).abs()
+            log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
+            rows.append(
+                {
+                    "positions": len(ids),
+                    "max_abs": float(gap.max()),
+                    "mean_abs": float(gap.mean()),
+                    "kl": max(0.0, float((log_a.exp() * (log_a - log_b)).sum(-1).mean())),
+                    "same_top": int((a.argmax(-1) == b.argmax(-1)).sum()),
+                }
+            )
+    return rows
+
+
+def delta_norms(base: str, adapter: Path, dtype: str, revision: str = "") -> list[dict]:
+    """Size of the update a layer: {layer, module, delta, weight, relative}, Frobenius norms of scale*B@A and of W."""
+    import re
+
+    adapted = load_adapted(base, adapter, dtype, revision)
+    rows = []
+    for name, module in adapted.named_modules():
+        if not (hasattr(module, "lora_A") and hasattr(module, "base_layer")):
+            continue
+        delta = float(module.get_delta_weight("default").norm())
+        weight = float(module.base_layer.weight.norm())
+        layer = int(re.search(r"\.layers\.(\d+)\.", name).group(1))
+        rows.append(
+            {"layer": layer, "module": name.rsplit(".", 1)[-1], "delta": delta, "weight": weight, "relative": delta / weight}
+        )
+    return rows

@@ -1,0 +1,159 @@
+"""Training: what carries loss, what a killed run repeats, what an adapter remembers of its base."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib import models, train
+from lib.files import ROOT, write_jsonl
+from tests import tiny
+
+CHAT = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yo"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "So long"},
+]
+SETTINGS = {
+    "epochs": 1, "max_steps": 0, "learning_rate": 0.01, "warmup_share": 0.1, "effective_batch": 4, "micro_batch": 2,
+    "gradient_checkpointing": False, "early_stopping_patience": 0, "eval_steps": 3, "seed": 3, "dtype": "float32",
+}
+
+
+def rows(count: int) -> list[dict]:
+    return [
+        {"id": f"{index:04d}", "instruction": f"Add {index} and 1." + " Please." * (index % 5), "response": f"It is {index + 1}."}
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("template", [tiny.CHATML, tiny.MARKED])
+def test_loss_falls_on_the_assistants_words_alone(template):
+    """By hand: of the rendered text only 'Yo<|im_end|>' and 'So long<|im_end|>' carry loss."""
+    tokenizer = tiny.tokenizer(template)
+    example = train.encode(tokenizer, CHAT, 512)
+    learned = [run for run in train.mask_table(tokenizer, example) if run["loss"]]
+    assert [run["text"] for run in learned] == ["Yo<|im_end|>", "So long<|im_end|>"]
+    assert [run["tokens"] for run in learned] == [3, 8]  # one token a byte, and the end of turn
+    assert tokenizer.decode(example["input_ids"]) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    rewriting = tiny.CHATML.replace("message['content']", "(message['content'] if loop.last else 'x')")
+    with pytest.raises(ValueError, match="generation"):
+        train.encode(tiny.tokenizer(rewriting), CHAT, 512)
+
+
+def test_cut_conversations_are_counted_and_empty_training_sets_refused(tmp_path):
+    tokenizer = tiny.tokenizer()
+    write_jsonl(tmp_path / "train.jsonl", [*rows(3), {"id": "long", "instruction": "x" * 400, "response": "never seen"}])
+    data, counts = train.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+    assert counts == {"rows": 4, "truncated": 1, "without_answer": 1} and len(data) == 3
+    with pytest.raises(ValueError, match="max_length"):
+        train.dataset(tmp_path / "train.jsonl", tokenizer, 10, 0, 0, tmp_path / "cache")
+
+
+def test_a_changed_file_is_read_again_and_the_limit_ignores_file_order(tmp_path):
+    tokenizer, path = tiny.tokenizer(), tmp_path / "train.jsonl"
+    write_jsonl(path, rows(20))
+    some, _ = train.dataset(path, tokenizer, 200, 5, 1, tmp_path / "cache")
+    write_jsonl(path, rows(20)[::-1])
+    again, _ = train.dataset(path, tokenizer, 200, 5, 1, tmp_path / "cache")
+    assert len(some) == 5 and set(some["id"]) == set(again["id"])
+    write_jsonl(path, rows(7))
+    assert len(train.dataset(path, tokenizer, 200, 0, 1, tmp_path / "cache")[0]) == 7
+
+
+def test_padding_changes_no_loss(tmp_path):
+    """Batched losses against one example at a time computed by hand with log_softmax."""
+    import torch
+
+    model, tokenizer = models.load(tiny.checkpoint(tmp_path / "model"), "float32")
+    write_jsonl(tmp_path / "train.jsonl", rows(9))
+    data, _ = train.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+    batched = train.example_losses(model, data, tokenizer.pad_token_id, "float32")
+    for example, loss in zip(data, batched, strict=True):
+        with torch.inference_mode():
+            nats = -model(torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
+        each = [nats[i - 1, t].item() for i, t in enumerate(example["labels"]) if t != train.IGNORED]
+        assert loss == pytest.approx(np.mean(each), abs=1e-4)
+
+
+SCRIPT = """
+import sys, time, json
+from pathlib import Path
+from lib import models, train
+folder, settings, slow = Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3])
+model, tokenizer = models.load(str(folder / "model"), "float32")
+data, _ = train.dataset(folder / "train.jsonl", tokenizer, 200, 0, 0, folder / sys.argv[4] / "cache")
+adapted = train.add_lora(model, 4, 8, 0.2, 1)
+probe = lambda: time.sleep(slow) or 0.5
+result = train.fit(adapted, tokenizer, data, data.select(range(4)), folder / sys.argv[4] / "checkpoints", settings, probe, "same")
+train.save_adapter(adapted, tokenizer, folder / sys.argv[4] / "adapter", train.base_record(str(folder / "model"), "float32", ""))
+(folder / sys.argv[4] / "result.json").write_text(json.dumps(result))
+"""
+
+
+def start(folder: Path, name: str, slow: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(SETTINGS), str(slow), name]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path):
+    """SIGKILL after the first checkpoint; losses and adapter of the resumed run equal those of a run never stopped."""
+    from safetensors.numpy import load_file
+
+    tiny.checkpoint(tmp_path / "model")
+    write_jsonl(tmp_path / "train.jsonl", rows(40))
+    assert start(tmp_path, "whole", 0).wait(120) == 0
+    process = start(tmp_path, "killed", 1.0)
+    deadline = time.time() + 90
+    while not list((tmp_path / "killed" / "checkpoints").glob("checkpoint-*/complete.json")):
+        assert time.time() < deadline and process.poll() is None, "no checkpoint was written before the run ended"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    torn = tmp_path / "killed" / "checkpoints" / "checkpoint-9999"
+    torn.mkdir()  # what a kill in the middle of writing leaves
+    assert start(tmp_path, "killed", 0).wait(120) == 0
+    whole, resumed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
+    assert resumed["resumed_from"] >= 3 and not torn.exists()
+    curve = [[(row["step"], row["loss"]) for row in result["history"] if "loss" in row] for result in (whole, resumed)]
+    assert curve[0] == curve[1] and len(curve[0]) == 10
+    assert [score["step"] for score in resumed["probe"]] == [score["step"] for score in whole["probe"]]
+    assert resumed["tokens"] == whole["tokens"]
+    weights = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "killed")]
+    assert all(np.array_equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_other_data_discards_old_checkpoints(tmp_path):
+    name = tiny.checkpoint(tmp_path / "model")
+    write_jsonl(tmp_path / "train.jsonl", rows(16))
+    settings = {**SETTINGS, "eval_steps": 2}
+    resumed = []
+    for fingerprint in ("one", "one", "two"):
+        model, tokenizer = models.load(name, "float32")
+        data, _ = train.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+        adapted = train.add_lora(model, 4, 8, 0.0, 1)
+        result = train.fit(adapted, tokenizer, data, data.select(range(4)), tmp_path / "ck", settings, None, fingerprint)
+        resumed.append(result["resumed_from"])
+        assert result["finished"] and result["steps"] == 4
+    assert resumed == [0, 4, 0]
+
+
+def test_batches_that_do_not_divide_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="multiple of micro_batch"):
+        train.fit(None, None, None, None, tmp_path, {**SETTINGS, "micro_batch": 3}, None, "x")
+
+
+def test_mfu_is_absent_where_the_peak_is_unknown():
+    assert train.mfu(1000, 8e9, "AMD EPYC") is None
+    assert train.mfu(10_000, 8e9, "NVIDIA H100 80GB HBM3") == pytest.approx(4 * 8e9 * 1e4 / 989e12)
