@@ -152,16 +152,15 @@ def _run_one(name, label, values, now, out: Path, root: Path, announce, stream) 
         old.unlink(missing_ok=True)
     announce()
     environment = KERNEL | {"WORKBOOK_EARLIER_SECONDS": str(earlier)}
-    before = {key: os.environ.get(key) for key in environment}
-    os.environ.update(environment)
+    log = out / "artifacts" / ".state" / f"{name}.log"
+    log.unlink(missing_ok=True)
     failure, status = "", "interrupted"
     try:
-        with Progress(label, stream) as progress:
+        with Progress(label, stream, environment=environment, log=log) as progress:
             papermill.execute_notebook(
                 str(root / "notebooks" / f"{name}.ipynb"), str(partial), parameters=values,
                 engine_name=progress.engine, progress_bar=False, cwd=str(root / "notebooks"),
-                kernel_name="python3", coalesce_streams=True,
-                extra_arguments=["--IPKernelApp.log_level=40"],
+                kernel_name="python3",
             )  # fmt: skip
         status = "done"
     except PapermillExecutionError as error:
@@ -171,11 +170,10 @@ def _run_one(name, label, values, now, out: Path, root: Path, announce, stream) 
     except (
         Exception
     ) as error:  # a dead kernel (out of memory), a full disk: the run reports it and stops here
-        status, failure = "failed", f"  {type(error).__name__}: {error}"
+        words = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
+        status, failure = "failed", "\n  ".join([f"  {type(error).__name__}: {error}", *words])
         _note_on_top(partial, failure)
     finally:
-        for key, value in before.items():
-            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
         seconds = round(time.time() - began, 1)
         metrics = out / "metrics" / f"{name}.json"
         if status == "done" and not metrics.exists():

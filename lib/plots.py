@@ -89,7 +89,7 @@ def gates(judged: list[dict], title: str = "Gates: measured against threshold"):
 
 
 def _distances(gate: dict) -> tuple[float, float, float]:
-    """How far the interval's worst end, the value and the best end lie on the satisfying side, in metric units.
+    """How far the interval's worst end, the value and the best end lie on the satisfying side.
 
     For `about` and `==` the best point of an interval that holds the threshold is the threshold itself.
     """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 REFRESH_S, PLAIN_S = 0.5, 15.0  # in place on a terminal; as lines where the output goes to a file
 
@@ -17,10 +19,17 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Context manager around one execution; `engine` is the papermill engine that reports to it."""
+    """Context manager around one execution; `engine` names the papermill engine that reports to it.
 
-    def __init__(self, label: str, stream, plain_s: float = PLAIN_S):
+    environment: set for the kernel alone. log: file for what the kernel process itself writes to stderr.
+    """
+
+    def __init__(
+        self, label: str, stream, *, environment: dict | None = None, log: Path | None = None,
+        plain_s: float = PLAIN_S,
+    ):  # fmt: skip
         self.label, self.stream, self.plain_s = label, stream, plain_s
+        self.environment, self.log = os.environ | (environment or {}), log or Path(os.devnull)
         self.live = bool(getattr(stream, "isatty", lambda: False)())
         self.engine = f"watched by {id(self)}"
         self.cells, self.index, self.heading = [], 0, ""
@@ -29,13 +38,14 @@ class Progress:
         self.thread = threading.Thread(target=self._refresh, daemon=True)
 
     def __enter__(self) -> Progress:
-        from papermill.engines import NBClientEngine, papermill_engines
+        from papermill.clientwrap import PapermillNotebookClient
+        from papermill.engines import Engine, papermill_engines
 
         watcher = self
 
-        class Watched(NBClientEngine):
+        class Watched(Engine):
             @classmethod
-            def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+            def execute_managed_notebook(cls, nb_man, kernel_name, **_):
                 begin = nb_man.cell_start
 
                 def cell_start(cell, cell_index=None, **rest):
@@ -43,7 +53,9 @@ class Progress:
                     return begin(cell, cell_index, **rest)
 
                 nb_man.cell_start = cell_start
-                return super().execute_managed_notebook(nb_man, kernel_name, **options)
+                client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, coalesce_streams=True)
+                with open(watcher.log, "ab") as log:
+                    return client.execute(env=watcher.environment, stderr=log)
 
         papermill_engines.register(self.engine, Watched)
         self.thread.start()

@@ -12,7 +12,7 @@ from lib.page import Badge, Link
 from lib.progress import clock
 
 SYSTEMS = ("base", "tuned", "consistent", "distilled", "compressed", "routed")
-FIGURES = ("12_benchmark", "13_consistency", "10_train_base", "00_curate")  # one each, until two are found
+FIGURES = ("12_benchmark", "13_consistency")  # one each first; any other notebook where they have none
 STATUS = {"absent": "not run", "stale": "older than what it reads"}  # where the word itself does not say it
 
 
@@ -77,7 +77,7 @@ def _systems(records: dict) -> list[tuple]:
 def _figures(out: Path, records: dict, judged: list[dict]) -> list[tuple]:
     found = [
         ("figure", f"figures/{shown['file']}", f"{_title(name)}: {_flat(shown['caption'])}")
-        for name in FIGURES
+        for name in dict.fromkeys((*FIGURES, *reversed(records)))
         for shown in records.get(name, {}).get("figures", [])[:1]
         if (out / "figures" / shown["file"]).exists()
     ][:2]

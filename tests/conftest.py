@@ -13,24 +13,25 @@ from lib.files import ROOT
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-PARAMETERS = '''out = "outputs/tiny"  # folder of this run
+PARAMETERS = """out = "outputs/tiny"  # folder of this run
 k = 3  # samples
 rate = 0.5  # learning rate, higher is faster
 data = "packaged"  # packaged, or a folder
-hourly_rate = 0.0  # USD an hour'''
-START = '''from pathlib import Path
+hourly_rate = 0.0  # USD an hour"""
+START = """from pathlib import Path
 from lib import plots, run
-job = run.start("{name}", globals(), root=Path("{root}"))'''
-FINISH = 'run.finish(job, headline=f"{name} counts {{k}}", metrics={{"kept": k}}, stands_in=["toys stand in"])'
+job = run.start("{name}", globals(), root=Path("{root}"))"""
+FINISH = """run.finish(job, headline=f"{name} counts {{k}}", metrics={{"kept": k}},
+           stands_in=["toys stand in"])"""
 GATES = """
-- {id: first-kept, notebook: 01_first, metric: kept, op: ">=", threshold: 2, unit: rows, statement: "rows kept"}
-- {id: last-kept, notebook: 02_second, metric: kept, op: ">=", threshold: 5, unit: rows, statement: "more rows"}
-- {id: absent, notebook: 02_second, metric: other, op: "<", threshold: 1, unit: "", statement: "something else"}
+- {id: first, notebook: 01_first, metric: kept, op: ">=", threshold: 2, unit: rows, statement: "rows kept"}
+- {id: last, notebook: 02_second, metric: kept, op: ">=", threshold: 5, unit: rows, statement: "more rows"}
+- {id: absent, notebook: 02_second, metric: other, op: "<", threshold: 1, unit: "", statement: "others"}
 """
 
 
 class Project:
-    """notebooks/, params/ and outputs/ in a folder of their own, with two notebooks, the second reading the first."""
+    """notebooks/, params/ and outputs/ in a folder of their own; the second notebook reads the first."""
 
     upstream = {"01_first": [], "02_second": ["01_first"]}
 
@@ -54,7 +55,8 @@ class Project:
         import nbformat
 
         v4 = nbformat.v4
-        made = [v4.new_markdown_cell(f"# {name}"), v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+        made = [v4.new_markdown_cell(f"# {name}")]
+        made += [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
         made += [v4.new_code_cell(START.format(name=name, root=self.root))]
         made += [v4.new_code_cell(cell) for cell in cells] + [v4.new_code_cell(finish.format(name=name))]
         for number, cell in enumerate(made):

@@ -1,0 +1,158 @@
+"""Parameters: every trap of papermill and YAML ends in one sentence that names file, key and nearest key."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib import params
+from lib.params import ParameterError
+
+NAMES = ["01_first", "02_second"]
+
+
+def refused(project, *words, profile="tiny", overrides=None):
+    with pytest.raises(ParameterError) as caught:
+        params.effective(profile, NAMES, overrides, project.root)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_defaults_then_common_then_notebook_then_command_line(project):
+    project.write("params/tiny/common.yaml", "k: 4\nrate: 1\n")
+    project.write("params/tiny/02_second.yaml", "k: 5\n")
+    values = params.effective("tiny", NAMES, {"data": "mine"}, project.root)
+    assert [values[n]["k"] for n in NAMES] == [4, 5]
+    assert values["01_first"]["rate"] == 1.0 and type(values["01_first"]["rate"]) is float
+    assert values["02_second"]["data"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("common", "kk: 4", ["common.yaml", "01_first", "'kk'", "'k'"]),
+        ("02_second", "ratee: 4", ["02_second.yaml", "'ratee'", "'rate'"]),
+        ("common", "k: 1.5", ["common.yaml", "k is the number 1.5", "integer"]),
+        ("common", "k: true", ["k is the boolean true"]),
+        ("common", "k:", ["k is an empty value"]),
+        ("common", "rate: 1e-4", ["rate is the text '1e-4'", "1.0e-4"]),
+        ("common", "rate: .nan", ["rate is nan", "finite"]),
+        ("common", "rate: .inf", ["finite"]),
+        ("common", "data: 5", ["data is the integer 5", "quotes"]),
+        ("common", "data: yes", ["data is the boolean true", "quotes"]),
+        ("common", "data:\n  path: x", ["common.yaml", "data is nested", "flat"]),
+        ("common", "data: [[1]]", ["data is nested"]),
+        ("common", "data: [a]", ["data is the list"]),
+        ("common", "k: 1\nk: 2", ["common.yaml", "'k' stands twice"]),
+        ("common", "k: [1", ["common.yaml", "line", "YAML"]),
+        ("common", "- k", ["common.yaml", "key: value"]),
+        ("common", "just words", ["common.yaml", "key: value"]),
+        ("04_fourth", "k: 1", ["04_fourth.yaml", "belongs to no notebook"]),
+    ],
+)
+def test_a_profile_with_a_fault_is_one_clear_sentence(project, file, text, words):
+    project.write(f"params/tiny/{file}.yaml", text)
+    refused(project, *words)
+
+
+def test_missing_profile_file_and_notebook_name_the_nearest(project):
+    refused(project, "params/tinny is no profile", "'tiny'", profile="tinny")
+    (project.root / "params/tiny/02_second.yaml").unlink()
+    refused(project, "params/tiny/02_second.yaml is missing")
+    (project.root / "notebooks/02_second.ipynb").unlink()
+    refused(project, "notebooks/02_second.ipynb is missing")
+
+
+def test_override_must_be_declared_somewhere(project):
+    refused(project, "command line", "'kk'", "'k'", overrides={"kk": 1})
+    refused(project, "k is the text 'x'", overrides={"k": "x"})
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("k = 3  # samples, k=3 is the default", ["'k'", "second '='"]),
+        ('k = "a=b"  # text', ["'k'", "second '='"]),
+        ("k = 2 + 3  # sum", ["'k'", "literal"]),
+        ("k = [\n 1]  # list", ["line 1"]),
+        ("k = 1\nk = 2", ["'k' is declared twice"]),
+        ("import os", ["line 1"]),
+        ("k = = 1", ["line 1"]),
+    ],
+)
+def test_a_parameters_cell_that_papermill_would_misread(project, cell, words):
+    path = project.notebook("01_first", parameters=cell)
+    with pytest.raises(ParameterError) as caught:
+        params.declared(path, project.root)
+    assert all(word in str(caught.value) for word in ["notebooks/01_first.ipynb", *words])
+
+
+def test_the_traps_are_real(project):
+    """The oracle: papermill and YAML do what the checks above protect from."""
+    import papermill
+
+    path = project.notebook("01_first", parameters="k = 3  # samples, k=3\nrate = 0.5  # rate")
+    assert list(papermill.inspect_notebook(str(path))) == ["rate"]
+    assert yaml.safe_load("rate: 1e-4") == {"rate": "1e-4"}
+    assert yaml.safe_load("rate: 1.0e-4") == {"rate": 1e-4}
+    assert yaml.safe_load("k: 1\nk: 2") == {"k": 2}
+
+
+def test_declared_agrees_with_papermill(project):
+    import papermill
+
+    path = project.notebook("01_first")
+    ours, theirs = params.declared(path, project.root), papermill.inspect_notebook(str(path))
+    assert list(ours) == list(theirs)
+    for name, parameter in ours.items():
+        assert repr(parameter.default).strip("'") == theirs[name]["default"].strip("\"'")
+        assert parameter.comment == theirs[name]["help"]
+
+
+def test_no_or_two_tagged_cells(project):
+    import nbformat
+
+    path = project.notebook("01_first")
+    notebook = nbformat.read(path, as_version=4)
+    for tags, count in (([], 0), (["parameters"], 2)):
+        notebook.cells[1].metadata.tags = tags
+        notebook.cells[2].metadata.tags = tags
+        nbformat.write(notebook, path)
+        with pytest.raises(ParameterError, match=f"found {count}"):
+            params.declared(path, project.root)
+
+
+@given(st.one_of(st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())),
+       st.sampled_from([True, 3, 0.5, "text", [1]]))  # fmt: skip
+def test_a_value_passes_only_with_the_type_of_its_default(value, default):
+    fits = type(value) is type(default) or (type(default) is float and type(value) is int)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if fits and finite:
+        assert params.check("here", "k", value, default) == value
+    else:
+        with pytest.raises(ParameterError, match="here: k"):
+            params.check("here", "k", value, default)
+
+
+def test_list_elements_take_the_type_of_the_first_default():
+    assert params.check("f", "grid", [1, 2.5], [0.5]) == [1.0, 2.5]
+    with pytest.raises(ParameterError, match=r"grid\[1\] is the text 'x'"):
+        params.check("f", "grid", [1, "x"], [0.5])
+
+
+@pytest.mark.parametrize(("text", "value"), [("k=5", 5), ("rate=1.0e-4", 1e-4), ("data=../x", "../x"),
+                                             ("data=a=b", "a=b"), ("names=[a, b]", ["a", "b"])])  # fmt: skip
+def test_override_values_are_yaml(text, value):
+    assert params.parse_override(text) == (text.split("=")[0], value)
+
+
+@pytest.mark.parametrize("text", ["k", "=5", "2k=5", ""])
+def test_override_without_a_key(text):
+    with pytest.raises(ParameterError, match="key=value"):
+        params.parse_override(text)

@@ -1,0 +1,292 @@
+"""Runs: order, freshness, failure, kill, interrupt, lock. Real kernels on notebooks of a few lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from lib import pipeline, state
+from lib.params import ParameterError
+from lib.progress import Progress, clock
+
+NAMES = ["01_first", "02_second"]
+SLEEP = "import time\ntime.sleep(60)"
+
+
+def run(project, *arguments) -> tuple[int, str]:
+    stream = io.StringIO()
+    keywords = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    code = pipeline.execute("tiny", root=project.root, upstream=project.upstream, stream=stream, **keywords)
+    return code, stream.getvalue()
+
+
+def ran(text: str) -> list[str]:
+    return [name for name in NAMES if f"{name}  done" in text]
+
+
+def spawn(project, *arguments) -> subprocess.Popen:
+    code = f"""import sys
+from pathlib import Path
+from lib import pipeline
+root = Path({str(project.root)!r})
+sys.exit(pipeline.command(sys.argv[1:], root=root, upstream={project.upstream}))"""
+    command = [sys.executable, "-c", code, "tiny", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def metrics(project, name):
+    return json.loads((project.out / "metrics" / f"{name}.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_is_in_order_then_fresh_then_renewed_only_where_needed(project):
+    code, text = run(project)
+    assert code == 0 and ran(text) == NAMES and "01_first counts 3" in text
+    for path in (
+        "index.html",
+        "README.md",
+        "01_first.ipynb",
+        "html/02_second.html",
+        "metrics/02_second.json",
+    ):
+        assert (project.out / path).exists(), path
+    record = (project.out / "01_first.ipynb").read_text()
+    assert str(project.root) not in record.replace(f'root=Path(\\"{project.root}\\")', "")
+    assert not list(project.out.glob("*.partial.ipynb"))
+
+    code, text = run(project)
+    assert code == 0 and ran(text) == [] and text.count("fresh, skipped") == 2
+
+    project.write("params/tiny/02_second.yaml", "k: 6\n")
+    code, text = run(project)
+    assert ran(text) == ["02_second"] and "parameter k changed" in text
+    assert metrics(project, "02_second")["metrics"]["kept"]["value"] == 6
+    assert metrics(project, "02_second")["gates"][0]["verdict"] == "pass"
+
+    code, text = run(project, "only", ["01"], "again", True)
+    assert ran(text) == ["01_first"]
+    code, text = run(project)
+    assert ran(text) == ["02_second"] and "upstream 01_first changed" in text
+
+
+@pytest.mark.slow
+def test_a_failed_notebook_is_readable_stops_the_run_and_is_resumed(project):
+    project.notebook("01_first", "print('before')\n1/0")
+    code, text = run(project)
+    assert code == 1 and "ZeroDivisionError: division by zero" in text and "02_second  runs" not in text
+    failed = nbformat.read(project.out / "01_first.ipynb", as_version=4)
+    assert "Exception was encountered" in failed.cells[0].source
+    assert "before" in str(failed.cells) and failed.metadata.papermill.exception is True
+    assert state.statuses(project.out, NAMES) == {"01_first": "failed", "02_second": "absent"}
+    page = (project.out / "index.html").read_text()
+    assert "01_first did not finish" in page and "ZeroDivisionError" in page
+    assert "Exception was encountered" in (project.out / "html/01_first.html").read_text()
+
+    project.notebook("01_first")
+    code, text = run(project)
+    assert code == 0 and "it failed" in text and ran(text) == NAMES
+    assert metrics(project, "01_first")["provenance"]["earlier_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_and_a_notebook_without_finish_are_failures(project):
+    project.notebook("01_first", "import os\nos._exit(9)")
+    code, text = run(project)
+    assert code == 1 and "DeadKernelError" in text
+    assert "The run broke here" in nbformat.read(project.out / "01_first.ipynb", as_version=4).cells[0].source
+    project.notebook("01_first", finish="pass")
+    code, text = run(project)
+    assert code == 1 and "without run.finish" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_run_never_says_done_and_goes_on(project, number):
+    stop = project.root / "stop"
+    stop.write_text("")
+    sleeper = (
+        f"import os, time\npid = os.getpid()\nopen({str(project.root / 'pid')!r}, 'w').write(str(pid))\n"
+    )
+    cell = f"{sleeper}while os.path.exists({str(stop)!r}):\n    time.sleep(0.1)"
+    project.notebook("02_second", cell)
+    process = spawn(project)
+    wait_for((project.root / "pid").exists)
+    assert state.statuses(project.out, NAMES) == {"01_first": "done", "02_second": "running"}
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=30)
+    kernel = int((project.root / "pid").read_text())
+    wait_for(lambda: not state._alive(kernel), 20)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), text
+    assert state.statuses(project.out, NAMES) == {"01_first": "done", "02_second": "interrupted"}
+    assert not (project.out / "metrics" / "02_second.json").exists()
+    if number != signal.SIGKILL:
+        assert "the same command goes on" in text and "Traceback" not in text
+
+    stop.unlink()
+    code, text = run(project)
+    assert code == 0 and ran(text) == ["02_second"] and "01_first  fresh" in text
+    assert metrics(project, "02_second")["provenance"]["earlier_seconds"] > 0
+    assert not list(project.out.glob("*.partial.ipynb"))
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_folder_are_refused_and_a_dead_lock_is_taken_over(project):
+    project.notebook("01_first", SLEEP)
+    process = spawn(project)
+    try:
+        wait_for(lambda: state.read(project.out, "01_first").get("status") == "running")
+        with pytest.raises(state.Busy, match=f"tiny is being run by process {process.pid}"):
+            run(project)
+        second = spawn(project)
+        text, _ = second.communicate(timeout=60)
+        assert second.returncode == 2 and f"process {process.pid}" in text and "Traceback" not in text
+    finally:
+        process.kill()
+        process.communicate()
+    with state.lock(project.out):
+        pass
+
+
+@pytest.mark.slow
+def test_plain_papermill_from_the_root_and_what_it_only_warns_about(project):
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "notebooks/01_first.ipynb",
+        "out.ipynb",
+        "--no-progress-bar",
+    ]
+    files = ["-f", "params/tiny/common.yaml", "-f", "params/tiny/01_first.yaml"]
+    done = subprocess.run([*command, *files], cwd=project.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert metrics(project, "01_first")["metrics"]["kept"]["value"] == 3
+    done = subprocess.run(
+        [*command, *files, "-p", "raet", "1"], cwd=project.root, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "no parameter 'raet'; the nearest valid one is 'rate'" in done.stderr
+
+
+def refused(project, *words, **options):
+    with pytest.raises(ParameterError) as caught:
+        pipeline.execute("tiny", root=project.root, upstream=project.upstream, **options)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not (project.out / "metrics").exists()
+
+
+def test_wrong_choices_are_refused_before_anything_runs(project):
+    refused(project, "'03'", "01_first", only=["03"])
+    refused(project, "'0'", "names 2 notebooks", first="0")
+    refused(project, "comes after", first="02", last="01")
+    refused(project, "--run NAME", overrides={"out": "x"})
+    refused(project, "one folder name", run="../x")
+    refused(project, "02_second reads 01_first", "--from 01_first", only=["02"])
+    refused(project, "'raet'", "'rate'", overrides={"raet": 1})
+    project.write("params/gates.yaml", "- {id: x}")
+    refused(project, "gates.yaml")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["tinny"], "nearest valid one is 'tiny'"),
+    (["tiny", "-p", "k"], "key=value"),
+    (["tiny", "--only", "01", "--from", "01"], "--only cannot"),
+])  # fmt: skip
+def test_the_command_line_answers_wrong_input_with_one_line_and_2(project, capsys, arguments, words):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert pipeline.command(arguments, root=project.root, upstream=project.upstream) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and error.startswith("error: ")
+
+
+@pytest.mark.parametrize(("text", "name"), [("12", "12_b"), ("12_b", "12_b"), ("notebooks/1_c.ipynb", "1_c")])
+def test_a_notebook_is_named_by_its_beginning(text, name):
+    assert pipeline.resolve(text, ["12_b", "1_c"]) == name
+
+
+def test_freshness_follows_the_library_that_a_notebook_uses_and_no_other(project):
+    project.write("lib/__init__.py", "")
+    project.write("lib/used.py", "def f():\n    from lib.deep import g\n")
+    project.write("lib/deep.py", "x = 1")
+    project.write("lib/other.py", "x = 1")
+    project.write("lib/report.py", "x = 1")
+    project.notebook("01_first", "from lib import used, report\n", "%time import lib.other")
+
+    def parts():
+        return state.parts("01_first", {"k": 1}, [], project.out, project.root)
+
+    first = parts()
+    assert set(first["lib"]) == {"lib", "lib.used", "lib.deep"}
+    project.write("lib/other.py", "x = 2")
+    project.write("lib/report.py", "x = 2")
+    assert parts() == first
+    project.write("lib/deep.py", "x = 2")
+    assert parts()["lib"]["lib.deep"] != first["lib"]["lib.deep"]
+
+
+def test_freshness_sees_sources_parameters_and_data_but_not_outputs_of_the_notebook(project):
+    project.write("mine/rows.jsonl", "{}")
+
+    def parts(**values):
+        return state.parts("01_first", {"data": "mine", "out": "a", **values}, [], project.out, project.root)
+
+    first = parts()
+    path = project.root / "notebooks/01_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="x")]
+    notebook.cells[2].execution_count = 4
+    nbformat.write(notebook, path)
+    assert parts() == first == parts(out="b")
+    assert parts(k=1) != first
+    project.write("mine/rows.jsonl", "{}\n{}")
+    assert parts()["file"] != first["file"]
+    project.notebook("01_first", "x = 1")
+    assert parts()["notebook"] != first["notebook"]
+
+
+def test_the_live_line_says_where_a_run_is(project):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    v4 = nbformat.v4
+    cells = [v4.new_markdown_cell("## Judge\n\nwords"), v4.new_code_cell("x = 1")]
+    cells[1].outputs = [v4.new_output("stream", text=" 10%|#\r 20%|##\r")]
+    for stream, mark in ((Terminal(), "\r"), (io.StringIO(), "\n")):
+        with Progress("[3/6] 12_benchmark", stream, plain_s=0.2) as progress:
+            progress.enter(cells, 0)
+            progress.enter(cells, 1)
+            assert progress.line().startswith("[3/6] 12_benchmark  0:0")
+            assert "cell 2/2  Judge | 20%|##" in progress.line()
+            wait_for(lambda: "cell 2/2" in stream.getvalue(), 5)  # noqa: B023
+        assert mark in stream.getvalue()
+
+
+def test_clock():
+    assert [clock(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+
+
+def test_no_kernel_setting_leaks_into_the_calling_process(project):
+    before = dict(os.environ)
+    project.notebook("01_first", "1/0")
+    run(project, "only", ["01"])
+    assert dict(os.environ) == before

@@ -1,0 +1,142 @@
+"""The frame of a notebook: what start checks, what finish writes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import plots, provenance, run
+from lib.params import ParameterError
+
+VALUES = {"out": "outputs/tiny", "k": 3, "rate": 0.5, "data": "packaged", "hourly_rate": 0.0}
+
+
+def start(project, **changed):
+    return run.start("01_first", VALUES | changed, root=project.root)
+
+
+def record(project, name="01_first"):
+    return json.loads((project.out / "metrics" / f"{name}.json").read_text())
+
+
+def test_start_gives_parameters_and_folders(project):
+    job = start(project, k=7)
+    assert job.params["k"] == 7 and job.name == "01_first"
+    assert job.out == project.out and job.artifacts.is_dir()
+    assert job.artifacts == project.out / "artifacts" / "01_first" and job.figures == project.out / "figures"
+
+
+def test_paths_start_at_the_repository_whatever_the_working_directory(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path / "notebooks")
+    job = start(project)
+    assert job.path("data/x.jsonl") == project.root / "data/x.jsonl"
+    assert job.path("/absolute") == job.path("/absolute").absolute()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"), [({"k": "3"}, "k is the text '3'"), ({"rate": math.nan}, "finite")]
+)
+def test_start_refuses_a_value_of_the_wrong_type(project, changed, words):
+    with pytest.raises(ParameterError, match=words):
+        start(project, **changed)
+
+
+def test_start_refuses_what_papermill_only_warns_about(project):
+    injected = "# Parameters\nk = 5\nraet = 0.1\n"
+    with pytest.raises(ParameterError, match="no parameter 'raet'.*'rate'"):
+        start(project, In=["", "k = 3", injected])
+
+
+def test_start_before_the_parameters_cell(project):
+    with pytest.raises(ParameterError, match="parameters cell first"):
+        run.start("01_first", {}, root=project.root)
+
+
+def test_reading_what_has_not_run_says_what_to_run(project):
+    job = start(project)
+    for read in (job.read, job.metrics):
+        with pytest.raises(FileNotFoundError, match="run notebook 00_curate first"):
+            read("00_curate")
+
+
+def test_finish_writes_metrics_gates_and_cost(project):
+    job = start(project, hourly_rate=3600.0)
+    share = {"value": np.float64(0.5), "low": 0.4, "high": 0.6, "n": np.int64(20), "unit": "share"}
+    run.finish(
+        job, headline="it works", metrics={"kept": 2, "share": share, "absent": None},
+        systems={"base": {"quality": share, "bytes": 10, "cost": None}}, api_spend=1.5,
+        tables={"small": pd.DataFrame({"a": [1, math.nan]}), "rows": [{"b": np.int64(2)}]}, stands_in=["x"],
+    )  # fmt: skip
+    saved = record(project)
+    assert saved["metrics"] == {"kept": {"value": 2}, "share": share}
+    assert saved["systems"] == {"base": {"quality": share, "bytes": {"value": 10}}}
+    assert saved["tables"] == {"small": [{"a": 1.0}, {"a": None}], "rows": [{"b": 2}]}
+    assert [(gate["id"], gate["verdict"]) for gate in saved["gates"]] == [("first", "pass")]
+    origin = saved["provenance"]
+    assert origin["params"]["k"] == 3 and origin["commit"] == "no git" and "cpu" in origin["device"]
+    assert origin["cost"] == pytest.approx(origin["seconds"] + 1.5, abs=0.1) and origin["api_spend"] == 1.5
+    assert job.metrics("01_first") == saved["metrics"]
+
+
+def test_cost_includes_attempts_that_did_not_finish(project, monkeypatch):
+    monkeypatch.setenv("WORKBOOK_EARLIER_SECONDS", "100")
+    run.finish(start(project, hourly_rate=36.0), headline="h", metrics={})
+    origin = record(project)["provenance"]
+    assert origin["earlier_seconds"] == 100 and origin["machine_cost"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_failed_gate_does_not_raise_and_nan_does(project):
+    run.finish(start(project), headline="h", metrics={"kept": 1})
+    assert record(project)["gates"][0]["verdict"] == "FAIL"
+    before = record(project)
+    with pytest.raises(ValueError, match="'kept'.*not measured"):
+        run.finish(start(project), headline="h", metrics={"kept": math.nan})
+    with pytest.raises(ValueError, match="'byte'.*'bytes'"):
+        run.finish(start(project), headline="h", metrics={}, systems={"base": {"byte": 1}})
+    assert record(project) == before
+
+
+def test_show_saves_the_figure_under_the_number_of_the_notebook(project):
+    job = start(project)
+    for caption in ("first", "second"):
+        fig, axes = plots.figure()
+        axes.plot([1, 2])
+        run.show(job, fig, "line", caption)
+    assert (job.figures / "01_line.png").read_bytes().startswith(b"\x89PNG")
+    assert job.shown == [{"file": "01_line.png", "caption": "second"}]
+
+
+def test_the_same_figure_has_the_same_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        fig = plots.intervals({"x": {"value": 1, "low": 0, "high": 2}, "y": {"value": 3}}, line=1)
+        plots.save(fig, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_table_escapes_what_would_break_it():
+    assert run.table([{"a": "x|y\nz", "b": 1}]) == "| a | b |\n| --- | --- |\n| x\\|y z | 1 |"
+    assert run.table([]) == "*(no rows)*"
+
+
+def test_commit_marks_changed_code_but_not_outputs(tmp_path):
+    import subprocess
+
+    def git(*arguments):
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+    assert provenance.commit(tmp_path) == "no git"
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "x")
+    clean = provenance.commit(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "b").write_text("1")
+    assert provenance.commit(tmp_path) == clean and len(clean) == 12
+    (tmp_path / "a").write_text("2")
+    assert provenance.commit(tmp_path) == f"{clean} modified"
