@@ -20,8 +20,8 @@ ATTENTION = "grouped_sdpa"
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """SDPA that treats the query heads of one key/value head as extra query positions while decoding.
 
-    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. Nothing is repeated, so the cache
-    is read once instead of heads / kv_heads times. Longer queries (prefill, training) take transformers' own SDPA.
+    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. Nothing is repeated, so the
+    cache is read once instead of heads / kv_heads times. Longer queries (prefill, training) take transformers' SDPA.
     """
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -75,7 +75,9 @@ def _roomy_cache(config):
 
         def _grow(self, like, end):
             batch, heads, _, width = like.shape
-            stores = [torch.empty(batch, heads, end + self.room, width, dtype=like.dtype, device=like.device) for _ in "kv"]
+            stores = [
+                torch.empty(batch, heads, end + self.room, width, dtype=like.dtype, device=like.device) for _ in "kv"
+            ]
             if self.stores is not None:
                 for new, old in zip(stores, self.stores, strict=True):
                     new[:, :, : self.length] = old[:, :, : self.length]
@@ -85,7 +87,7 @@ def _roomy_cache(config):
             return self.length if self.is_initialized else 0
 
         def rebuild(self, change):
-            """Replace keys and values by change(tensor), e.g. a choice of rows; shapes [batch, kv_heads, length, width]."""
+            """Replace keys and values, each [batch, kv_heads, length, width], by change(tensor)."""
             self.stores = [change(store[:, :, : self.length]).contiguous() for store in self.stores]
             self.length = self.stores[0].shape[2]
             self.keys, self.values = self.stores
@@ -172,8 +174,8 @@ def generate(
         batch_size: sequences decoded together; freed places are refilled while decoding.
         store: JSON-lines file of finished samples; what it holds is not generated again.
         model_key: `models.key(...)`; required with a store, so that another model's text is never reused.
-    Returns: for each prompt n dicts {text, tokens, finish ("stop" or "length"), seconds}; seconds is the sample's share of
-        the wall time, so that sum(tokens) / sum(seconds) is the throughput.
+    Returns: for each prompt n dicts {text, tokens, finish ("stop" or "length"), seconds}; seconds is the sample's
+        share of the wall time, so that sum(tokens) / sum(seconds) is the throughput.
     Raises: ValueError for a prompt that leaves no room in the context, or a store without a model key.
     """
     if store is not None and not model_key:
@@ -224,7 +226,9 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
     # longest first: the batch that needs the most memory comes first, and the tail is made of short ones
     queue = deque(sorted(requests, key=lambda request: -len(request["ids"])))
     active = None
-    bar = tqdm(total=len(requests), desc=progress or "generate", file=sys.stdout, mininterval=5, ascii=True, unit="sample")
+    bar = tqdm(
+        total=len(requests), desc=progress or "generate", file=sys.stdout, mininterval=5, ascii=True, unit="sample"
+    )
     handle = open(store, "a", encoding="utf-8") if store is not None else None  # noqa: SIM115 (closed below)
     written, began = 0, time.perf_counter()
     try:
@@ -267,7 +271,7 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
 
 
 def _prefill(model, tokenizer, rows):
-    """Run the prompts of `rows` left-padded; samples of one prompt are computed once. Returns state, logits [rows, vocab]."""
+    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows, vocab]."""
     import torch
 
     order: dict[tuple, int] = {}
@@ -279,7 +283,12 @@ def _prefill(model, tokenizer, rows):
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = _roomy_cache(model.config)
     logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
     ).logits[:, -1]
     state = {"rows": rows, "cache": cache, "mask": mask, "positions": positions[:, -1:] + 1, "tokens": ids[:, -1:]}
     repeat = [order[tuple(row["ids"])] for row in rows]
@@ -355,14 +364,26 @@ def _choose(logits, rows, temperature: float, top_p: float):
     probabilities = torch.softmax(logits.float() / temperature, -1)
     if top_p < 1:
         ordered, index = probabilities.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= top_p  # nucleus sampling, Holtzman et al. 2020: the first token always stays
+        outside = (
+            ordered.cumsum(-1) - ordered >= top_p
+        )  # nucleus sampling, Holtzman et al. 2020: the first token always stays
         probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered.masked_fill(outside, 0))
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     draw = torch.stack([row["uniform"][len(row["out"])] for row in rows]).to(logits.device)
-    return torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    return (
+        torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)
+        .squeeze(1)
+        .clamp(max=logits.shape[1] - 1)
+    )
 
 
 def _finish(tokenizer, row, ended: bool) -> dict:
     text = tokenizer.decode(row["out"], skip_special_tokens=True)
     finish = "stop" if ended else "length"
-    return {"key": row["key"], "text": text, "tokens": len(row["out"]), "finish": finish, "seconds": round(row["seconds"], 6)}
+    return {
+        "key": row["key"],
+        "text": text,
+        "tokens": len(row["out"]),
+        "finish": finish,
+        "seconds": round(row["seconds"], 6),
+    }

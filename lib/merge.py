@@ -113,6 +113,38 @@ def compare_logits(reference, other, sequences: list[list[int]]) -> list[dict]:
     return rows
 
 
+def audit_table(logits: dict, answers: dict, right: dict, seed: int) -> list[dict]:
+    """One row a variant: divergence from the reference, greedy tokens, answers and task score, with intervals as text.
+
+    Args: logits: {variant: rows of `compare_logits`}; answers: {variant: greedy texts}, the reference first;
+        right: {variant: 0/1 array [items]}. Variants without answers get the logit columns alone.
+    """
+    import numpy as np
+
+    from lib import stats
+
+    reference, rows = next(iter(answers)), []
+    for label, compared in logits.items():
+        positions = np.array([row["positions"] for row in compared])
+        same = stats.proportion(sum(row["same_top"] for row in compared), int(positions.sum()))
+        row = {
+            "variant": label,
+            "max |dlogit|": max(row["max_abs"] for row in compared),
+            "mean |dlogit|": float(np.average([row["mean_abs"] for row in compared], weights=positions)),
+            "KL (nats)": float(np.average([row["kl"] for row in compared], weights=positions)),
+            "same greedy token": stats.text(same),
+        }
+        if label in answers:
+            equal = sum(a == b for a, b in zip(answers[reference], answers[label], strict=True))
+            row |= {
+                "same answer text": stats.text(stats.proportion(equal, len(answers[label]))),
+                "task score": stats.text(stats.proportion(int(right[label].sum()), len(right[label]))),
+                "minus reference": stats.text(stats.paired_difference(right[label], right[reference], seed)),
+            }
+        rows.append(row)
+    return rows
+
+
 def delta_norms(base: str, adapter: Path, dtype: str, revision: str = "") -> list[dict]:
     """Size of the update a layer: {layer, module, delta, weight, relative}, Frobenius norms of scale*B@A and of W."""
     import re
@@ -126,6 +158,12 @@ def delta_norms(base: str, adapter: Path, dtype: str, revision: str = "") -> lis
         weight = float(module.base_layer.weight.norm())
         layer = int(re.search(r"\.layers\.(\d+)\.", name).group(1))
         rows.append(
-            {"layer": layer, "module": name.rsplit(".", 1)[-1], "delta": delta, "weight": weight, "relative": delta / weight}
+            {
+                "layer": layer,
+                "module": name.rsplit(".", 1)[-1],
+                "delta": delta,
+                "weight": weight,
+                "relative": delta / weight,
+            }
         )
     return rows

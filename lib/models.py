@@ -29,7 +29,7 @@ PACKAGED = {
 
 
 def resolve(name: str) -> str:
-    """Turn a parameter into what `from_pretrained` takes: packaged name -> local folder, folder -> itself, else a Hub id.
+    """Turn a parameter into what `from_pretrained` takes: a local folder (of a packaged model too) or a Hub id.
 
     Raises ValueError for a path that looks local but does not exist.
     """

@@ -102,3 +102,37 @@ def _distances(gate: dict) -> tuple[float, float, float]:
     side = 1 if gate["op"].startswith(">") else -1
     worst, best = (low, high) if side > 0 else (high, low)
     return tuple(side * (x - threshold) for x in (worst, measured["value"], best))
+
+
+def training(history: list[dict], probe: list[dict], n: int):
+    """Training and validation loss against the step, and the task probe beside it.
+
+    history: log of the Trainer; probe: {step, score} from step 0 on; n: items of the probe.
+    """
+    fig, (left, right) = figure(2, 1, 10, 3.6)
+    curves = {name: [(row["step"], row[name]) for row in history if name in row] for name in ("loss", "eval_loss")}
+    left.plot(*zip(*curves["loss"], strict=True), color=BLUE, alpha=0.7, label="training")
+    if curves["eval_loss"]:
+        left.plot(*zip(*curves["eval_loss"], strict=True), "o-", color=ORANGE, label="validation")
+    left.set(xlabel="optimiser step", ylabel="loss (nats a token)", title="Loss on assistant tokens")
+    left.legend()
+    right.plot([row["step"] for row in probe], [row["score"] for row in probe], "o-", color=GREEN)
+    right.set(xlabel="optimiser step", ylabel="share correct", ylim=(0, 1), title=f"Task probe, n {n}")
+    return fig
+
+
+def merge_audit(divergence: dict[str, float], norms):
+    """KL of each way of merging (4-bit routes in red), and the relative size of the update by layer and module.
+
+    divergence: {variant: nats}; norms: DataFrame with layer, module, relative.
+    """
+    fig, (left, right) = figure(2, 1, 11, 4)
+    labels = list(divergence)[::-1]
+    colours = [RED if "4-bit" in label else BLUE for label in labels]
+    left.barh(labels, [max(divergence[label], 1e-9) for label in labels], color=colours)  # a log axis has no zero
+    left.set(xscale="log", xlabel="KL from what was trained (nats a token)", title="What each way of merging changes")
+    for module, group in norms.groupby("module", sort=False):
+        right.plot(group["layer"], group["relative"], label=module)
+    right.set(xlabel="layer", ylabel="norm of update / norm of weight", title="Size of the update")
+    right.legend(fontsize=7)
+    return fig

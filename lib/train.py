@@ -12,6 +12,9 @@ from lib import models
 from lib.files import atomic_write_json, content_hash, read_jsonl, sha256_file
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# what `fit` takes from a notebook's parameters
+SETTINGS = ("epochs", "max_steps", "learning_rate", "warmup_share", "effective_batch", "micro_batch", "eval_steps",
+            "gradient_checkpointing", "early_stopping_patience", "seed", "dtype")  # fmt: skip
 IGNORED = -100  # label that torch's cross-entropy leaves out
 
 # Dense bf16 peak of a card in TFLOP/s, from the vendor's data sheets; a device that is not listed gets no MFU.
@@ -95,7 +98,9 @@ def dataset(path: Path, tokenizer, max_length: int, limit: int, seed: int, cache
     number, flag = datasets.Value("int32"), datasets.Value("bool")
     features = {"id": datasets.Value("string"), "input_ids": ints, "labels": ints, "truncated": flag}
     features |= {"answer_tokens": number, "length": number}
-    fingerprint = content_hash(sha256_file(path), tokenizer.chat_template, str(tokenizer.vocab_size), str(limit), str(seed))
+    fingerprint = content_hash(
+        sha256_file(path), tokenizer.chat_template, str(tokenizer.vocab_size), str(limit), str(seed)
+    )
     data = datasets.Dataset.from_generator(
         rows,
         features=datasets.Features(features),
@@ -124,7 +129,7 @@ def mask_table(tokenizer, example: dict) -> list[dict]:
 
 
 def collate(examples: list[dict], pad_id: int) -> dict:
-    """Right-padded {input_ids, attention_mask, labels}, each [batch, longest]; one document a row, so none sees another."""
+    """Right-padded {input_ids, attention_mask, labels}, each [batch, longest]; documents cannot see each other."""
     import torch
 
     width = max(len(example["input_ids"]) for example in examples)
@@ -146,9 +151,7 @@ def add_lora(model, r: int, alpha: int, dropout: float, seed: int):
     import torch
 
     torch.manual_seed(seed)
-    config = peft.LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LINEARS, task_type="CAUSAL_LM"
-    )
+    config = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LINEARS, task_type="CAUSAL_LM")
     return peft.get_peft_model(model, config)
 
 
@@ -198,12 +201,12 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
     """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with the same losses.
 
     Args:
-        settings: epochs, learning_rate, micro_batch, effective_batch, warmup_share, eval_steps, max_steps (0: by epochs),
-            gradient_checkpointing, early_stopping_patience (0: off), seed, dtype (of matrix products; weights keep theirs).
+        settings: a value for each name in SETTINGS; max_steps 0 goes by epochs, early_stopping_patience 0 never stops
+            early, dtype is that of matrix products while weights keep theirs.
         probe: function() -> score in [0, 1], called at every evaluation; None for no probe.
         fingerprint: of data and settings; checkpoints of another fingerprint are discarded, not continued.
-    Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens, seconds, resumed_from}; tokens
-        are non-padding ones, seconds exclude evaluation. Gradients are clipped at norm 1, adapter weights do not decay.
+    Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens, seconds, resumed_from};
+        tokens are non-padding ones, seconds exclude evaluation. Gradients are clipped at norm 1, nothing decays.
     """
     import torch
     import transformers
@@ -279,7 +282,7 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
 
 
 def _watcher(folder: Path, probe):
-    """Trainer callback: plain progress lines, task probe, training seconds over all sessions, mark of a whole checkpoint."""
+    """Trainer callback: progress lines, task probe, training seconds over all sessions, mark of a whole checkpoint."""
     import transformers
 
     class Watcher(transformers.TrainerCallback):
@@ -299,7 +302,9 @@ def _watcher(folder: Path, probe):
             if "loss" in (logs or {}) and now - self.printed > 10:
                 self.printed = now
                 rate = state.num_input_tokens_seen / max(self.seconds + now - self.started, 1e-9)
-                print(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.3f}  {rate:.0f} tok/s", flush=True)
+                print(
+                    f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.3f}  {rate:.0f} tok/s", flush=True
+                )
 
         def on_step_end(self, args, state, control, **kwargs):
             if control.should_evaluate or control.should_save or control.should_training_stop:
@@ -334,7 +339,9 @@ def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
     """Write adapter, tokenizer and training.json (base name, base key, revision, dtype, settings) atomically."""
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = record["base"]  # a name a reader can load, not a cache folder
+    model.peft_config["default"].base_model_name_or_path = record[
+        "base"
+    ]  # a name a reader can load, not a cache folder
     model.save_pretrained(scratch, save_embedding_layers=False)  # no look-up of the base's vocabulary on the Hub
     tokenizer.save_pretrained(scratch)
     atomic_write_json(scratch / "training.json", record)

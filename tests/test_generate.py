@@ -34,7 +34,9 @@ def test_samples_do_not_depend_on_the_batch(loaded, batch_size):
     settings = {"n": 3, "temperature": 0.8, "max_new_tokens": 12, "seed": 5}
     whole = generate.generate(model, tokenizer, PROMPTS, batch_size=7, **settings)
     other = generate.generate(model, tokenizer, PROMPTS[::-1], batch_size=batch_size, **settings)[::-1]
-    assert [[sample["text"] for sample in row] for row in whole] == [[sample["text"] for sample in row] for row in other]
+    assert [[sample["text"] for sample in row] for row in whole] == [
+        [sample["text"] for sample in row] for row in other
+    ]
     assert len({sample["text"] for row in whole for sample in row}) > len(PROMPTS)  # samples of a prompt differ
 
 
@@ -60,7 +62,9 @@ def test_a_store_is_never_generated_twice_and_survives_a_torn_line(loaded, tmp_p
     lines = store.read_bytes().splitlines(keepends=True)
     store.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
     calls = []
-    monkeypatch.setattr(generate, "_prefill", lambda *args, real=generate._prefill: calls.append(len(args[2])) or real(*args))
+    monkeypatch.setattr(
+        generate, "_prefill", lambda *args, real=generate._prefill: calls.append(len(args[2])) or real(*args)
+    )
     assert [[s["text"] for s in row] for row in generate.generate(model, tokenizer, PROMPTS, **settings)] == [
         [s["text"] for s in row] for row in first
     ]

@@ -52,7 +52,9 @@ def test_the_merged_weights_are_base_plus_scaled_product(trained):
     name = "model.layers.1.mlp.down_proj"
     a, b = (low_rank[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
     assert (merged[f"{name}.weight"] - (before[f"{name}.weight"] + 8 / 4 * b @ a)).abs().max() < 1e-5
-    norms = [row for row in merge.delta_norms(base, adapter, "float32") if row["layer"] == 1 and row["module"] == "down_proj"]
+    norms = [
+        row for row in merge.delta_norms(base, adapter, "float32") if row["layer"] == 1 and row["module"] == "down_proj"
+    ]
     assert norms[0]["delta"] == pytest.approx(float((2 * b @ a).norm()), rel=1e-4)
 
 
@@ -89,7 +91,10 @@ def test_integer_weights_are_refused_even_when_the_config_is_silent(tmp_path):
     from safetensors.torch import save_file
 
     folder = tiny.checkpoint(tmp_path / "model")
-    save_file({"model.layers.0.mlp.up_proj.weight": torch.zeros(4, 4, dtype=torch.uint8)}, tmp_path / "model" / "x.safetensors")
+    save_file(
+        {"model.layers.0.mlp.up_proj.weight": torch.zeros(4, 4, dtype=torch.uint8)},
+        tmp_path / "model" / "x.safetensors",
+    )
     with pytest.raises(ValueError, match="U8"):
         models.require_full_precision(folder)
 

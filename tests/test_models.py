@@ -19,7 +19,11 @@ def test_a_wrong_name_says_what_would_work():
 
 def test_the_key_follows_weights_template_and_type(tmp_path):
     name = tiny.checkpoint(tmp_path / "model")
-    keys = {models.key(name, "float32"), models.key(name, "bfloat16"), models.key(tiny.checkpoint(tmp_path / "b", seed=1), "float32")}
+    keys = {
+        models.key(name, "float32"),
+        models.key(name, "bfloat16"),
+        models.key(tiny.checkpoint(tmp_path / "b", seed=1), "float32"),
+    }
     (tmp_path / "model" / "chat_template.jinja").write_text(tiny.MARKED)
     keys.add(models.key(name, "float32"))
     assert len(keys) == 4

@@ -22,14 +22,27 @@ CHAT = [
     {"role": "assistant", "content": "So long"},
 ]
 SETTINGS = {
-    "epochs": 1, "max_steps": 0, "learning_rate": 0.01, "warmup_share": 0.1, "effective_batch": 4, "micro_batch": 2,
-    "gradient_checkpointing": False, "early_stopping_patience": 0, "eval_steps": 3, "seed": 3, "dtype": "float32",
+    "epochs": 1,
+    "max_steps": 0,
+    "learning_rate": 0.01,
+    "warmup_share": 0.1,
+    "effective_batch": 4,
+    "micro_batch": 2,
+    "gradient_checkpointing": False,
+    "early_stopping_patience": 0,
+    "eval_steps": 3,
+    "seed": 3,
+    "dtype": "float32",
 }
 
 
 def rows(count: int) -> list[dict]:
     return [
-        {"id": f"{index:04d}", "instruction": f"Add {index} and 1." + " Please." * (index % 5), "response": f"It is {index + 1}."}
+        {
+            "id": f"{index:04d}",
+            "instruction": f"Add {index} and 1." + " Please." * (index % 5),
+            "response": f"It is {index + 1}.",
+        }
         for index in range(count)
     ]
 
@@ -53,7 +66,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
 
 def test_cut_conversations_are_counted_and_empty_training_sets_refused(tmp_path):
     tokenizer = tiny.tokenizer()
-    write_jsonl(tmp_path / "train.jsonl", [*rows(3), {"id": "long", "instruction": "x" * 400, "response": "never seen"}])
+    write_jsonl(
+        tmp_path / "train.jsonl", [*rows(3), {"id": "long", "instruction": "x" * 400, "response": "never seen"}]
+    )
     data, counts = train.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
     assert counts == {"rows": 4, "truncated": 1, "without_answer": 1} and len(data) == 3
     with pytest.raises(ValueError, match="max_length"):
@@ -95,15 +110,18 @@ model, tokenizer = models.load(str(folder / "model"), "float32")
 data, _ = train.dataset(folder / "train.jsonl", tokenizer, 200, 0, 0, folder / sys.argv[4] / "cache")
 adapted = train.add_lora(model, 4, 8, 0.2, 1)
 probe = lambda: time.sleep(slow) or 0.5
-result = train.fit(adapted, tokenizer, data, data.select(range(4)), folder / sys.argv[4] / "checkpoints", settings, probe, "same")
-train.save_adapter(adapted, tokenizer, folder / sys.argv[4] / "adapter", train.base_record(str(folder / "model"), "float32", ""))
-(folder / sys.argv[4] / "result.json").write_text(json.dumps(result))
+out = folder / sys.argv[4]
+result = train.fit(adapted, tokenizer, data, data.select(range(4)), out / "checkpoints", settings, probe, "same")
+train.save_adapter(adapted, tokenizer, out / "adapter", train.base_record(str(folder / "model"), "float32", ""))
+(out / "result.json").write_text(json.dumps(result))
 """
 
 
 def start(folder: Path, name: str, slow: float) -> subprocess.Popen:
     command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(SETTINGS), str(slow), name]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.slow
@@ -143,7 +161,9 @@ def test_other_data_discards_old_checkpoints(tmp_path):
         model, tokenizer = models.load(name, "float32")
         data, _ = train.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
         adapted = train.add_lora(model, 4, 8, 0.0, 1)
-        result = train.fit(adapted, tokenizer, data, data.select(range(4)), tmp_path / "ck", settings, None, fingerprint)
+        result = train.fit(
+            adapted, tokenizer, data, data.select(range(4)), tmp_path / "ck", settings, None, fingerprint
+        )
         resumed.append(result["resumed_from"])
         assert result["finished"] and result["steps"] == 4
     assert resumed == [0, 4, 0]
