@@ -73,10 +73,10 @@ def difference(a: Sequence[float], b: Sequence[float], seed: int = 0, *,
     if bounds is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
         bounds = (0.0, 1.0)
     value = float(x.mean() - y.mean())
-    if x.min() == x.max() and y.min() == y.max():
-        first, second = (_without_spread(float(v[0]), len(v), bounds) for v in (x, y))
-        return _estimate(value, first[0] - second[1], first[1] - second[0], min(len(x), len(y)), unit,
-                         "no spread inside either group; Wilson bound on what could differ")
+    if min(len(x), len(y)) == 1 or (x.min() == x.max() and y.min() == y.max()):
+        a, b = (mean_ci(v, seed, bounds=bounds) for v in (x, y))
+        return _estimate(value, a["low"] - b["high"], a["high"] - b["low"], min(len(x), len(y)), unit,
+                         "difference of the groups' own intervals: a group of one, or no spread in either")
     return _interval([x, y], value, None, seed, unit, statistic=_mean_difference)
 
 

@@ -74,6 +74,9 @@ def test_equal_values_do_not_claim_certainty():
     assert same["value"] == 0 and same["low"] == -same["high"] < 0
     groups = stats.difference([1.0] * 5, [0.0] * 5)
     assert groups["value"] == 1 and 0 < groups["low"] < 1
+    one = stats.difference([0.5], [0.1, 0.2, 0.3], seed=1)  # a group of one cannot be resampled
+    assert one["value"] == pytest.approx(0.3)
+    assert one["low"] < -0.1 and one["high"] > 0.7 and one["n"] == 1
     unbounded = stats.mean_ci([7.5] * 3)
     assert (unbounded["low"], unbounded["high"]) == (7.5, 7.5) and "equal" in unbounded["method"]
 
