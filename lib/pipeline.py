@@ -18,7 +18,7 @@ from lib.progress import Progress, clock
 UPSTREAM = {
     "00_curate": [],
     "10_train_base": ["00_curate"],
-    "11_merge": ["10_train_base"],
+    "11_merge": ["00_curate", "10_train_base"],
     "12_benchmark": ["11_merge"],
     "13_consistency": ["11_merge", "12_benchmark"],
     "50_validate": ["00_curate", "10_train_base", "11_merge", "12_benchmark", "13_consistency"],
@@ -94,9 +94,7 @@ def execute(
         for other in upstream[name]:
             absent = not (out / "metrics" / f"{other}.json").exists()
             if absent and other not in chosen and name not in JUDGES_WHAT_EXISTS:
-                raise ParameterError(
-                    f"{name} reads {other}, which has not run in outputs/{run}; add --from {other}"
-                )
+                raise ParameterError(f"{name} reads {other}, which has not run in outputs/{run}; add --from {other}")
     with state.lock(out):
         return _run_all(chosen, values, upstream, out, root, again, stream)
 
@@ -167,9 +165,7 @@ def _run_one(name, label, values, now, out: Path, root: Path, announce, stream) 
         status, failure = "failed", f"  cell {error.exec_count}: {error.ename}: {error.evalue}"
     except KeyboardInterrupt:
         raise
-    except (
-        Exception
-    ) as error:  # a dead kernel (out of memory), a full disk: the run reports it and stops here
+    except Exception as error:  # a dead kernel (out of memory), a full disk: the run reports it and stops here
         words = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
         status, failure = "failed", "\n  ".join([f"  {type(error).__name__}: {error}", *words])
         _note_on_top(partial, failure)
@@ -208,9 +204,7 @@ def _note_on_top(path: Path, message: str) -> None:
     if path.exists():
         notebook = nbformat.read(path, as_version=4)
         text = f"**The run broke here:**{message}. The last cell with output is where to look."
-        notebook.cells.insert(
-            0, nbformat.v4.new_markdown_cell(text, metadata={"tags": ["papermill-error-cell-tag"]})
-        )
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(text, metadata={"tags": ["papermill-error-cell-tag"]}))
         nbformat.write(notebook, path)
 
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 
 from lib.files import atomic_write_json, sha256_file
@@ -36,25 +37,28 @@ def _module_file(dotted: str, root: Path) -> Path | None:
 def library(codes: list[str], root: Path) -> dict[str, str]:
     """{module of lib: sha} of everything that the codes import from lib, directly or not, lazily or not."""
     found: dict[str, str] = {}
-    waiting = list(codes)
+    waiting = [(code, "") for code in codes]
     while waiting:
+        code, package = waiting.pop()
         try:
-            tree = ast.parse(waiting.pop())
+            tree = ast.parse(code)
         except SyntaxError:  # a cell magic; what it runs is in the hash of the notebook
             continue
         for node in ast.walk(tree):
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-            for name in names:
+            elif isinstance(node, ast.ImportFrom):
+                base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+                module = ".".join(part for part in (base, node.module) if part)
+                names = [module] + [f"{module}.{alias.name}" for alias in node.names]
+            for name in (part for full in names for part in accumulate(full.split("."), "{}.{}".format)):
                 path = _module_file(name, root) if name.split(".")[0] == "lib" else None
                 if path is None or name in found or name.removeprefix("lib.") in RUNNERS:
                     continue
                 text = path.read_text(encoding="utf-8")
                 found[name] = _sha(text)
-                waiting.append(text)
+                waiting.append((text, name if path.name == "__init__.py" else name.rpartition(".")[0]))
     return dict(sorted(found.items()))
 
 

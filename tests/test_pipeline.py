@@ -226,7 +226,11 @@ def test_a_notebook_is_named_by_its_beginning(text, name):
 def test_freshness_follows_the_library_that_a_notebook_uses_and_no_other(project):
     project.write("lib/__init__.py", "")
     project.write("lib/used.py", "def f():\n    from lib.deep import g\n")
-    project.write("lib/deep.py", "x = 1")
+    project.write("lib/deep.py", "from . import deeper\nfrom .inner.leaf import y\n")
+    project.write("lib/deeper.py", "x = 1")
+    project.write("lib/inner/__init__.py", "")
+    project.write("lib/inner/leaf.py", "from ..deeper import x\nfrom .twig import z\n")
+    project.write("lib/inner/twig.py", "z = 1")
     project.write("lib/other.py", "x = 1")
     project.write("lib/report.py", "x = 1")
     project.notebook("01_first", "from lib import used, report\n", "%time import lib.other")
@@ -235,7 +239,8 @@ def test_freshness_follows_the_library_that_a_notebook_uses_and_no_other(project
         return state.parts("01_first", {"k": 1}, [], project.out, project.root)
 
     first = parts()
-    assert set(first["lib"]) == {"lib", "lib.used", "lib.deep"}
+    names = {"used", "deep", "deeper", "inner", "inner.leaf", "inner.twig"}
+    assert set(first["lib"]) == {"lib"} | {f"lib.{name}" for name in names}
     project.write("lib/other.py", "x = 2")
     project.write("lib/report.py", "x = 2")
     assert parts() == first

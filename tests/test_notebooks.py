@@ -1,0 +1,160 @@
+"""Notebooks as committed: no outputs, one skeleton, every parameter used, every profile valid; and a smoke run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from lib import gates, params, pipeline, report
+from lib.files import ROOT
+
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in PATHS]
+COMMON = ["out", "model", "model_revision", "data", "seed", "dtype", "hourly_rate"]
+each = pytest.mark.parametrize("path", PATHS, ids=NAMES)
+
+
+@cache
+def cells(path: Path) -> list[dict]:
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell | {"text": "".join(cell["source"])} for cell in found]
+
+
+def code(path: Path) -> list[str]:
+    return [cell["text"] for cell in cells(path) if cell["cell_type"] == "code"]
+
+
+@each
+def test_committed_without_outputs_and_with_stable_ids(path):
+    for number, cell in enumerate(cells(path)):
+        assert not cell.get("outputs") and cell.get("execution_count") is None, f"cell {number} has outputs"
+        assert cell["id"] == f"c{number:02d}"
+    assert set(json.loads(path.read_text())["metadata"]) <= {"kernelspec", "language_info"}
+
+
+@each
+def test_skeleton(path):
+    found = cells(path)
+    number, title = path.stem.split("_", 1)
+    heading = f"# {number} {title.replace('_', ' ').capitalize()}"
+    assert found[0]["cell_type"] == "markdown" and found[0]["text"].splitlines()[0] == heading
+    assert re.search(r"^> .*\?", found[0]["text"], re.M), "the question stands in a blockquote"
+    for word in ("Reads", "Writes", "Costs"):
+        assert re.search(rf"^\*\*{word}\*\* \S", found[0]["text"], re.M), word
+    assert found[1]["metadata"].get("tags") == ["parameters"]
+    assert f'run.start("{path.stem}", globals())' in found[2]["text"]
+    assert found[-2]["cell_type"] == "markdown" and found[-2]["text"].startswith("## What this does not show")
+    assert re.search(r"run\.finish\(\s*job", found[-1]["text"])
+
+
+@each
+def test_size(path):
+    sizes = [len(text.splitlines()) for text in code(path)]
+    assert 14 <= len(cells(path)) <= 20 and sum(sizes) <= 150 and max(sizes) <= 25
+    definitions = [n for text in code(path) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    assert len(definitions) <= 1
+
+
+@each
+def test_parameters_are_common_commented_and_used(path):
+    declared = params.declared(path)
+    assert list(declared)[: len(COMMON)] == COMMON
+    assert all(parameter.comment for parameter in declared.values())
+    read = {n.id for text in code(path)[1:] for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
+    read |= set(re.findall(r"job\.params\[[\"'](\w+)", "\n".join(code(path))))
+    for module in re.findall(r"job\.params\[name\] for name in (\w+)\.SETTINGS", "\n".join(code(path))):
+        read |= set(importlib.import_module(f"lib.{module}").SETTINGS)
+    frame = {"out", "hourly_rate"}  # read by run.start and run.finish
+    assert declared.keys() - read - frame == set(), "declared and never used"
+
+
+@each
+def test_at_least_one_figure_and_one_table_and_both_are_read_aloud(path):
+    text = "\n".join(code(path))
+    assert "run.show(" in text and "run.say(f" in text.replace("\n", "").replace(" ", "")
+
+
+@each
+def test_reads_only_what_its_upstream_writes(path):
+    named = set(re.findall(r"job\.(?:read|metrics)\(\s*[\"'](\w+)", "\n".join(code(path))))
+    assert named <= set(pipeline.UPSTREAM[path.stem])
+
+
+def test_the_pipeline_knows_every_notebook_and_no_other():
+    assert list(pipeline.UPSTREAM) == NAMES
+    for position, name in enumerate(NAMES):
+        assert set(pipeline.UPSTREAM[name]) <= set(NAMES[:position])
+    assert {gate["notebook"] for gate in gates.load()} <= set(NAMES)
+
+
+@pytest.mark.parametrize("profile", params.profiles())
+def test_every_profile_is_complete_and_valid(profile):
+    values = params.effective(profile, NAMES)
+    assert {own["out"] for own in values.values()} == {f"outputs/{profile}"}
+    for key in COMMON:
+        assert len({own[key] for own in values.values()}) == 1, f"{key} differs between notebooks"
+
+
+def test_the_defaults_of_the_notebooks_are_the_embedded_profile():
+    for name, own in params.effective("smollm2", NAMES).items():
+        defaults = {key: p.default for key, p in params.declared(ROOT / "notebooks" / f"{name}.ipynb").items()}
+        assert own == defaults
+
+
+def test_the_plan_s_settings_are_in_llama8b():
+    train = params.effective("llama8b", NAMES)["10_train_base"]
+    plan = {"epochs": 3, "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 5e-6,
+            "effective_batch": 64, "max_length": 2048, "model": "meta-llama/Meta-Llama-3.1-8B-Instruct"}  # fmt: skip
+    assert plan.items() <= train.items()
+
+
+def test_the_parameters_of_a_profile_work_with_plain_papermill(tmp_path):
+    """papermill takes each profile's two files as the README says; --prepare-only stops before the kernel."""
+    for profile in params.profiles():
+        for path in PATHS:
+            files = [ROOT / "params" / profile / f"{stem}.yaml" for stem in ("common", path.stem)]
+            import papermill
+            from papermill.iorw import read_yaml_file
+
+            values = {key: value for file in files for key, value in (read_yaml_file(str(file)) or {}).items()}
+            notebook = papermill.execute_notebook(str(path), str(tmp_path / "x.ipynb"), values, prepare_only=True)
+            assert not values or notebook.cells[2].source.startswith("# Parameters\n")
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(1200)
+def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
+    """The whole workbook with tiny limits, as a user calls it, twice. Its record stays in outputs/ for a look."""
+    run = f"smoke-test-{os.getpid()}"
+    command = [sys.executable, "-m", "lib.run", "smoke", "--run", run]
+    out = ROOT / "outputs" / run
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        for name in NAMES:
+            record = json.loads((out / "metrics" / f"{name}.json").read_text())
+            assert record["headline"] and record["provenance"]["params"]["out"] == f"outputs/{run}"
+            assert str(ROOT) not in (out / f"{name}.ipynb").read_text()
+            html = (out / "html" / f"{name}.html").read_text()
+            assert "<script" not in html and not re.search(r"""(?:src|<link[^>]*href)=["']https?:""", html)
+        page = (out / "index.html").read_text()
+        assert "did not finish" not in page and "under way" not in page and page.count("data:image/png") == 2
+        unmeasured = {g["id"] for g in report.collect(out, ROOT, NAMES)[2] if g["measured"] is None}
+        assert {name for name in unmeasured if not name.startswith("final-")} <= {"train-cost"}, "no rate, no cost"
+        judged = json.loads((out / "metrics/50_validate.json").read_text())["metrics"]
+        assert judged["shared_contents"]["value"] == 0
+        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert again.returncode == 0 and again.stdout.count("fresh, skipped") == len(NAMES)
+    finally:
+        import shutil
+
+        shutil.rmtree(out, ignore_errors=True)
