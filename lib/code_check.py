@@ -22,7 +22,7 @@ def extract_code(text: str, names: list[str]) -> tuple[str | None, str]:
         return (defining or blocks)[-1], "fenced"
     lines = text.split("\n")
     for position, line in enumerate(lines):
-        if re.match(r"(def|class|import|from|@)\b|@|    \S", line):
+        if re.match(r"(?:def|class|import|from)\b|@|[A-Za-z_]\w* = |    \S", line):
             return "\n".join(lines[position:]), "bare"
     return None, "none"
 

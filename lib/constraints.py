@@ -26,9 +26,7 @@ def failed(ids: list[str], kwargs: list[dict], text: str) -> list[str]:
         raise ValueError(f"No checker for instruction {unknown[0]!r}; known: {', '.join(sorted(CHECKERS))}.")
     if not text.strip():
         return list(ids)
-    return [
-        name for name, options in zip(ids, kwargs, strict=True) if not CHECKERS[name](text, options or {})
-    ]
+    return [name for name, options in zip(ids, kwargs, strict=True) if not CHECKERS[name](text, options or {})]
 
 
 def _checker(name: str):

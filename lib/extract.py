@@ -11,10 +11,9 @@ import re
 from fractions import Fraction
 
 MARK = re.compile(r"(?:answer\s*(?:is|:)|answer\s+should\s+be|####)\s*:?\s*", re.IGNORECASE)
-NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?!\w)|(?<![\w.])[-+]?\.\d+"
-)
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?!\w)|(?<![\w.])[-+]?\.\d+")
 CLOSED = ({"yes", "no"}, {"true", "false"}, {"valid", "invalid"})
+SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 MAX_CHARS = 20_000  # of a text, from its end: no final answer stands before that
 
 
@@ -40,7 +39,7 @@ def marked(text: str) -> str | None:
     for mark in reversed(marks):
         line = text[mark.end() :].lstrip().split("\n", 1)[0]
         cleaned = clean(line)
-        if cleaned and cleaned != "X":  # a bare X repeats the prompt's pattern
+        if cleaned and SENTENCE.split(cleaned)[0] != "X":  # a bare X repeats the prompt's pattern
             return cleaned
     return None
 
@@ -68,9 +67,7 @@ def number(text: str | None) -> Fraction | None:
     else None."""
     if text is None or len(text) > 200:
         return None
-    bare = re.sub(
-        r"\\(?:text|mathrm)\{[^{}]*\}|\\[,!; ]|[$£€%]|\\%|\^\\circ|°", "", text.replace("\\$", "")
-    ).strip()
+    bare = re.sub(r"\\(?:text|mathrm)\{[^{}]*\}|\\[,!; ]|[$£€%]|\\%|\^\\circ|°", "", text.replace("\\$", "")).strip()
     latex = re.fullmatch(r"([-+]?)\s*\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}", bare)
     if latex:
         bare = f"{latex[1]}{latex[2]}/{latex[3]}"
@@ -89,7 +86,7 @@ def expression(text: str, equation: bool = False) -> str:
 
     `equation`: the gold answer is an equation, so the `=` stays.
     """
-    text = text.strip().strip("$").strip()
+    text = SENTENCE.split(text.strip())[0].strip("$").strip()
     text = re.sub(r"^\\[\[(]|\\[\])]$", "", text).strip()
     parts = re.split(r"(?<![<>!\\])=", text)
     if len(parts) > 1 and parts[-1].strip() and not equation:

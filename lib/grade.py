@@ -62,9 +62,7 @@ def classes_of(item: dict, answers: list[str | None]) -> list[int]:
     return classes
 
 
-def grade_all(
-    items: list[dict], texts_per_item: list[list[str]], extractor: str | None = None, progress: bool = True
-):
+def grade_all(items: list[dict], texts_per_item: list[list[str]], extractor: str | None = None, progress: bool = True):
     """Grade every text of every item, code in parallel sandboxes (at most one for each CPU).
 
     Returns a DataFrame with a row for each text: id, category, task, sample, correct, answer, extractor,
@@ -73,16 +71,12 @@ def grade_all(
     from tqdm import tqdm
 
     if len(items) != len(texts_per_item):
-        raise ValueError(
-            f"{len(items)} items but {len(texts_per_item)} lists of texts; they must correspond."
-        )
+        raise ValueError(f"{len(items)} items but {len(texts_per_item)} lists of texts; they must correspond.")
     pairs = zip(items, texts_per_item, strict=True)
     jobs = [(item, sample, text) for item, texts in pairs for sample, text in enumerate(texts)]
     with ThreadPoolExecutor(max_workers=max(1, min(os.cpu_count() or 1, len(jobs)))) as pool:
         graded = pool.map(lambda job: grade(job[0], job[2], extractor), jobs)
-        bar = tqdm(
-            graded, "grade", len(jobs), file=sys.stdout, mininterval=5, ascii=True, disable=not progress
-        )
+        bar = tqdm(graded, "grade", len(jobs), file=sys.stdout, mininterval=5, ascii=True, disable=not progress)
         rows = [
             {"id": item["id"], "category": item["category"], "task": item["task"], "sample": sample, **result}
             for (item, sample, _), result in zip(jobs, bar, strict=True)
@@ -169,9 +163,7 @@ def _exact(item: dict, text: str, only: str | None) -> dict:
     if answer is None:
         return _nothing("answer")
     answer, gold = extract.normal(answer)[:500], extract.normal(item["gold"])
-    return _result(
-        answer == gold, answer, extractor, "" if answer == gold else "differs from the gold answer"
-    )
+    return _result(answer == gold, answer, extractor, "" if answer == gold else "differs from the gold answer")
 
 
 def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
@@ -182,19 +174,13 @@ def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
     if extract.number(gold) is not None and extract.number(extract.expression(answer)) is not None:
         answer = extract.expression(answer).replace(",", "").replace(" ", "").strip("$")
     if extract.normal(answer) == extract.normal(gold):
-        answer = (
-            gold  # verifiers differ in what they forgive; case, quotes and a full stop are forgiven for all
-        )
+        answer = gold  # verifiers differ in what they forgive; case, quotes and a full stop are forgiven for all
     try:
         score = tasks_packaged.verify(item["meta"], answer)
     except Exception as error:  # a verifier's own bug on odd input makes no right answer
-        return _result(
-            False, extract.normal(answer), extractor, f"the verifier raised {type(error).__name__}"
-        )
+        return _result(False, extract.normal(answer), extractor, f"the verifier raised {type(error).__name__}")
     correct = score >= REASONING_GYM_PASS
-    return _result(
-        correct, extract.normal(answer), extractor, "" if correct else f"verifier score {score:.2f}"
-    )
+    return _result(correct, extract.normal(answer), extractor, "" if correct else f"verifier score {score:.2f}")
 
 
 def _constraints(item: dict, text: str, only: str | None) -> dict:
@@ -225,9 +211,7 @@ def _code(item: dict, text: str, only: str | None) -> dict:
 
 
 @lru_cache(maxsize=20_000)
-def _run_tests(
-    solution: str, tests: tuple[str, ...], watched: tuple[str, ...]
-) -> tuple[bool, str, str | None]:
+def _run_tests(solution: str, tests: tuple[str, ...], watched: tuple[str, ...]) -> tuple[bool, str, str | None]:
     """(passed, reason, fingerprint of the behaviour). A program that yields no value on any input has
     none."""
     result = sandbox.run_tests(solution, list(tests), list(watched))

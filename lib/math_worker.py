@@ -39,9 +39,7 @@ def _ask(gold: str, answer: str) -> bool:
         )  # fmt: skip
         if _line(START_SECONDS) != "ready":
             _stop()
-            raise RuntimeError(
-                "the math-verify helper did not start; try `python -m lib.math_worker` to see why"
-            )
+            raise RuntimeError("the math-verify helper did not start; try `python -m lib.math_worker` to see why")
     try:
         _process.stdin.write(json.dumps([gold, answer]) + "\n")
         _process.stdin.flush()
@@ -85,13 +83,10 @@ def _serve() -> None:
         result = "0"
         try:
             gold, answer = (
-                parse(f"${text}$", parsing_timeout=2) or parse(text, parsing_timeout=2)
-                for text in json.loads(line)
+                parse(f"${text}$", parsing_timeout=2) or parse(text, parsing_timeout=2) for text in json.loads(line)
             )
             result = "1" if gold and answer and verify(gold, answer, timeout_seconds=3) else "0"
-        except (
-            BaseException
-        ) as error:  # RecursionError, MemoryError, sympy's own: all mean "not shown to be equal"
+        except BaseException as error:  # RecursionError, MemoryError, sympy's own: all mean "not shown to be equal"
             if isinstance(error, KeyboardInterrupt):
                 raise
         print(result, file=answer_pipe, flush=True)

@@ -14,8 +14,7 @@ MATH = "{question}\n\nThink step by step. End with: The answer is X."
 EXACT = "{question}\n\nEnd with: The answer is X."
 CHOICE = "{question}\n\n{options}\n\nAnswer with the letter. End with: The answer is X."
 COMPLETE = (
-    "Complete this Python function. Answer with the whole function in one code block.\n\n"
-    "```python\n{question}\n```"
+    "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{question}\n```"
 )
 WRITE = (
     "{question}\n\nWrite the Python function. It must pass tests like this one:\n\n"

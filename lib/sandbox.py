@@ -78,9 +78,7 @@ def isolation() -> dict[str, str]:
     }
 
 
-def _run(
-    job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, layers: tuple[str, ...]
-) -> dict:
+def _run(job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, layers: tuple[str, ...]) -> dict:
     """Start the child, wait, kill what is left, read its report. Raises OSError if no process can be
     started."""
     token, marker = secrets.token_hex(16), secrets.token_hex(16)

@@ -256,4 +256,5 @@ def main():
     leave(0)  # no exit handlers, no destructors of the code under test
 
 
-main()
+if __name__ == "__main__":
+    main()

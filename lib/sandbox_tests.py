@@ -16,9 +16,7 @@ def canonical(value, depth=0):
     kind = _type(value)
     if depth > 20:
         return "..."
-    if kind in (_bool, _int) or (
-        kind is _float and value - value == 0 and value == _int(value)
-    ):  # finite, whole
+    if kind in (_bool, _int) or (kind is _float and value - value == 0 and value == _int(value)):  # finite, whole
         return _repr(_int(value))
     if kind is _float:
         return f"{value:.10g}"

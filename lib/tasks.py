@@ -21,9 +21,7 @@ CATEGORIES = ("math", "code", "reasoning", "knowledge", "instruction", "creativi
 log = logging.getLogger(__name__)
 
 
-def load_items(
-    data: str, categories: list[str], per_category: int, seed: int, split: str = "test"
-) -> list[dict]:
+def load_items(data: str, categories: list[str], per_category: int, seed: int, split: str = "test") -> list[dict]:
     """Items of the named categories, `per_category` each, balanced over tasks; the same call gives the
     same list.
 
@@ -126,9 +124,7 @@ def _balanced(items: list[dict], count: int, rng: random.Random) -> list[dict]:
     tasks: dict[str, dict[str, list[dict]]] = {}
     for item in items:
         tasks.setdefault(item["task"], {}).setdefault(item["meta"].get("subtask") or "", []).append(item)
-    return _interleaved([_interleaved(list(groups.values()), rng) for groups in tasks.values()], rng, False)[
-        :count
-    ]
+    return _interleaved([_interleaved(list(groups.values()), rng) for groups in tasks.values()], rng, False)[:count]
 
 
 def _interleaved(groups: list[list[dict]], rng: random.Random, shuffle: bool = True) -> list[dict]:

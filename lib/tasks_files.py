@@ -71,15 +71,12 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
                     ) from error
                 if task == "mbpp_sanitized":
                     sanitized.add(row["task_id"])
-                if item and not (
-                    task == "mbpp" and row["task_id"] in sanitized
-                ):  # the same problem, reworded
+                if item and not (task == "mbpp" and row["task_id"] in sanitized):  # the same problem, reworded
                     yield item
     if not found and split == "test":
         wanted = " or ".join(pattern.split()[0] for pattern, _ in FILES[category].values())
         raise ValueError(
-            f"No {category} items in {folder}: expected {wanted} (plain or .gz); "
-            f"add a file or leave {category!r} out."
+            f"No {category} items in {folder}: expected {wanted} (plain or .gz); add a file or leave {category!r} out."
         )
 
 
@@ -101,14 +98,10 @@ def other_texts(data: Path) -> Iterator[tuple[str, str, str | None]]:
 def evals_folder(data: Path) -> Path:
     """`<data>/evals`. Raises ValueError in one sentence if it is missing."""
     if not data.is_dir():
-        raise ValueError(
-            f"The data folder {data} does not exist; set `data` to 'packaged' or to a folder with evals/."
-        )
+        raise ValueError(f"The data folder {data} does not exist; set `data` to 'packaged' or to a folder with evals/.")
     folder = data / "evals"
     if not folder.is_dir():
-        raise ValueError(
-            f"{data} has no folder evals/; put the evaluation files there or set `data` to 'packaged'."
-        )
+        raise ValueError(f"{data} has no folder evals/; put the evaluation files there or set `data` to 'packaged'.")
     return folder
 
 
@@ -144,9 +137,7 @@ def _rows(path: Path) -> Iterator:
 
 
 def _gsm8k(row: dict, path: Path) -> dict:
-    return prompts.item(
-        "gsm8k", "math", row["question"], row["answer"], "math", licence="MIT (grade-school-math)"
-    )
+    return prompts.item("gsm8k", "math", row["question"], row["answer"], "math", licence="MIT (grade-school-math)")
 
 
 def _math(row: dict, path: Path) -> dict:

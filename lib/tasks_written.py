@@ -190,8 +190,7 @@ def instruction(split: str) -> Iterator[dict]:
 
 def _filled(kwargs: dict, word: str) -> dict:
     return {
-        key: [word] if value == ["{word}"] else word if value == "{word}" else value
-        for key, value in kwargs.items()
+        key: [word] if value == ["{word}"] else word if value == "{word}" else value for key, value in kwargs.items()
     }
 
 

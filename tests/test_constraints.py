@@ -172,9 +172,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "kwargs", "good", "bad"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)]
-)
+@pytest.mark.parametrize(("name", "kwargs", "good", "bad"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
 def test_by_hand(name, kwargs, good, bad):
     for text in good:
         assert constraints.failed([name], [kwargs], text) == [], text

@@ -1,0 +1,215 @@
+"""Evaluation items: shape, determinism, balance, disjoint splits, and errors that say what to do."""
+
+import gzip
+import json
+from collections import Counter
+
+import pytest
+
+from lib import constraints, prompts, tasks, tasks_files, tasks_packaged
+from lib.files import ROOT
+
+SHARED = ROOT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not (SHARED / "evals").is_dir(), reason="needs the shared test data")
+ALL = list(tasks.CATEGORIES)
+
+
+@pytest.fixture(scope="module")
+def pools():
+    return {
+        split: {category: tasks.load_items("packaged", [category], 10_000, 1, split) for category in ALL}
+        for split in ("test", "probe")
+    }
+
+
+def test_every_item_has_the_agreed_shape_and_survives_json(pools):
+    for item in [item for split in pools.values() for items in split.values() for item in items]:
+        assert set(item) == {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}
+        assert json.loads(json.dumps(item)) == item
+        assert item["prompt"].strip() and item["licence"] and item["meta"]["question"]
+        assert len(item["id"]) == 16 and item["category"] in tasks.CATEGORIES
+        if item["checker"] in ("math", "exact", "choice", "reasoning_gym"):
+            assert item["gold"] and prompts.ANSWER_MARK in item["prompt"]
+
+
+def test_every_category_has_enough_test_items(pools):
+    sizes = {category: len(items) for category, items in pools["test"].items()}
+    assert sizes["code"] == 164
+    assert sizes["instruction"] >= 60 and sizes["creativity"] >= 24
+    assert min(sizes["math"], sizes["reasoning"], sizes["knowledge"]) >= 200, sizes
+
+
+def test_test_and_probe_share_no_item(pools):
+    for category in ALL:
+        ids = [{item["id"] for item in pools[split][category]} for split in ("test", "probe")]
+        assert not ids[0] & ids[1]
+        assert all(len(found) == len(pools[split][category]) for found, split in zip(ids, pools, strict=True))
+
+
+def test_the_same_call_gives_the_same_items_and_another_seed_others():
+    first, second = (tasks.load_items("packaged", ["math", "knowledge"], 30, 7) for _ in range(2))
+    assert first == second
+    assert first != tasks.load_items("packaged", ["math", "knowledge"], 30, 8)
+
+
+def test_a_smaller_draw_is_the_beginning_of_a_larger_one():
+    small, large = (tasks.load_items("packaged", ["reasoning"], count, 7) for count in (10, 40))
+    assert small == large[:10]
+
+
+def test_items_are_balanced_over_tasks():
+    for category in ("math", "reasoning", "knowledge", "instruction"):
+        counts = Counter(item["task"] for item in tasks.load_items("packaged", [category], 40, 3))
+        assert max(counts.values()) - min(counts.values()) <= 1, counts
+
+
+def test_asking_for_too_many_gives_all_and_says_so(caplog):
+    items = tasks.load_items("packaged", ["creativity"], 500, 1)
+    assert 24 <= len(items) < 500
+    assert f"500 test items asked for, {len(items)} exist" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "categories", "split", "said"),
+    [
+        ("packaged", ["maths"], "test", "Unknown category 'maths'; choose from math"),
+        ("packaged", ["math"], "train", "Unknown split 'train'"),
+        ("no/such/folder", ["math"], "test", "no/such/folder does not exist; set `data`"),
+    ],
+)
+def test_errors_are_one_sentence_that_says_what_to_do(data, categories, split, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        tasks.load_items(data, categories, 5, 1, split)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_pools_use_disjoint_seed_ranges(pools):
+    starts = sorted(tasks.SEEDS.values())
+    gaps = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+    assert min(gaps) > 100 * tasks_packaged.POOL
+    assert set(tasks.FAMILIES) == {"math", "reasoning"}
+    families = {name for pairs in tasks.FAMILIES.values() for name, _ in pairs}
+    assert {item["task"] for item in pools["test"]["math"] + pools["test"]["reasoning"]} == families
+
+
+def test_generators_own_verifier_accepts_every_gold(pools):
+    for item in pools["test"]["math"] + pools["test"]["reasoning"]:
+        assert tasks_packaged.verify(item["meta"], item["gold"]) >= 1.0, item["meta"]["question"]
+
+
+def test_no_fact_of_a_test_subject_is_in_the_training_rows(pools):
+    subjects = {item["meta"]["subject"] for item in pools["test"]["knowledge"]}
+    assert len(subjects) > 80
+    told = [response for _, response in tasks.knowledge_training(1)]
+    assert len(told) > 100
+    for response in told:
+        assert not any(f" {subject} " in f" {response.rstrip('.')} " for subject in subjects), response
+    parts = {name: {i["meta"]["subject"] for i in tasks.packaged_knowledge(name)} for name in tasks.SEEDS}
+    assert not parts["test"] & parts["train"] and not parts["probe"] & parts["train"]
+
+
+def test_choices_are_four_different_options_with_the_answer_anywhere(pools):
+    letters = Counter(item["gold"] for item in pools["test"]["knowledge"])
+    assert set(letters) == set("ABCD") and min(letters.values()) > 0.15 * sum(letters.values())
+    for item in pools["test"]["knowledge"]:
+        options = item["meta"]["options"]
+        assert len(set(options)) == 4
+        assert options["ABCD".index(item["gold"])] in item["meta"]["statement"]
+
+
+def test_written_instructions_have_checkers_that_take_their_arguments(pools):
+    for item in pools["test"]["instruction"] + pools["probe"]["instruction"]:
+        meta = item["meta"]
+        constraints.failed(meta["instruction_id_list"], meta["kwargs"], "A short answer.")
+        assert "{word}" not in json.dumps(item)
+    kinds = {name for item in pools["test"]["instruction"] for name in item["meta"]["instruction_id_list"]}
+    assert len(kinds) >= 12
+
+
+def test_evaluation_texts_cover_every_item_that_can_be_drawn(pools):
+    texts = list(tasks.evaluation_texts("packaged"))
+    names = {name.rsplit("/", 1)[1] for name, _, _ in texts}
+    assert {item["id"] for items in pools["test"].values() for item in items} <= names
+    golds = {text: answer for _, text, answer in texts}
+    assert golds["What is the capital of Spain?"] in ("Madrid", None)
+
+
+# -- local folders --
+
+
+def _folder(tmp_path, name, rows, compress=False):
+    path = tmp_path / "evals" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = "\n".join(json.dumps(row) if isinstance(row, dict) else row for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if compress else data)
+    return tmp_path
+
+
+ROW = {"question": "Two and two?\u2028Say.", "answer": "Four.\n#### 4"}
+
+
+def test_a_folder_of_ones_own_is_read_plain_or_compressed(tmp_path):
+    for compress in (False, True):
+        folder = _folder(tmp_path / str(compress), "gsm8k_test.jsonl" + ".gz" * compress, [ROW], compress)
+        (item,) = tasks.load_items(str(folder), ["math"], 1, 1)
+        assert item["task"] == "gsm8k" and item["meta"]["question"] == ROW["question"]
+
+
+def test_a_missing_category_is_named_with_the_file_it_wants(tmp_path):
+    folder = _folder(tmp_path, "gsm8k_test.jsonl", [ROW])
+    with pytest.raises(ValueError, match="No code items in .*expected humaneval.jsonl"):
+        tasks.load_items(str(folder), ["code"], 1, 1)
+    assert [text for _, text, _ in tasks.evaluation_texts(str(folder))] == [ROW["question"]]
+
+
+@pytest.mark.parametrize(("row", "said"), [("{", "not JSONL"), ({"query": "x"}, "row 1: not the layout of gsm8k")])
+def test_a_broken_file_is_named(tmp_path, row, said):
+    folder = _folder(tmp_path, "gsm8k_test.jsonl", [row])
+    with pytest.raises(ValueError, match=said):
+        tasks.load_items(str(folder), ["math"], 1, 1)
+    with pytest.raises(ValueError, match=said):
+        list(tasks.evaluation_texts(str(folder)))
+
+
+def test_a_folder_without_evals_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no folder evals/"):
+        tasks.load_items(str(tmp_path), ["math"], 1, 1)
+
+
+@needs_data
+def test_the_real_files_give_every_category_balanced():
+    items = tasks.load_items(str(SHARED), ALL, 60, 1)
+    assert Counter(item["category"] for item in items) == dict.fromkeys(ALL, 60)
+    counts = Counter(item["task"] for item in items)
+    assert counts["gsm8k"] == counts["math"] == 30 and counts["mmlu"] == 60
+    assert counts["humaneval"] == counts["mbpp"] == counts["mbpp_sanitized"] == 20
+    assert len({item["meta"]["subtask"] for item in items if item["task"] == "mmlu"}) >= 40
+    probe = tasks.load_items(str(SHARED), ["math", "reasoning", "knowledge"], 200, 1, "probe")
+    assert len(probe) == 600 - (200 - min(200, 200))
+    assert not {item["id"] for item in probe} & {
+        item["id"] for item in tasks.load_items(str(SHARED), ["math"], 9999, 1)
+    }
+
+
+@needs_data
+def test_real_layouts_are_read_right():
+    pool = {
+        (item["task"], item["meta"].get("subtask")): item
+        for category in ("reasoning", "knowledge", "code")
+        for item in tasks_files.items(SHARED, category, "test")
+    }
+    navigate = pool["bbh", "navigate"]
+    assert (
+        navigate["checker"] == "exact" and "(Yes or No)" in navigate["prompt"] and "Options" not in navigate["prompt"]
+    )
+    assert pool["bbh", "date_understanding"]["meta"]["options"][0].count("/") == 2
+    assert pool["bbh", "object_counting"]["checker"] == "math"
+    assert len(pool["mmlu", "anatomy"]["meta"]["options"]) == 4
+    train = next(tasks_files.items(SHARED, "reasoning", "probe"))
+    assert train["task"] == "arc_challenge" and len(train["meta"]["options"]) == 4
+    assert (
+        "\r" not in pool["mbpp", None]["gold"]
+        and pool["mbpp", None]["meta"]["tests"][0] in pool["mbpp", None]["prompt"]
+    )
+    ids = [item["meta"]["task_id"] for item in tasks_files.items(SHARED, "code", "test")]
+    assert len(ids) == len(set(ids))
