@@ -152,7 +152,8 @@ def accuracy_table(groups: dict[str, list[dict]], answered: dict[str, dict],
 
     known = {name: group for name, group in groups.items()
              if any(item["checker"] != OPEN for item in group)}
-    options = {name: [len(item["meta"].get("options", ())) for item in group] for name, group in known.items()}
+    options = {name: [len(item["meta"].get("options", ())) for item in group]
+               for name, group in known.items()}
     chance = {name: number(sum(1 / n for n in counts) / len(counts), "share")
               for name, counts in options.items() if all(counts)}
     rows = [{"system": "guessing", **chance}] if chance else []
@@ -160,7 +161,8 @@ def accuracy_table(groups: dict[str, list[dict]], answered: dict[str, dict],
         cut = sum(row["finish"] == "length" for row in answered[system].values())
         rows.append({
             "system": system, "all checked items": written(accuracy(book)),
-            **{name: written(accuracy(book, [i["id"] for i in group])) for name, group in known.items()},
+            **{name: written(accuracy(book, [item["id"] for item in group]))
+               for name, group in known.items()},
             **{f"{name} alone": written(value) for name, value in readings[system].items()},
             "cut": written(stats.proportion(cut, len(answered[system]))) if answered[system] else "-"})
     return [{key: row.get(key, "-") for key in rows[-1]} for row in rows]
