@@ -46,6 +46,9 @@ def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, pr
     if marker.exists() and (known := json.loads(marker.read_text(encoding="utf-8")))["key"] == key:
         return known
     marker.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f".{name}.*"):  # left by a killed run
+        stale.unlink(missing_ok=True)
     counts, reasons, codes, layouts, hits = Counter(), Counter(), Counter(), Counter(), Counter()
     raw = sources.read(source, settings["max_row_bytes"], limit)
     shown = {"file": sys.stdout, "mininterval": 5, "ascii": True, "disable": not progress}
@@ -95,7 +98,7 @@ def _judge(row, reason, source, index, settings, codes, layouts) -> Iterator[tup
         codes[code] += 1
         if not language.english(code):
             yield made, "foreign", f"language {code} ({score:.2f})"
-        elif found := index.match(evidence(made)):
+        elif found := index.match(evidence(made), made["instruction"]):
             yield made, "contaminated", f"{found[0][0]}: {found[0][1]}"
         else:
             yield made, None, ""

@@ -78,7 +78,7 @@ def _write(path: Path, raws: list) -> None:
 def _rows(name: str, seed: int, rows: int) -> Iterator[dict]:
     """Entries {"raw", "text": (instruction, response)} of one file, without end or as many as there are."""
     dice = random.Random(f"{name} {seed}")
-    each = rows // 20  # more items a family than any file takes
+    each = rows // 10  # more items a family than any file takes
     words = packaged_facts.text_tasks(seed + sum(map(ord, name)))
     if name.startswith("openorca"):
         items = packaged_rows.gym("reasoning", seed, each)
@@ -89,7 +89,8 @@ def _rows(name: str, seed: int, rows: int) -> Iterator[dict]:
     elif name.startswith("codealpaca"):
         items = _code(dice)
     elif name.startswith("dolly"):
-        items = chain(dice.sample(facts := packaged_facts.facts(), len(facts)), words)
+        facts = packaged_facts.facts()
+        items = chain(packaged_facts.knowledge(seed), dice.sample(facts, len(facts)), words)
     else:
         items = words
     for number, item in enumerate(items):

@@ -71,3 +71,11 @@ def text_tasks(seed: int) -> Iterator[dict]:
             (f"List these words and end your answer with the word DONE: {listed}.", f"{listed} DONE"),
         ))  # fmt: skip
         yield {"question": asked, "answer": said, "kind": "text task", "licence": OWN_LICENCE}
+
+
+def knowledge(seed: int) -> Iterator[dict]:
+    """Questions on countries and elements that no evaluation item asks about."""
+    from lib import tasks, tasks_knowledge
+
+    for asked, said in tasks.knowledge_training(seed):
+        yield {"question": asked, "answer": said, "kind": "knowledge", "licence": tasks_knowledge.LICENCE}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from lib import dedup, packaged_facts, packaged_text
 
-NEAR, EXACT, CONTAMINATED = 0.06, 0.02, 0.012  # injected, as shares of the rows
+NEAR, EXACT, CONTAMINATED = 0.03, 0.02, 0.012  # injected, as shares of the rows
 UNFIT = 12  # rows of each kind of unfit answer
 NO_RESPONSE, BROKEN = 4, 2  # rows a file
 HUGE = 1_200_000  # bytes of the one oversized row

@@ -43,16 +43,23 @@ def stem(path: Path) -> str:
     return next((name.removesuffix(s) for s in SUFFIXES if name.endswith(s)), name)
 
 
-def find(sources: str, data: str | Path, revision_of=None) -> list[dict]:
+def find(names: list[str], data: str | Path, revision_of=None) -> list[dict]:
     """The sources of a run in priority order: [{name, kind: file|hub, path, revision, fingerprint, licence}].
 
-    `sources`: comma-separated Hub names (`owner/name` or `owner/name@revision`) or files; empty takes every
-    data file of `data` (of its `instruct/` folder when there is one), by name. `revision_of` replaces
-    `hub_revision` in tests. Raises SourceError naming what is missing and what exists.
+    names: Hub names (`owner/name` or `owner/name@revision`) or files; empty takes every data file of `data` (of its
+    `instruct/` folder when there is one), by name. `revision_of` replaces `hub_revision` in tests. Raises
+    SourceError naming what is missing and what exists, and for two sources of one name.
     """
-    names = [name.strip() for name in str(sources).split(",") if name.strip()]
-    if names:
-        return [_named(name, data, revision_of or hub_revision) for name in names]
+    found = [_named(name, data, revision_of or hub_revision) for name in names] if names else _all_of(data)
+    seen: set[str] = set()
+    for source in found:
+        if source["name"] in seen:
+            raise SourceError(f"two sources are called {source['name']}; rename one file, or name a source once")
+        seen.add(source["name"])
+    return found
+
+
+def _all_of(data: str | Path) -> list[dict]:
     folder = Path(data) if Path(data).is_absolute() else ROOT / data
     if not folder.is_dir():
         parent = folder.parent

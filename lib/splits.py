@@ -1,4 +1,4 @@
-"""The end of curation: splits and rejects on disk, and what can be checked on them afterwards.
+"""The end of curation: splits, rejects and manifest on disk.
 
 Outputs are ordered by content hash, so that any first n rows are a random sample of all sources.
 """
@@ -6,11 +6,10 @@ Outputs are ordered by content hash, so that any first n rows are a random sampl
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from lib import curate, dedup, language, stats
+from lib import curate
 from lib.files import atomic_write_json, read_jsonl, replacing, sha256_file, write_jsonl
 
 SPLITS = ("train", "validation", "calibration", "threshold")
@@ -104,76 +103,7 @@ def counts(stage, records: list[dict], exact, near) -> list[dict]:
     return [*table, {"source": "all", **total}]
 
 
-def overlap(stage, *drops):
-    """Cross-source matrix: rows of the source at the left dropped for a kept row of the source above."""
-    import pandas as pd
-
-    names = pd.Categorical.from_codes
-    every = pd.concat(drops, ignore_index=True)
-    codes = [stage.source[every[column].to_numpy("int64")] for column in ("row", "keeper")]
-    dropped, keeper = (names(code, categories=stage.names) for code in codes)
-    return pd.crosstab(dropped, keeper, rownames=["dropped"], colnames=["kept"], dropna=False)
-
-
-def orphans(stage, near, threshold: float, check: int = 2000) -> int:
-    """Dropped near-duplicates without a kept row as similar as `threshold`: recounted from the text.
-
-    Every keeper is looked up; Jaccard is computed anew for the first `check` drops of the hash order.
-    """
-    import numpy as np
-
-    rows, keepers = near["row"].to_numpy(np.int64), near["keeper"].to_numpy(np.int64)
-    lost = int(np.isin(keepers, rows).sum())
-    some = np.argsort(stage.ids[rows], kind="stable")[:check]
-    for a, b in zip(stage.rows(rows[some]), stage.rows(keepers[some]), strict=True):
-        texts = [f"{row['instruction']}\n{row['response']}" for row in (a, b)]
-        lost += dedup.jaccard(*texts) < threshold - 1e-9
-    return lost
-
-
 def kept_rows(out: Path) -> Iterator[dict]:
     """All rows of all splits."""
     for name in SPLITS:
         yield from read_jsonl(out / f"{name}.jsonl")
-
-
-def english_share(rows: Iterable[dict]) -> tuple[dict, list[dict]]:
-    """(estimate, residual): the share of kept rows that the second, independent model calls English or leaves
-    undetermined, and the rows it does not, with the code and score it gives."""
-    total, residual = 0, []
-    for row in rows:
-        total += 1
-        code, score = language.of_row(row, "bayes")
-        if not language.english(code):
-            residual.append({"language": code, "score": round(score, 3), **row})
-    estimate = stats.proportion(total - len(residual), total)
-    return estimate, sorted(residual, key=lambda row: -row["score"])
-
-
-def contaminated(rows: Iterable[dict], index) -> list[dict]:
-    """Rows that still match an evaluation item: must be none."""
-    return [row for row in rows if index.match(curate.evidence(row))]
-
-
-def injected(truth: Iterable[dict], rejects: Iterable[dict]) -> tuple[list[dict], set[str]]:
-    """(table, origins): what was injected into the packaged data against what curation took out.
-
-    truth: rows {"kind", "origin", "stages", "of"?}: an injection counts as caught when its own row was
-    refused in one of `stages`, or, for copies, when the row it was made `of` went instead. origins: both.
-    """
-    refused: dict[str, set[str]] = {}
-    for row in rejects:
-        refused.setdefault(row["origin"], set()).add(row["stage"])
-    table: dict[str, Counter] = {}
-    origins = set()
-    for item in truth:
-        pair = (item["origin"], item.get("of"))
-        caught = any(refused.get(origin, set()) & set(item["stages"]) for origin in pair)
-        table.setdefault(item["kind"], Counter())[caught] += 1
-        origins.update(pair)
-    found = []
-    for kind, seen in sorted(table.items()):
-        total = sum(seen.values())
-        recall = stats.proportion(seen[True], total)
-        found.append({"kind": kind, "injected": total, "caught": seen[True], "recall": recall})
-    return found, origins
