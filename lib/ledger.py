@@ -135,7 +135,7 @@ class Store:
         with self._changed:
             found = self._db.execute(
                 "SELECT role, model, state, count(*), coalesce(sum(tokens_in), 0), "
-                "coalesce(sum(tokens_out), 0), sum(usd) FROM attempts WHERE role = ? "
+                "coalesce(sum(tokens_out), 0), round(sum(usd), 6) FROM attempts WHERE role = ? "
                 "GROUP BY role, model, state ORDER BY model, state", (role,)).fetchall()
         return [dict(zip(columns, row, strict=True)) for row in found]
 

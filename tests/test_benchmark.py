@@ -6,12 +6,13 @@ import json
 import re
 
 import pytest
-from openai_server import Server
 
 from lib import answers, benchmark, grade, judge
 from lib.endpoint import Client
 from lib.files import ROOT, read_jsonl, write_jsonl
 from lib.prompts import item as make_item
+from tests import tiny
+from tests.openai_server import Server
 
 
 def item(question, category="math", checker="math", gold="7"):
@@ -179,26 +180,12 @@ def test_a_sample_is_shown_verbatim_and_cut():
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
-    """A Llama of 60 K random weights over bytes, with a chat template: it answers nonsense, at once."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
+    """A random Llama over bytes, where notebook 12 looks for the merged model; its answers are nonsense."""
     folder = tmp_path_factory.mktemp("run") / "artifacts" / "11_merge" / "merged"
-    alphabet = ["<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    inner = Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False,
-                                        eos_token="<|im_end|>", pad_token="<|im_end|>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(1)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(alphabet), hidden_size=32, intermediate_size=64, num_hidden_layers=2, eos_token_id=1,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192)).save_pretrained(folder)
+    tiny.checkpoint(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = 8192  # a prompt has as many tokens as bytes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 

@@ -13,10 +13,10 @@ import threading
 import time
 
 import pytest
-from openai_server import Server, tokens
 
 from lib.endpoint import BudgetExceeded, Client, EndpointError
 from lib.files import ROOT
+from tests.openai_server import Server, tokens
 
 KEY = "sk-secret-of-the-test"
 

@@ -8,11 +8,11 @@ import re
 from itertools import product
 
 import pytest
-from openai_server import Server
 
 from lib import judge
 from lib.endpoint import Client
 from lib.files import ROOT
+from tests.openai_server import Server
 
 VERDICTS = ROOT.parent / "shared" / "data" / "judge" / "guanaco_pairwise"
 
