@@ -34,9 +34,12 @@ def figure(columns: int = 1, rows: int = 1, width: float = 7.5, height: float = 
 
 
 def save(fig, path) -> None:
-    """Write a PNG whose bytes depend on the picture alone, creating the folder."""
+    """Write a PNG whose bytes depend on the picture alone, creating the folder, and close the figure."""
+    import matplotlib.pyplot as plt
+
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, metadata={"Software": None})
+    plt.close(fig)
 
 
 def intervals(estimates: dict[str, dict], *, title: str = "", xlabel: str = "", line: float | None = None):

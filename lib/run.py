@@ -124,12 +124,10 @@ def _injected(values: dict) -> list[str]:
 
 def show(job: Job, fig, name: str, caption: str = "") -> None:
     """Save a figure as figures/<number>_<name>.png and display that very picture with its caption."""
-    import matplotlib.pyplot as plt
     from IPython.display import Image, display
 
     path = job.figures / f"{job.name.split('_')[0]}_{name}.png"
     plots.save(fig, path)
-    plt.close(fig)
     display(Image(filename=str(path), alt=caption or name))
     if caption:
         say(f"*{caption}*")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lib.files import atomic_write_json, sha256_file
 
-RUNNERS = {"pipeline", "report", "state"}  # they run notebooks and draw the page; no result depends on them
+RUNNERS = {"pipeline", "notebook", "report", "state"}  # they run notebooks and draw the page; no result depends on them
 
 
 def _sha(text: str) -> str:

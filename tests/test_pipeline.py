@@ -73,6 +73,8 @@ def test_a_run_is_in_order_then_fresh_then_renewed_only_where_needed(project):
 
     code, text = run(project)
     assert code == 0 and ran(text) == [] and text.count("fresh, skipped") == 2
+    page = (project.out / "README.md").read_text()
+    assert page.count("**done**") == 2 and "under way" not in page
 
     project.write("params/tiny/02_second.yaml", "k: 6\n")
     code, text = run(project)
@@ -96,7 +98,7 @@ def test_a_failed_notebook_is_readable_stops_the_run_and_is_resumed(project):
     assert "before" in str(failed.cells) and failed.metadata.papermill.exception is True
     assert state.statuses(project.out, NAMES) == {"01_first": "failed", "02_second": "absent"}
     page = (project.out / "index.html").read_text()
-    assert "01_first did not finish" in page and "ZeroDivisionError" in page
+    assert "01_first did not finish" in page and "ZeroDivisionError" in page and "under way" not in page
     assert "Exception was encountered" in (project.out / "html/01_first.html").read_text()
 
     project.notebook("01_first")
@@ -110,7 +112,7 @@ def test_a_kernel_that_dies_and_a_notebook_without_finish_are_failures(project):
     project.notebook("01_first", "import os\nos._exit(9)")
     code, text = run(project)
     assert code == 1 and "DeadKernelError" in text
-    assert "The run broke here" in nbformat.read(project.out / "01_first.ipynb", as_version=4).cells[0].source
+    assert "The run broke" in nbformat.read(project.out / "01_first.ipynb", as_version=4).cells[0].source
     project.notebook("01_first", finish="pass")
     code, text = run(project)
     assert code == 1 and "without run.finish" in text
@@ -121,9 +123,7 @@ def test_a_kernel_that_dies_and_a_notebook_without_finish_are_failures(project):
 def test_a_killed_run_never_says_done_and_goes_on(project, number):
     stop = project.root / "stop"
     stop.write_text("")
-    sleeper = (
-        f"import os, time\npid = os.getpid()\nopen({str(project.root / 'pid')!r}, 'w').write(str(pid))\n"
-    )
+    sleeper = f"import os, time\npid = os.getpid()\nopen({str(project.root / 'pid')!r}, 'w').write(str(pid))\n"
     cell = f"{sleeper}while os.path.exists({str(stop)!r}):\n    time.sleep(0.1)"
     project.notebook("02_second", cell)
     process = spawn(project)
@@ -137,6 +137,7 @@ def test_a_killed_run_never_says_done_and_goes_on(project, number):
     assert state.statuses(project.out, NAMES) == {"01_first": "done", "02_second": "interrupted"}
     assert not (project.out / "metrics" / "02_second.json").exists()
     if number != signal.SIGKILL:
+        assert "02_second did not finish" in (project.out / "README.md").read_text()
         assert "the same command goes on" in text and "Traceback" not in text
 
     stop.unlink()
@@ -178,9 +179,7 @@ def test_plain_papermill_from_the_root_and_what_it_only_warns_about(project):
     done = subprocess.run([*command, *files], cwd=project.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert metrics(project, "01_first")["metrics"]["kept"]["value"] == 3
-    done = subprocess.run(
-        [*command, *files, "-p", "raet", "1"], cwd=project.root, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, *files, "-p", "raet", "1"], cwd=project.root, capture_output=True, text=True)
     assert done.returncode != 0 and "no parameter 'raet'; the nearest valid one is 'rate'" in done.stderr
 
 
