@@ -52,8 +52,8 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
     priority: one number a text, LOWER is kept first; ties and None keep the earlier text.
     shingle: "char3", three code points of the text as given, or "word5", five lower-cased words.
     bands: (bands, rows), "datasketch" for its default, None for the choice of `lsh_parameters`.
-    template_rows: wording at either end that this many different texts share is template (templates.py);
-    such texts must be alike inside it too. 0 turns that off.
+    template_rows: wording at either end that this many different texts share is template (templates.py); two
+    texts in one template must be alike inside it too. 0 turns that off.
     threads: signing threads; the result is the same for any number. workdir: where the temporary file goes.
 
     Returns (drops, stats). drops: DataFrame of row, keeper (always a kept row), jaccard (exact, of the full
@@ -63,7 +63,7 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
     import numpy as np
     import pandas as pd
 
-    from . import minhash, templates
+    from . import minhash, resolve, templates
 
     if shingle not in SHINGLES or not 0 < threshold <= 1:
         raise ValueError(f"shingle {shingle!r} must be one of {SHINGLES}, threshold {threshold} in (0, 1]")
@@ -73,25 +73,32 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
         labels, buffer, starts, ends = _store(texts, file, shingle == "word5")
         order = _order(priority, len(labels))
         clock.append(time.perf_counter())
-        inner = templates.spans(buffer, starts, ends, template_rows)
+        spans = templates.spans(buffer, starts, ends, template_rows)
         clock.append(time.perf_counter())
         words = _words(shingle)
-        keys = np.empty((band_count, len(labels)), np.uint64)
+        rows, templated = len(labels), np.flatnonzero(spans[1] - spans[0] < ends - starts)
+        # what a template leaves of a text is a second entry for finding candidates
+        firsts, lasts = (np.concatenate([whole, span[templated]])
+                         for whole, span in zip((starts, ends), spans, strict=True))
+        inner = np.full(rows, -1, np.int64)
+        inner[templated] = rows + np.arange(len(templated))
+        keys = np.empty((band_count, len(firsts)), np.uint64)
         constants = (words, *minhash.permutations(permutations, seed), band_rows)
 
         def sign(low: int) -> None:
             part = slice(low, low + BLOCK)
-            minhash.band_keys(buffer, inner[0][part], inner[1][part], *constants, keys[:, part])
+            minhash.band_keys(buffer, firsts[part], lasts[part], *constants, keys[:, part])
 
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(sign, range(0, len(labels), BLOCK)))
+            list(pool.map(sign, range(0, len(firsts), BLOCK)))
+        keys[:, rows:] ^= np.uint64(minhash.MIX)  # parts are never candidates for whole texts
         clock.append(time.perf_counter())
         buckets, bucket_count, largest = _buckets(keys)
         keeper, jaccard, counts = (
-            minhash.resolve(buffer, starts, ends, *inner, words, buckets, bucket_count, order, threshold)
+            resolve.resolve(buffer, starts, ends, *spans, words, buckets, bucket_count, inner, order, threshold)
             if labels else (np.empty(0, np.int32), np.empty(0), [0] * 4))
         clock.append(time.perf_counter())
-        wording = _wording(buffer, starts, ends, *inner)
+        wording = _wording(buffer, starts, ends, *spans)
     dropped = np.flatnonzero(keeper >= 0)
     drops = pd.DataFrame({"row": [labels[i] for i in dropped], "keeper": [labels[i] for i in keeper[dropped]],
                           "jaccard": jaccard[dropped]})
@@ -104,7 +111,7 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
         "pairs_template_only": int(counts[2]),
         "most_compared": int(counts[3]), "largest_bucket": largest,
         "cluster_sizes": dict(sorted(Counter(cluster_sizes(drops).values()).items())),
-        "templated_rows": int(((inner[1] - inner[0]) < (ends - starts)).sum()), "templates": wording,
+        "templated_rows": len(templated), "templates": wording,
         "seconds": {name: round(b - a, 3) for name, a, b in zip(names, clock, clock[1:], strict=False)},
     }
 
@@ -145,13 +152,13 @@ def signatures(texts: Sequence[str], permutations: int = 128, shingle: str = "ch
     return out
 
 
-def strip_templates(texts: Sequence[str], min_rows: int = 50, min_words: int = 5) -> list[str]:
+def strip_templates(texts: Sequence[str], min_rows: int = 50) -> list[str]:
     """Each text without the beginning and ending that `min_rows` different texts share (see templates.py)."""
     from . import templates
 
     with tempfile.TemporaryFile() as file:
         _, buffer, starts, ends = _store(texts, file, False)
-        spans = templates.spans(buffer, starts, ends, min_rows, min_words)
+        spans = templates.spans(buffer, starts, ends, min_rows)
         return [bytes(buffer[a:b]).decode("utf-8", "surrogatepass") for a, b in zip(*spans, strict=True)]
 
 

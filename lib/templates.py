@@ -1,9 +1,9 @@
 """Templates: the beginnings and endings that many different texts share, and what lies between them.
 
 Instruction sets wrap short slots in long fixed wording ("Below is an instruction that describes a task ..."),
-so most of what two such texts share is the wrapping. The rule: a beginning (or ending) of at least
-`min_words` words that at least `min_rows` different texts have in common is template. Fewer rows that are
-alike are near-duplicates.
+so most of what two such texts share is the wrapping. The rule: a beginning (or ending) of at least MIN_WORDS
+words that at least `min_rows` different texts have in common is template. Fewer rows that are alike are
+near-duplicates. Two texts lie in one template as far as their template parts are the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numba import uint64
 
 from .minhash import MIX, kernel
 
+MIN_WORDS = 5  # shorter beginnings ("What is the ...") are plain language
 MAX_WORDS = 64  # longer wrapping is cut after this many words
 
 
@@ -60,17 +61,32 @@ def _count(buffer, starts, ends, rows, heads, tails):
 
 
 @kernel
-def _cut(buffer, starts, ends, heads, tails, min_rows, min_words, inner_starts, inner_ends):
+def _cut(buffer, starts, ends, heads, tails, min_rows, inner_starts, inner_ends):
     for row in range(len(starts)):
         head, head_words = _walk(buffer, starts[row], ends[row], 1, heads, min_rows)
         tail, tail_words = _walk(buffer, starts[row], ends[row], -1, tails, min_rows)
-        head = head if head_words >= min_words else 0
-        tail = tail if tail_words >= min_words else 0
+        head = head if head_words >= MIN_WORDS else 0
+        tail = tail if tail_words >= MIN_WORDS else 0
         if head + tail < ends[row] - starts[row]:  # else nothing is left: a frequent text, no template
             inner_starts[row], inner_ends[row] = starts[row] + head, ends[row] - tail
 
 
-def spans(buffer, starts, ends, min_rows: int = 50, min_words: int = 5):
+@kernel
+def shared_wording(buffer, first, second, limit, step):
+    """Length in bytes of the wording that two texts share from byte positions `first` and `second` on, at most
+    `limit` bytes and cut at a word; backwards for step -1. 0 for fewer than MIN_WORDS words."""
+    length, words, shared = 0, 0, 0
+    while True:
+        a, b = first + step * length, second + step * length
+        if length and _blank(buffer[a - step]) and not (_blank(buffer[a]) and _blank(buffer[b])):
+            words += 1
+            shared = length
+        if length == limit or buffer[a] != buffer[b]:
+            return shared if words >= MIN_WORDS else 0
+        length += 1
+
+
+def spans(buffer, starts, ends, min_rows: int = 50):
     """(inner_starts, inner_ends), int64 byte positions of what lies between the shared wording of each text.
 
     buffer: uint8 of UTF-8; starts, ends: int64 a text. Equal texts count once. Cuts fall on white space, so
@@ -86,5 +102,5 @@ def spans(buffer, starts, ends, min_rows: int = 50, min_words: int = 5):
             cells *= 2
         heads, tails = np.zeros(cells, np.uint32), np.zeros(cells, np.uint32)
         _count(buffer, starts, ends, first, heads, tails)
-        _cut(buffer, starts, ends, heads, tails, min_rows, min_words, inner_starts, inner_ends)
+        _cut(buffer, starts, ends, heads, tails, min_rows, inner_starts, inner_ends)
     return inner_starts, inner_ends

@@ -245,6 +245,23 @@ def test_near_duplicates_inside_a_template_are_still_found():
     assert set(drops["row"]) == set(range(300, 340)) and drops["keeper"].tolist() == list(range(40))
 
 
+@pytest.mark.parametrize("place", [1, 9, 14, 28])
+def test_an_edit_in_the_wording_does_not_hide_a_near_duplicate(place):
+    rng = random.Random(12)
+    slots = [sentence(rng, 30, 40) for _ in range(200)]
+    texts = [WRAPPER.format(slot) for slot in slots]
+    copies = []
+    for text in texts[:60]:
+        words = text.split(" ")
+        words[place] = rng.choice(POOL)
+        copies.append(" ".join(words))
+    drops, stats = dedup.near_duplicates(texts + copies, bands=(64, 2))
+    found = dict(zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True))
+    alike = [i for i in range(60) if exact(texts[i], copies[i]) >= 0.8]
+    assert len(alike) == 60 and sum(found.get(200 + i) == i for i in alike) >= 57
+    assert all(row >= 200 for row in found) and stats["templated_rows"] >= 200
+
+
 def test_one_slot_in_two_templates_is_two_rows():
     rng = random.Random(9)
     words = [" ".join(rng.choices(POOL, k=2)) for _ in range(80)]
@@ -288,7 +305,7 @@ def test_works_where_no_cache_can_be_written(tmp_path):
     """Package folder and home both unwritable (for root too: files stand where folders would have to be)."""
     package = tmp_path / "lib"
     package.mkdir()
-    for name in ("__init__", "dedup", "minhash", "templates"):
+    for name in ("__init__", "dedup", "minhash", "resolve", "templates"):
         (package / f"{name}.py").write_bytes((ROOT / "lib" / f"{name}.py").read_bytes())
     (package / "__pycache__").write_text("in the way")
     (tmp_path / "file").write_text("in the way")
