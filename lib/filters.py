@@ -20,6 +20,7 @@ SOURCE_DOMAINS = (
 )  # fmt: skip
 CATEGORY_DOMAINS = {
     "creative_writing": "creative", "brainstorming": "creative", "classification": "reasoning",
+    "cot": "reasoning",
 }  # fmt: skip
 PATTERNS = {
     "code": re.compile(

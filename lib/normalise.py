@@ -72,9 +72,16 @@ def _flat(row: dict) -> list[dict]:
         "response": answer,
         "system": _first(row, "system_prompt", "system"),
         "history": [[text(user), text(assistant)] for user, assistant in history],
-        "category": text(row.get("category")) if isinstance(row.get("category"), str) else "",
+        "category": _category(row),
         "level": row.get("difficulty") or row.get("level"),
     }]  # fmt: skip
+
+
+def _category(row: dict) -> str:
+    """What the source files the row under: Dolly's category, or OpenOrca's mixture ("cot" of the id "cot.86217")."""
+    if isinstance(row.get("category"), str):
+        return text(row["category"])
+    return str(row.get("id")).partition(".")[0] if "system_prompt" in row else ""
 
 
 def content(value) -> str:

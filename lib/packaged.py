@@ -48,7 +48,8 @@ def build(folder: Path, seed: int, rows: int, evaluation: list[tuple[str, str, s
     truth, licences = [], {}
     for name, entries in sources.items():
         dice.shuffle(entries)
-        licences[name] = packaged_rows.GYM_LICENCE
+        stated = any(isinstance(entry["raw"], dict) and "licence" in entry["raw"] for entry in entries)
+        licences[name] = "stated in each row" if stated else packaged_rows.GYM_LICENCE
         _write(folder / name, [entry["raw"] for entry in entries])
         for line, entry in enumerate(entries, 1):
             entry["origin"] = f"{name}:{line}"
