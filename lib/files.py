@@ -79,4 +79,5 @@ def read_jsonl(path: str | Path) -> Iterator[dict]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}); delete the file to have it rebuilt") from error
+                message = f"{path}, line {number}: not JSON ({error}); delete the file to have it rebuilt"
+                raise ValueError(message) from error

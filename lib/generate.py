@@ -1,8 +1,8 @@
 """Text generation in process: batched, resumable, and reproducible a sample at a time.
 
 Why not `model.generate`: on a CPU it spends two thirds of its time copying the key/value cache and repeating grouped
-heads, prefills the same prompt once a sample, and keeps finished rows in the batch. The loop below uses transformers'
-own extension points (attention interface, cache layers) and is compared with it in tests/bench/generation.py.
+heads, prefills the same prompt once a sample, and keeps finished rows in the batch. The loop below avoids the four
+(`lib.decoding`) and is compared with it in tests/bench/generation.py.
 """
 
 from __future__ import annotations
@@ -14,100 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-ATTENTION = "grouped_sdpa"
-
-
-def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """SDPA that treats the query heads of one key/value head as extra query positions while decoding.
-
-    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. Nothing is repeated, so the
-    cache is read once instead of heads / kv_heads times. Longer queries (prefill, training) take transformers' SDPA.
-    """
-    from torch.nn.functional import scaled_dot_product_attention
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    batch, heads, length, width = query.shape
-    if length > 1:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
-    groups = heads // key.shape[1]
-    grouped = query.reshape(batch, heads // groups, groups, width)
-    if attention_mask is not None:
-        attention_mask = attention_mask[..., : key.shape[2]]
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(batch, 1, heads, width), None
-
-
-def register_attention() -> None:
-    """Make `attn_implementation=ATTENTION` known to transformers. Harmless when called twice."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(ATTENTION, grouped_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def _roomy_cache(config):
-    """A DynamicCache whose layers grow in blocks, so that a decoding step writes one column instead of copying all."""
-    import torch
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    class RoomyLayer(DynamicLayer):
-        room = 64
-
-        def lazy_initialization(self, key_states, value_states):
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.stores, self.length, self.is_initialized = None, 0, True
-
-        def update(self, key_states, value_states, *args, **kwargs):
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            end = self.length + key_states.shape[2]
-            if self.stores is None or end > self.stores[0].shape[2]:
-                self._grow(key_states, end)
-            for store, states in zip(self.stores, (key_states, value_states), strict=True):
-                store[:, :, self.length : end] = states
-            self.length = end
-            self.keys, self.values = (store[:, :, :end] for store in self.stores)
-            return self.keys, self.values
-
-        def _grow(self, like, end):
-            batch, heads, _, width = like.shape
-            stores = [
-                torch.empty(batch, heads, end + self.room, width, dtype=like.dtype, device=like.device) for _ in "kv"
-            ]
-            if self.stores is not None:
-                for new, old in zip(stores, self.stores, strict=True):
-                    new[:, :, : self.length] = old[:, :, : self.length]
-            self.stores = stores
-
-        def get_seq_length(self):
-            return self.length if self.is_initialized else 0
-
-        def rebuild(self, change):
-            """Replace keys and values, each [batch, kv_heads, length, width], by change(tensor)."""
-            self.stores = [change(store[:, :, : self.length]).contiguous() for store in self.stores]
-            self.length = self.stores[0].shape[2]
-            self.keys, self.values = self.stores
-
-        def join(self, other):
-            """Append the rows of another layer; the shorter of the two is filled with zeros on its left."""
-            width, (mine, theirs) = max(self.length, other.length), (self.length, other.length)
-            stores = []
-            for a, b in zip(self.stores, other.stores, strict=True):
-                shape = (a.shape[0] + b.shape[0], a.shape[1], width + self.room, a.shape[3])
-                store = torch.zeros(shape, dtype=a.dtype, device=a.device)
-                store[: a.shape[0], :, width - mine : width] = a[:, :, :mine]
-                store[a.shape[0] :, :, width - theirs : width] = b[:, :, :theirs]
-                stores.append(store)
-            self.stores, self.length = stores, width
-            self.keys, self.values = (store[:, :, :width] for store in stores)
-
-    cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() for _ in range(config.num_hidden_layers)]
-    return cache
+from lib import decoding
 
 
 def render(tokenizer, messages: list[dict]) -> str:
@@ -241,9 +148,9 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
                     rows = [queue.popleft() for _ in range(min(room, len(queue)))]
                     for row in rows:
                         row |= {"out": [], "seconds": 0.0, "uniform": _uniform(row["key"], max_new_tokens)}
-                    state, logits = _prefill(model, tokenizer, rows)
+                    state, logits = decoding.prefill(model, tokenizer, rows)
                 else:
-                    state, logits = active, _step(model, active)
+                    state, logits = active, decoding.step(model, active)
                 chosen = _choose(logits, state["rows"], temperature, top_p)
                 ended = torch.isin(chosen, stops).tolist()
                 state["tokens"] = chosen[:, None]
@@ -262,90 +169,12 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
                     bar.set_postfix_str(f"{written / (time.perf_counter() - began):.0f} tok/s", refresh=False)
                     bar.update()
                     yield finished
-                state = _select(state, keep)
-                active = _join(active, state) if admit else state
+                state = decoding.select(state, keep)
+                active = decoding.join(active, state) if admit else state
     finally:
         bar.close()
         if handle is not None:
             handle.close()
-
-
-def _prefill(model, tokenizer, rows):
-    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows, vocab]."""
-    import torch
-
-    order: dict[tuple, int] = {}
-    for row in rows:
-        order.setdefault(tuple(row["ids"]), len(order))
-    width, pad = max(len(ids) for ids in order), tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in order], device=model.device)
-    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in order], device=model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = _roomy_cache(model.config)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    state = {"rows": rows, "cache": cache, "mask": mask, "positions": positions[:, -1:] + 1, "tokens": ids[:, -1:]}
-    repeat = [order[tuple(row["ids"])] for row in rows]
-    return _take(state, repeat), logits[repeat]
-
-
-def _step(model, state):
-    """Feed the last chosen tokens; returns logits [rows, vocab] and moves the state one position on."""
-    import torch
-
-    state["mask"] = torch.cat([state["mask"], state["mask"].new_ones(len(state["rows"]), 1)], 1)
-    logits = model(
-        input_ids=state["tokens"],
-        attention_mask=state["mask"],
-        position_ids=state["positions"],
-        past_key_values=state["cache"],
-        use_cache=True,
-    ).logits[:, -1]
-    state["positions"] = state["positions"] + 1
-    return logits
-
-
-def _take(state, index: list[int]):
-    """The state with the rows at `index` of its tensors; columns that are padding for all of them go."""
-    import torch
-
-    chosen = torch.tensor(index, device=state["mask"].device)
-    mask = state["mask"].index_select(0, chosen)
-    first = int(mask.any(0).int().argmax())
-    for layer in state["cache"].layers:
-        layer.rebuild(lambda tensor: tensor.index_select(0, chosen)[:, :, first:])
-    tensors = {name: state[name].index_select(0, chosen) for name in ("positions", "tokens")}
-    return {**state, **tensors, "mask": mask[:, first:]}
-
-
-def _select(state, keep: list[int]):
-    """Unfinished rows of a state, or None when all are finished."""
-    if not keep:
-        return None
-    if len(keep) == len(state["rows"]):
-        return state
-    return {**_take(state, keep), "rows": [state["rows"][index] for index in keep]}
-
-
-def _join(first, second):
-    """Two states as one; the shorter cache gets masked columns on its left."""
-    import torch
-    from torch.nn.functional import pad
-
-    if first is None or second is None:
-        return first or second
-    width = max(first["mask"].shape[1], second["mask"].shape[1])
-    for one, other in zip(first["cache"].layers, second["cache"].layers, strict=True):
-        one.join(other)
-    masks = [pad(state["mask"], (width - state["mask"].shape[1], 0)) for state in (first, second)]
-    joined = {name: torch.cat([first[name], second[name]]) for name in ("positions", "tokens")}
-    return {**joined, "rows": first["rows"] + second["rows"], "cache": first["cache"], "mask": torch.cat(masks)}
 
 
 def _uniform(key: str, count: int):

@@ -44,9 +44,10 @@ def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = Fal
     import torch
     import transformers
 
-    from lib import generate
+    from lib import decoding
 
-    generate.register_attention()
+    decoding.register_attention()
+    transformers.utils.logging.disable_progress_bar()
     options = {}
     if four_bit:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -56,7 +57,7 @@ def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = Fal
         models.resolve(name),
         revision=revision or None,
         dtype=torch.float32 if four_bit else getattr(torch, dtype),
-        attn_implementation=generate.ATTENTION,
+        attn_implementation=decoding.ATTENTION,
         device_map={"": models.device()},
         **options,
     )

@@ -145,17 +145,18 @@ def load_tokenizer(name: str, revision: str = ""):
 def load(name: str, dtype: str = "bfloat16", revision: str = ""):
     """Model in eval mode on the best device, and its tokenizer.
 
-    Args: dtype: "bfloat16" or "float32". Attention runs grouped (see `lib.generate.grouped_attention`).
+    Args: dtype: "bfloat16" or "float32". Attention runs grouped (see `lib.decoding.grouped_attention`).
     """
     import torch
     import transformers
 
-    from lib import generate
+    from lib import decoding
 
     assert dtype in ("bfloat16", "float32"), f"dtype is {dtype!r}, expected bfloat16 or float32"
-    generate.register_attention()
+    decoding.register_attention()
+    transformers.utils.logging.disable_progress_bar()  # its widget would be recorded as 0 % for ever
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        resolve(name), revision=revision or None, dtype=getattr(torch, dtype), attn_implementation=generate.ATTENTION
+        resolve(name), revision=revision or None, dtype=getattr(torch, dtype), attn_implementation=decoding.ATTENTION
     )
     return model.to(device()).eval(), load_tokenizer(name, revision)
 

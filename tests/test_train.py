@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import models, train
+from lib import conversations, models, train
 from lib.files import ROOT, write_jsonl
 from tests import tiny
 
@@ -51,8 +51,8 @@ def rows(count: int) -> list[dict]:
 def test_loss_falls_on_the_assistants_words_alone(template):
     """By hand: of the rendered text only 'Yo<|im_end|>' and 'So long<|im_end|>' carry loss."""
     tokenizer = tiny.tokenizer(template)
-    example = train.encode(tokenizer, CHAT, 512)
-    learned = [run for run in train.mask_table(tokenizer, example) if run["loss"]]
+    example = conversations.encode(tokenizer, CHAT, 512)
+    learned = [run for run in conversations.mask_table(tokenizer, example) if run["loss"]]
     assert [run["text"] for run in learned] == ["Yo<|im_end|>", "So long<|im_end|>"]
     assert [run["tokens"] for run in learned] == [3, 8]  # one token a byte, and the end of turn
     assert tokenizer.decode(example["input_ids"]) == tokenizer.apply_chat_template(CHAT, tokenize=False)
@@ -61,7 +61,7 @@ def test_loss_falls_on_the_assistants_words_alone(template):
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     rewriting = tiny.CHATML.replace("message['content']", "(message['content'] if loop.last else 'x')")
     with pytest.raises(ValueError, match="generation"):
-        train.encode(tiny.tokenizer(rewriting), CHAT, 512)
+        conversations.encode(tiny.tokenizer(rewriting), CHAT, 512)
 
 
 def test_cut_conversations_are_counted_and_empty_training_sets_refused(tmp_path):
@@ -69,21 +69,21 @@ def test_cut_conversations_are_counted_and_empty_training_sets_refused(tmp_path)
     write_jsonl(
         tmp_path / "train.jsonl", [*rows(3), {"id": "long", "instruction": "x" * 400, "response": "never seen"}]
     )
-    data, counts = train.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+    data, counts = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
     assert counts == {"rows": 4, "truncated": 1, "without_answer": 1} and len(data) == 3
     with pytest.raises(ValueError, match="max_length"):
-        train.dataset(tmp_path / "train.jsonl", tokenizer, 10, 0, 0, tmp_path / "cache")
+        conversations.dataset(tmp_path / "train.jsonl", tokenizer, 10, 0, 0, tmp_path / "cache")
 
 
 def test_a_changed_file_is_read_again_and_the_limit_ignores_file_order(tmp_path):
     tokenizer, path = tiny.tokenizer(), tmp_path / "train.jsonl"
     write_jsonl(path, rows(20))
-    some, _ = train.dataset(path, tokenizer, 200, 5, 1, tmp_path / "cache")
+    some, _ = conversations.dataset(path, tokenizer, 200, 5, 1, tmp_path / "cache")
     write_jsonl(path, rows(20)[::-1])
-    again, _ = train.dataset(path, tokenizer, 200, 5, 1, tmp_path / "cache")
+    again, _ = conversations.dataset(path, tokenizer, 200, 5, 1, tmp_path / "cache")
     assert len(some) == 5 and set(some["id"]) == set(again["id"])
     write_jsonl(path, rows(7))
-    assert len(train.dataset(path, tokenizer, 200, 0, 1, tmp_path / "cache")[0]) == 7
+    assert len(conversations.dataset(path, tokenizer, 200, 0, 1, tmp_path / "cache")[0]) == 7
 
 
 def test_padding_changes_no_loss(tmp_path):
@@ -92,22 +92,22 @@ def test_padding_changes_no_loss(tmp_path):
 
     model, tokenizer = models.load(tiny.checkpoint(tmp_path / "model"), "float32")
     write_jsonl(tmp_path / "train.jsonl", rows(9))
-    data, _ = train.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+    data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
     batched = train.example_losses(model, data, tokenizer.pad_token_id, "float32")
     for example, loss in zip(data, batched, strict=True):
         with torch.inference_mode():
             nats = -model(torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
-        each = [nats[i - 1, t].item() for i, t in enumerate(example["labels"]) if t != train.IGNORED]
+        each = [nats[i - 1, t].item() for i, t in enumerate(example["labels"]) if t != conversations.IGNORED]
         assert loss == pytest.approx(np.mean(each), abs=1e-4)
 
 
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
-from lib import models, train
+from lib import conversations, models, train
 folder, settings, slow = Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3])
 model, tokenizer = models.load(str(folder / "model"), "float32")
-data, _ = train.dataset(folder / "train.jsonl", tokenizer, 200, 0, 0, folder / sys.argv[4] / "cache")
+data, _ = conversations.dataset(folder / "train.jsonl", tokenizer, 200, 0, 0, folder / sys.argv[4] / "cache")
 adapted = train.add_lora(model, 4, 8, 0.2, 1)
 probe = lambda: time.sleep(slow) or 0.5
 out = folder / sys.argv[4]
@@ -159,7 +159,7 @@ def test_other_data_discards_old_checkpoints(tmp_path):
     resumed = []
     for fingerprint in ("one", "one", "two"):
         model, tokenizer = models.load(name, "float32")
-        data, _ = train.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+        data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
         adapted = train.add_lora(model, 4, 8, 0.0, 1)
         result = train.fit(
             adapted, tokenizer, data, data.select(range(4)), tmp_path / "ck", settings, None, fingerprint
