@@ -87,7 +87,7 @@ class Progress:
     def _last_output(self) -> str:
         if not self.cells or self.cells[self.index].cell_type != "code":
             return ""
-        texts = [output.text for output in self.cells[self.index].outputs if output.output_type == "stream"]
+        texts = [output.text for output in self.cells[self.index].outputs if output.get("name") == "stdout"]
         lines = texts[-1].replace("\r", "\n").split("\n") if texts else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 

@@ -145,18 +145,20 @@ def _provenance(records: dict) -> list[tuple]:
 
 
 def notebook_html(out: Path, name: str) -> Path:
-    """outputs/<run>/html/<name>.html: the executed notebook without code, pictures embedded, no script."""
+    """outputs/<run>/html/<name>.html: the executed notebook without code and warnings, no script."""
     import nbformat
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(out / f"{name}.ipynb", as_version=4)
+    for cell in notebook.cells:  # warnings of libraries are for who reads the code
+        cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
     exporter = HTMLExporter(
         template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
         exclude_anchor_links=True, embed_images=True, mathjax_url="", require_js_url="",
     )  # fmt: skip
     body, _ = exporter.from_notebook_node(notebook)
     back = f'<a href="../index.html">Run {page.escape(out.name)}</a>'
-    head = f'<p class="note">{back}, code hidden; with code: <a href="../{name}.ipynb">{name}.ipynb</a></p>'
+    head = f'<p class="note">{back}, code and warnings hidden; with both: <a href="../{name}.ipynb">{name}.ipynb</a></p>'
     target = out / "html" / f"{name}.html"
     atomic_write_text(target, page.document(f"{_title(name)} ({out.name})", head + page.boxed(body)))
     return target

@@ -98,13 +98,14 @@ def test_code_free_notebook_has_output_but_no_code_and_fetches_nothing(project, 
     v4 = nbformat.v4
     wide = "<table><tr><td>wide</td></tr></table>"
     outputs = [v4.new_output("stream", name="stdout", text="printed <b>")]
+    outputs += [v4.new_output("stream", name="stderr", text="SomeWarning")]
     outputs += [v4.new_output("display_data", data={"text/html": wide})]
     cells = [v4.new_markdown_cell("# Title\n\n| a |\n| --- |\n| 1 |")]
     cells += [v4.new_code_cell("secret = 1", outputs=outputs)]
     project.out.mkdir(parents=True)
     nbformat.write(v4.new_notebook(cells=cells), project.out / "01_first.ipynb")
     html = report.notebook_html(project.out, "01_first").read_text()
-    assert "printed &lt;b&gt;" in html and "secret" not in html
+    assert "printed &lt;b&gt;" in html and "secret" not in html and "SomeWarning" not in html
     assert "<script" not in html and external(html) == []
     assert html.count('<div class="out"><table') == html.count("<table") == 2
 
