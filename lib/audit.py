@@ -48,6 +48,16 @@ def clusters(stage, exact, near, most: int, chars: int) -> tuple[dict[int, int],
     return dict(sorted(Counter(size + 1 for size in sizes.values()).items())), shown
 
 
+def binned(sizes: dict[int, int]) -> dict[str, int]:
+    """Clusters by size in classes fit for a histogram: {"2": clusters, ..., "20+": clusters}."""
+    classes = {"2": 2, "3": 3, "4": 4, "5": 5, "6-9": 9, "10-19": 19, "20+": 10**9}
+    low, table = 2, {}
+    for label, high in classes.items():
+        table[label] = sum(count for size, count in sizes.items() if low <= size <= high)
+        low = high + 1
+    return table
+
+
 def removed_pairs(stage, near, count: int, chars: int, seed: int) -> list[dict]:
     """A random sample of dropped rows beside the row that stands in for each."""
     some = near.sample(min(count, len(near)), random_state=seed).sort_values("jaccard")
@@ -80,8 +90,7 @@ def orphans(stage, near, threshold: float, check: int = 2000) -> int:
     lost = int(np.isin(keepers, rows).sum())
     some = np.argsort(stage.ids[rows], kind="stable")[:check]
     for a, b in zip(stage.rows(rows[some]), stage.rows(keepers[some]), strict=True):
-        texts = [f"{row['instruction']}\n{row['response']}" for row in (a, b)]
-        lost += dedup.jaccard(*texts) < threshold - 1e-9
+        lost += dedup.jaccard(curate.evidence(a), curate.evidence(b)) < threshold - 1e-9
     return lost
 
 

@@ -63,7 +63,8 @@ def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, pr
                     kept.write(json.dumps(made | {"origin": origin}, ensure_ascii=False) + "\n")
                     continue
                 counts[stage] += 1
-                label = "overlap with " + why.split("/")[0] if stage == "contaminated" else why
+                label = why.partition(" (")[0] if stage == "foreign" else why
+                label = "overlap with " + why.split("/")[0] if stage == "contaminated" else label
                 reasons[f"{stage}: {label}"] += 1
                 if stage == "contaminated":
                     hits[why.split("/")[0]] += 1
@@ -105,7 +106,7 @@ def _judge(row, reason, source, index, settings, codes, layouts) -> Iterator[tup
 
 
 def evidence(row: dict) -> str:
-    """All text of a row that a model would see, turn after turn: where an evaluation item could hide."""
+    """All turns of a row, one after the other: what is compared, and where an evaluation item could hide."""
     turns = [turn for pair in row.get("history") or [] for turn in pair]
     return "\n".join([*turns, row["instruction"], row["response"]])
 
@@ -170,7 +171,7 @@ def deduplicate(stage: Stage, **options):
 
     options: threshold, permutations and the rest, as `dedup.near_duplicates` takes them.
 
-    The text compared is instruction and response: two different answers to one question may both stay.
+    The text compared is the whole conversation: two different answers to one question may both stay.
     """
     import numpy as np
     import pandas as pd
@@ -186,7 +187,7 @@ def deduplicate(stage: Stage, **options):
 
     def texts():
         for number, row in zip(left, stage.rows(left), strict=True):
-            yield int(number), f"{row['instruction']}\n{row['response']}"
+            yield int(number), evidence(row)
 
     near, stats = dedup.near_duplicates(texts, rank[left], **options)
     return exact, near, stats

@@ -155,7 +155,8 @@ def _candidate(item: dict, text: str, only: str | None) -> tuple[str | None, str
         return extract.last_word(text, words), "last"
     if extract.number(item["gold"]) is not None:
         return extract.last_expression(text), "last"
-    return extract.last_line(text), "last"
+    line = extract.last_line(text)
+    return (None if line and extract.MARK.search(line) else line), "last"  # an echo of the asked form is no answer
 
 
 def _exact(item: dict, text: str, only: str | None) -> dict:

@@ -28,7 +28,7 @@ ANSWERS = {
 def inject(sources: dict[str, list], rows: int, evaluation: list, raw_row: Callable, dice: random.Random):
     """Append entries to the files of `sources`; shares refer to `rows`. raw_row: `packaged.raw_row`."""
     clean = {name: list(entries) for name, entries in sources.items()}
-    everything = [entry for entries in clean.values() for entry in entries]
+    everything = [entry for entries in clean.values() for entry in entries if single(entry["raw"])]
 
     def put(question: str, answer: str, kind: str, stages: list[str], **more) -> None:
         name = dice.choice(list(sources))
@@ -104,17 +104,21 @@ EDITS = (
 
 def broken(entries: list[dict], lines: bool, dice: random.Random) -> Iterator[tuple[str, str, object]]:
     """(kind, stage, raw) of rows that cannot be read or used; only a file of lines can hold broken lines."""
-    single = [entry["raw"] for entry in entries if len(entry["raw"].get("conversations", "--")) == 2
-              and entry["raw"].get("chosen", "").count("Human:") < 2]  # fmt: skip
-    for raw in dice.sample(single, min(len(single), NO_RESPONSE)):
+    whole = [entry["raw"] for entry in entries if single(entry["raw"])]
+    for raw in dice.sample(whole, min(len(whole), NO_RESPONSE)):
         yield "no response", "unfit", without_answer(raw)
     yield "unknown layout", "unusable", {"prompt_id": dice.randrange(10**6), "payload": "?"}
-    for raw in dice.sample(single, min(len(single), 2 * BROKEN)) if lines else ():
-        whole = json.dumps(raw, ensure_ascii=False).encode()
+    for raw in dice.sample(whole, min(len(whole), 2 * BROKEN)) if lines else ():
+        line = json.dumps(raw, ensure_ascii=False).encode()
         if dice.random() < 0.5:
-            yield "invalid UTF-8", "unreadable", whole.replace(b" ", b" caf\xe9 ", 1 + dice.randrange(3))
+            yield "invalid UTF-8", "unreadable", line.replace(b" ", b" caf\xe9 ", 1 + dice.randrange(3))
         else:
-            yield "truncated JSON", "unreadable", whole[: len(whole) // 2]
+            yield "truncated JSON", "unreadable", line[: len(line) // 2]
+
+
+def single(raw: dict) -> bool:
+    """Whether a raw row of a good entry is one question and one answer, nothing before."""
+    return len(raw.get("conversations", "--")) == 2 and raw.get("chosen", "").count("Human:") < 2
 
 
 def without_answer(raw: dict) -> dict:

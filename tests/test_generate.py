@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib import generate, models
+from lib import decoding, generate, models
 from lib.files import content_hash
 from tests import tiny
 
@@ -61,10 +61,8 @@ def test_a_store_is_never_generated_twice_and_survives_a_torn_line(loaded, tmp_p
     first = generate.generate(model, tokenizer, PROMPTS, **settings)
     lines = store.read_bytes().splitlines(keepends=True)
     store.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
-    calls = []
-    monkeypatch.setattr(
-        generate, "_prefill", lambda *args, real=generate._prefill: calls.append(len(args[2])) or real(*args)
-    )
+    calls, prefill = [], decoding.prefill
+    monkeypatch.setattr(decoding, "prefill", lambda *args: calls.append(len(args[2])) or prefill(*args))
     assert [[s["text"] for s in row] for row in generate.generate(model, tokenizer, PROMPTS, **settings)] == [
         [s["text"] for s in row] for row in first
     ]
