@@ -81,8 +81,10 @@ def _figures(out: Path, records: dict, judged: list[dict]) -> list[tuple]:
         for shown in records.get(name, {}).get("figures", [])[:1]
         if (out / "figures" / shown["file"]).exists()
     ][:2]
+    drawn = out / "figures" / "gates.png"
+    drawn.unlink(missing_ok=True)
     if len(found) < 2 and any(gate["measured"] for gate in judged):
-        plots.save(plots.gates(judged), out / "figures" / "gates.png")
+        plots.save(plots.gates(judged), drawn)
         caption = "Gates: each measurement by its distance from the threshold, with its interval"
         found.append(("figure", "figures/gates.png", caption))
     return [("h2", "Figures"), *found] if found else []
@@ -158,7 +160,9 @@ def notebook_html(out: Path, name: str) -> Path:
     )  # fmt: skip
     body, _ = exporter.from_notebook_node(notebook)
     back = f'<a href="../index.html">Run {page.escape(out.name)}</a>'
-    head = f'<p class="note">{back}, code and warnings hidden; with both: <a href="../{name}.ipynb">{name}.ipynb</a></p>'
+    head = (
+        f'<p class="note">{back}, code and warnings hidden; with both: <a href="../{name}.ipynb">{name}.ipynb</a></p>'
+    )
     target = out / "html" / f"{name}.html"
     atomic_write_text(target, page.document(f"{_title(name)} ({out.name})", head + page.boxed(body)))
     return target
