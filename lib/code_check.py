@@ -14,7 +14,8 @@ def extract_code(text: str, names: list[str]) -> tuple[str | None, str]:
 
     `fenced`: the last code block that defines one of `names`, else the last block. `bare`: without a
     block, the text from the first line that looks like Python. An unclosed block (a cut answer) counts to
-    its end."""
+    its end.
+    """
     languages = ("", "py", "python", "python3")
     blocks = [body for language, body in FENCE.findall(text) if language.lower() in languages]
     if blocks:

@@ -5,7 +5,8 @@ Written from the meaning of each instruction; no package on PyPI offers them wit
 (the package named `ifeval` is another thing, lm-evaluation-harness's version fetches nltk data).
 Differences from the original are therefore possible where it leans on nltk: words are runs of letters and
 digits, sentences end at . ! ? followed by space. Each checker takes (text, kwargs) and returns whether
-the text complies."""
+the text complies.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|vs|etc|e\.g|i\.e|[A-
 
 def failed(ids: list[str], kwargs: list[dict], text: str) -> list[str]:
     """The ids of the instructions that a text does not follow. Raises ValueError for an id without a
-    checker."""
+    checker.
+    """
     unknown = [name for name in ids if name not in CHECKERS]
     if unknown:
         raise ValueError(f"No checker for instruction {unknown[0]!r}; known: {', '.join(sorted(CHECKERS))}.")
@@ -44,7 +46,8 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     """Pieces that end in . ! or ? before space, or at a blank line; abbreviations and initials do not end
-    one."""
+    one.
+    """
     found, start = [], 0
     for stop in re.finditer(r"[.!?]+[\"'”’)*]*(?=\s|\Z)|\n\s*\n", text):
         piece = text[start : stop.end()]

@@ -2,8 +2,9 @@
 
 `marked` takes what follows the last explicit mark: "The answer is", "####" or a boxed expression. The
 fallbacks are named for what they take: `last` (last number, expression, closed-set word or line),
-`first_letter` (first letter that stands alone). Which one spoke is reported with every grade, so that a
-gain in format is not sold as a gain in skill."""
+`first_letter` (first letter that stands alone), `option_text` (the one option that is quoted). Which one
+spoke is reported with every grade, so that a gain in format is not sold as a gain in skill.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import re
 from fractions import Fraction
 
 MARK = re.compile(r"(?:answer\s*(?:is|:)|answer\s+should\s+be|####)\s*:?\s*", re.IGNORECASE)
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?!\w)|(?<![\w.])[-+]?\.\d+")
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}|\s*/\s*\d+)?(?!\w)|(?<![\w.])[-+]?\.\d+"
+)
 CLOSED = ({"yes", "no"}, {"true", "false"}, {"valid", "invalid"})
 SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 MAX_CHARS = 20_000  # of a text, from its end: no final answer stands before that
@@ -30,7 +33,8 @@ def boxed(text: str) -> tuple[str, int] | None:
 
 def marked(text: str) -> str | None:
     """What follows the last mark, to the end of its line; a boxed expression if that comes later or on
-    that line."""
+    that line.
+    """
     text = text[-MAX_CHARS:]
     marks = list(MARK.finditer(text))
     box = boxed(text)
@@ -64,7 +68,8 @@ def last_line(text: str) -> str | None:
 
 def number(text: str | None) -> Fraction | None:
     """A plain number (sign, thousands commas, decimals, a/b, $, %, trailing unit-free) as a fraction;
-    else None."""
+    else None.
+    """
     if text is None or len(text) > 200:
         return None
     bare = re.sub(r"\\(?:text|mathrm)\{[^{}]*\}|\\[,!; ]|[$£€%]|\\%|\^\\circ|°", "", text.replace("\\$", "")).strip()
@@ -72,7 +77,7 @@ def number(text: str | None) -> Fraction | None:
     if latex:
         bare = f"{latex[1]}{latex[2]}/{latex[3]}"
     bare = re.sub(r"(?<=\d),(?=\d{3}\b)", "", bare).replace("−", "-")
-    if not re.fullmatch(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*-?\d+)?", bare):
+    if not re.fullmatch(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3}|\s*/\s*-?\d+)?", bare):
         return None
     top, _, bottom = bare.partition("/")
     try:
@@ -144,6 +149,16 @@ def first_letter(text: str, letters: str) -> str | None:
     return (found[1] or found[2]) if found else None
 
 
+def option_text(text: str, letters: str, options: list[str]) -> str | None:
+    """The letter of the one option whose wording (two characters or more) stands in the text; else None."""
+    found = [
+        letter
+        for letter, option in zip(letters, options, strict=False)
+        if len(option.strip()) > 1 and re.search(rf"(?<!\w){re.escape(option.strip())}(?!\w)", text)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
 def last_word(text: str, words: set[str]) -> str | None:
     """The last of `words` in the text, lower-cased."""
     found = re.findall(r"\b(" + "|".join(sorted(words)) + r")\b", text[-MAX_CHARS:].lower())
@@ -152,5 +167,6 @@ def last_word(text: str, words: set[str]) -> str | None:
 
 def normal(text: str) -> str:
     """Lower case, white space folded, outer punctuation and quotes dropped: the form in which texts are
-    compared."""
+    compared.
+    """
     return re.sub(r"\s+", " ", text).strip().strip("\"'`*.,;:!?“”‘’ ").lower()

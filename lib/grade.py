@@ -1,7 +1,8 @@
 """Is an answer right, and which answers are the same answer?
 
 Nothing here needs a model: texts come from the generation store and can be graded again at any time. No
-text makes these functions raise."""
+text makes these functions raise.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from functools import lru_cache
 from lib import code_check, extract, math_worker, prompts, sandbox, tasks_packaged
 
 REASONING_GYM_PASS = 1.0  # verifier score from which an answer counts as right; partial credit does not
-EXTRACTORS = ("marked", "loose")  # explicit mark; or the checker's fallback (last, first_letter) alone
+EXTRACTORS = ("marked", "loose")  # explicit mark; or the checker's fallback (last, first_letter, option_text) alone
 
 
 def grade(item: dict, text: str, extractor: str | None = None) -> dict:
@@ -26,7 +27,8 @@ def grade(item: dict, text: str, extractor: str | None = None) -> dict:
     correct is None for open items (a judge's business) and False where no answer could be read. answer is
     the canonical extracted answer, or None; for code a fingerprint of its behaviour on the tests' inputs.
     extractor names what found the answer ("marked", "last", "first_letter", "fenced", "bare", "whole",
-    "none")."""
+    "none").
+    """
     if item.get("checker") not in _CHECKERS:
         raise ValueError(f"Unknown checker {item.get('checker')!r}; known: {', '.join(_CHECKERS)}.")
     if extractor not in (None, *EXTRACTORS):
@@ -39,7 +41,8 @@ def answer_classes(item: dict, texts: list[str]) -> list[int]:
     read.
 
     Unreadable answers share -1, which never counts as agreement: compare classes with `stats` functions
-    that know."""
+    that know.
+    """
     return classes_of(item, [grade(item, text)["answer"] for text in texts])
 
 
@@ -66,7 +69,8 @@ def grade_all(items: list[dict], texts_per_item: list[list[str]], extractor: str
     """Grade every text of every item, code in parallel sandboxes (at most one for each CPU).
 
     Returns a DataFrame with a row for each text: id, category, task, sample, correct, answer, extractor,
-    reason."""
+    reason.
+    """
     import pandas as pd
     from tqdm import tqdm
 
@@ -135,6 +139,8 @@ def _choice(item: dict, text: str, only: str | None) -> dict:
         answer = extract.marked_letter(text, letters, options)
     if answer is None and only != "marked":
         answer, extractor = extract.first_letter(text, letters), "first_letter"
+        if answer is None:
+            answer, extractor = extract.option_text(text, letters, options), "option_text"
     if answer is None:
         return _nothing("letter")
     correct = answer == item["gold"]
@@ -172,8 +178,9 @@ def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
     if answer is None:
         return _nothing("answer")
     answer, gold = answer[:500], item["gold"]
-    if extract.number(gold) is not None and extract.number(extract.expression(answer)) is not None:
-        answer = extract.expression(answer).replace(",", "").replace(" ", "").strip("$")
+    value = extract.number(extract.expression(answer))
+    if value is not None and extract.number(gold) is not None and "/" not in gold:
+        answer = str(value) if value.denominator == 1 else repr(float(value))  # 1.30e+02 and 130 are one answer
     if extract.normal(answer) == extract.normal(gold):
         answer = gold  # verifiers differ in what they forgive; case, quotes and a full stop are forgiven for all
     try:
@@ -214,7 +221,8 @@ def _code(item: dict, text: str, only: str | None) -> dict:
 @lru_cache(maxsize=20_000)
 def _run_tests(solution: str, tests: tuple[str, ...], watched: tuple[str, ...]) -> tuple[bool, str, str | None]:
     """(passed, reason, fingerprint of the behaviour). A program that yields no value on any input has
-    none."""
+    none.
+    """
     result = sandbox.run_tests(solution, list(tests), list(watched))
     calls = [call for check in result["checks"] for call in check["calls"]]
     if all(call.startswith("!") for call in calls):

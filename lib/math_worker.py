@@ -2,7 +2,8 @@
 
 sympy can run for hours on what a model writes (9**9**9), inside C code that no signal interrupts, and
 math-verify's own timeout works in the main thread only. So the comparison runs in one helper process for
-each Python process, killed and restarted when an answer takes longer than `SECONDS`."""
+each Python process, killed and restarted when an answer takes longer than `SECONDS`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _process: subprocess.Popen | None = None
 @lru_cache(maxsize=50_000)
 def equal(gold: str, answer: str) -> bool:
     """Whether math-verify takes `answer` for `gold` (LaTeX or plain). False also if it cannot tell in
-    time."""
+    time.
+    """
     with _lock:
         return _ask(gold, answer)
 

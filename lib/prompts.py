@@ -10,9 +10,11 @@ from lib.files import content_hash
 ANSWER_MARK = "The answer is"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-MATH = "{question}\n\nThink step by step. End with: The answer is X."
-EXACT = "{question}\n\nEnd with: The answer is X."
-CHOICE = "{question}\n\n{options}\n\nAnswer with the letter. End with: The answer is X."
+# Measured on SmolLM2-135M with 120 probe items: this sentence is obeyed in 91 % of the answers; "End with: The answer
+# is X." in a third (the model copies the X), and quotation marks around the mark are echoed.
+FINISH = "Finish with the sentence: The answer is ..."
+QUESTION = "{question}\n\n" + FINISH
+CHOICE = "{question}\n\n{options}\n\nAnswer with the letter. " + FINISH
 COMPLETE = (
     "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{question}\n```"
 )
@@ -29,16 +31,15 @@ def options_block(options: list[str]) -> str:
 
 def render(checker: str, question: str, options: list[str] | None = None, example: str = "") -> str:
     """The user message for a question. `options` for choices, `example` (one test) for functions to be
-    written."""
+    written.
+    """
     if checker == "code":
         template = WRITE if example else COMPLETE
         return template.format(question=question.rstrip(), example=example.strip())
     if checker == "choice" and options:
         return CHOICE.format(question=question.strip(), options=options_block(options))
-    if checker in ("choice", "exact", "reasoning_gym"):
-        return EXACT.format(question=question.strip())
-    if checker == "math":
-        return MATH.format(question=question.strip())
+    if checker in ("math", "choice", "exact", "reasoning_gym"):
+        return QUESTION.format(question=question.strip())
     return question.strip()  # open prompts and verifiable constraints are already whole requests
 
 

@@ -80,7 +80,8 @@ def isolation() -> dict[str, str]:
 
 def _run(job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, layers: tuple[str, ...]) -> dict:
     """Start the child, wait, kill what is left, read its report. Raises OSError if no process can be
-    started."""
+    started.
+    """
     token, marker = secrets.token_hex(16), secrets.token_hex(16)
     job = {
         **job, "token": token, "cpu_s": max(1, round(timeout_s)), "memory_mb": memory_mb, "file_mb": file_mb,
@@ -127,7 +128,8 @@ def _run(job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, 
 
 def _events(report: str, token: str) -> list[dict]:
     """The report lines that carry the token; anything else on that descriptor was not written by the
-    harness."""
+    harness.
+    """
     events = []
     for line in report.splitlines():
         if line.startswith(token):

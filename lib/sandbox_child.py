@@ -5,7 +5,8 @@
 It reads one JSON job, gives up every right it can, runs the untrusted code and reports on RESULT_FD in
 lines that start with a token which the untrusted code was never told. Only the standard library, imported
 as little as possible. The token lies in a local variable of this file: code that walks the interpreter's
-frames in search of it can cheat."""
+frames in search of it can cheat.
+"""
 
 import os
 import sys
@@ -28,7 +29,8 @@ DENIED = (
 
 def limits(job):
     """CPU seconds, address space, file size, open files, core dumps; processes where the kernel counts
-    them."""
+    them.
+    """
     import resource
 
     bounds = {
@@ -107,7 +109,8 @@ def landlock(libc, folder):
 
 def seccomp(libc):
     """Refuse the system calls above; `clone` may make threads only. x86-64; elsewhere the audit hook
-    stands in."""
+    stands in.
+    """
     if os.uname().machine != "x86_64":
         return False
     import ctypes
@@ -138,7 +141,8 @@ def seccomp(libc):
 
 def audit(folder, lacking):
     """The soft guard where the kernel offers no hard one: Python's audit events. Native code gets round
-    it."""
+    it.
+    """
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     inside = os.path.realpath(folder) + os.sep
     readable = tuple(os.path.realpath(path) + os.sep for path in sys.path)

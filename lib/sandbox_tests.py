@@ -46,7 +46,8 @@ def run(job, report):
     """Run job["solution"], then job["tests"] (instrumented by `lib.code_check`) against it.
 
     Returns {"ran", "checks", "failed", "error", "where"}; every check is reported as it happens, with
-    what the function under test returned or raised: a later timeout does not lose the earlier ones."""
+    what the function under test returned or raised: a later timeout does not lose the earlier ones.
+    """
     counts, calls, depth, reported = [0, 0], [], [0], [0]
     stderr, limit, error_types = sys.stderr, job.get("max_reports", 500), (_Base,)
 

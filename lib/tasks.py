@@ -2,7 +2,8 @@
 
 An item is {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}; see
 `lib.prompts.item`. `probe` items serve decisions taken during training; `test` items serve the reported
-result. The two are disjoint by content hash, and neither shares a generator seed with training rows."""
+result. The two are disjoint by content hash, and neither shares a generator seed with training rows.
+"""
 
 from __future__ import annotations
 
@@ -79,13 +80,15 @@ def evaluation_texts(data: str) -> Iterator[tuple[str, str, str | None]]:
 
 def knowledge_training(seed: int) -> Iterator[tuple[str, str]]:
     """(prompt, response) pairs from the packaged facts, about countries and elements that no item asks
-    about."""
+    about.
+    """
     return tasks_knowledge.training(seed)
 
 
 def packaged_knowledge(split: str) -> list[dict]:
     """The packaged knowledge items of "train", "probe" or "test"; `meta["statement"]` says the fact in a
-    sentence."""
+    sentence.
+    """
     return list(tasks_knowledge.items(split))
 
 
@@ -129,7 +132,8 @@ def _balanced(items: list[dict], count: int, rng: random.Random) -> list[dict]:
 
 def _interleaved(groups: list[list[dict]], rng: random.Random, shuffle: bool = True) -> list[dict]:
     """One of each group in turn, groups in random order; members shuffled too unless they are in order
-    already."""
+    already.
+    """
     rng.shuffle(groups)
     for group in groups if shuffle else ():
         rng.shuffle(group)

@@ -1,7 +1,8 @@
 """Evaluation items from a folder of real files: `<data>/evals/` in the layout of the sources.
 
 Files may be plain or gzip-compressed. A task is used if its file is there. Every reader gives items in
-file order."""
+file order.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ OTHER_TEXTS = {
 
 def items(data: Path, category: str, split: str) -> Iterator[dict]:
     """Items of a category in a folder. Raises ValueError if the folder has no file for it in the test
-    split."""
+    split.
+    """
     folder = evals_folder(data)
     found, sanitized = False, set()
     for task, (test, probe) in FILES[category].items():

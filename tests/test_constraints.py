@@ -1,5 +1,6 @@
 """Every IFEval instruction kind against texts written by hand: one that follows it, one that just misses
-it."""
+it.
+"""
 
 import gzip
 import json

@@ -98,7 +98,8 @@ CHOICES = [
     ("I pick B) because it is Paris", "B", "first_letter"),
     ("A capital is a city. It is B.", "B", "first_letter"),
     ("The answer is a city.", None, "none"),
-    ("Paris, of course", None, "none"),
+    ("Paris, of course", "B", "option_text"),
+    ("Paris or Rome", None, "none"),
     ("E.", None, "none"),
 ]
 
@@ -116,6 +117,7 @@ def test_choices(text, answer, extractor):
         ("Yes", "The answer is Yes, because it follows.", True),
         ("No", "It does not follow, so no", True),
         ("no", "Yes and no? In the end: yes.", False),
+        ("son", "The answer is: X", False),
         ("] ]", "Close them.\nThe answer is ] ].", True),
         ("son", "He is the\nson", True),
         ("son", "grandson", False),

@@ -1,7 +1,17 @@
 """Evaluation items: shape, determinism, balance, disjoint splits, and errors that say what to do."""
 
+import ast
+import calendar
+import datetime
+import graphlib
 import gzip
+import itertools
 import json
+import math
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -95,6 +105,100 @@ def test_the_pools_use_disjoint_seed_ranges(pools):
 def test_generators_own_verifier_accepts_every_gold(pools):
     for item in pools["test"]["math"] + pools["test"]["reasoning"]:
         assert tasks_packaged.verify(item["meta"], item["gold"]) >= 1.0, item["meta"]["question"]
+
+
+def _one_solution(meta, entry):
+    """The gold answer worked out from the question alone, without reasoning-gym."""
+    question, name = entry["question"], meta["generator"]
+    numbers = [int(number) for number in re.findall(r"\d+", question)]
+    if name == "chain_sum":
+        left, sign, right = re.search(r"(\d+) ([+-]) (\d+) =", question).groups()
+        return str(int(left) + int(right) if sign == "+" else int(left) - int(right))
+    if name == "products":
+        return str(numbers[0] * numbers[1])
+    if name in ("gcd", "lcm"):
+        return str(getattr(math, name)(*numbers))
+    if name == "simple_equations":
+        equation = question.rsplit(": ", 1)[1]
+        symbol = re.search(r"[a-z]", equation)[0]
+        left, right = equation.split(" = ")
+        roots = [n for n in range(-500, 501) if eval(left, {symbol: n}) == int(right)]
+        return str(roots[0]) if len(roots) == 1 else None
+    if name == "number_format":
+        numbers = [float(word.replace(",", "")) for word in question.rsplit(": ", 1)[1].split()]
+        return str(min(numbers) if "pick the smallest" in question else max(numbers))
+    if name == "letter_counting":
+        letter, text = re.search(r'letter "(.)" appear in the text: "(.*)"', question, re.DOTALL).groups()
+        return str(text.lower().count(letter))
+    if name == "needle_haystack":
+        story, asked = question.split("\nWho ")
+        needle = asked.split("? ")[0]
+        return next(line.split(" ")[0] for line in story.split(". ") if line.rstrip(". ").endswith(f" {needle}"))
+    if name == "course_schedule":
+        graph = {}
+        for course, before in ast.literal_eval(question[question.index("[(") : question.index(")]") + 2]):
+            graph.setdefault(course, set()).add(before)
+        try:
+            tuple(graphlib.TopologicalSorter(graph).static_order())
+        except graphlib.CycleError:
+            return "False"
+        return "True"
+    if name == "aiw":
+        return str(int(re.search(r"(\d+) female friends", question)[1]) + 1)
+    if name == "calendar_arithmetic":
+        if "leap" in question:
+            return "Yes" if calendar.isleap(numbers[0]) else "No"
+        start = datetime.datetime.strptime(re.search(r"\w+ \d+, \d{4}", question)[0], "%B %d, %Y")
+        days = int(re.search(r"(\d+)[- ]days?", question)[1])
+        back = re.search(r"\b(ago|back|backward|before|prior|preceding|earlier|was it)\b", question)
+        return f"{start + datetime.timedelta(days=-days if back else days):%A}"
+    if name == "knights_knaves":
+        said = list(enumerate(entry["metadata"]["statements"]))
+        every = itertools.product([True, False], repeat=len(said))
+        truth = [who for who in every if all(_holds(words, who) == who[n] for n, words in said)]
+        return entry["answer"] if truth == [tuple(entry["metadata"]["solution"])] else f"{truth}"
+    return None
+
+
+def _holds(said, who):
+    """Truth of a knights-and-knaves statement, nested lists of an operator and its parts."""
+    operator, *parts = said
+    if operator in ("telling-truth", "lying"):
+        return who[parts[0]] == (operator == "telling-truth")
+    values = [_holds(part, who) for part in parts]
+    if operator == "not":
+        return not values[0]
+    if operator in ("and", "or"):
+        return all(values) if operator == "and" else any(values)
+    return (not values[0] or values[1]) if operator == "->" else values[0] == values[1]
+
+
+def test_golds_agree_with_independent_solutions(pools):
+    checked = Counter()
+    for item in pools["test"]["math"] + pools["test"]["reasoning"]:
+        found = _one_solution(item["meta"], item["meta"]["entry"])
+        if found is not None:
+            loose = item["task"] == "number_format" and abs(float(found) - float(item["gold"])) < 1e-6
+            assert found == item["gold"] or loose, (item["meta"]["question"], item["gold"], found)
+            checked[item["task"]] += 1
+    assert set(checked) == {name for pairs in tasks.FAMILIES.values() for name, _ in pairs} - {"number_sequence"}
+    assert min(checked.values()) > 80, checked
+
+
+def test_items_do_not_depend_on_the_process():
+    """Python's hash seed differs from process to process; an item must not."""
+    code = (
+        "import hashlib\nfrom lib import tasks\n"
+        "items = tasks.load_items('packaged', ['math', 'reasoning', 'knowledge', 'instruction'], 9999, 1)\n"
+        "print(hashlib.sha256(repr(items).encode()).hexdigest())"
+    )
+    outputs = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        outputs.add(done.stdout)
+    assert len(outputs) == 1
 
 
 def test_no_fact_of_a_test_subject_is_in_the_training_rows(pools):
