@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .ledger import BudgetExceeded, Store
+from lib.ledger import BudgetExceeded, Store
 
 __all__ = ["BudgetExceeded", "Client", "EndpointError"]
 

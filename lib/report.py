@@ -6,10 +6,11 @@ import re
 import sys
 from pathlib import Path
 
-from lib import gates, page, plots, record, state
+from lib import plots
 from lib.files import ROOT, atomic_write_text
-from lib.page import Badge, Link
-from lib.progress import clock
+from lib.workbook import gates, page, record, state
+from lib.workbook.page import Badge, Link
+from lib.workbook.progress import clock
 
 SYSTEMS = ("base", "tuned", "consistent", "distilled", "compressed", "routed")
 FIGURES = ("12_benchmark", "13_consistency")  # one each first; any other notebook where they have none
@@ -170,7 +171,7 @@ def notebook_html(out: Path, name: str) -> Path:
 
 def main() -> int:
     """`python -m lib.report outputs/NAME`: renew the page, e.g. after running notebooks by hand."""
-    from lib.pipeline import UPSTREAM
+    from lib.workbook.pipeline import UPSTREAM
 
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         print("usage: python -m lib.report outputs/NAME (an existing folder)", file=sys.stderr)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib import gates, params, plots, provenance
+from lib import params, plots
 from lib.files import ROOT, atomic_write_json
+from lib.workbook import gates, provenance
 
 
 @dataclass
@@ -197,7 +198,7 @@ def _rows(rows) -> list[dict]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0 done, 1 a notebook failed, 2 wrong input, 130 interrupted."""
-    from lib import pipeline
+    from lib.workbook import pipeline
 
     return pipeline.command(arguments)
 

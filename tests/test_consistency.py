@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import consistency, stats
+from lib import stats
+from lib.evaluation import consistency
 
 CLASSES = st.lists(st.integers(-1, 3), min_size=2, max_size=8)
 
@@ -75,7 +76,7 @@ def item(key, category="math", checker="math", gold="4"):
 
 
 def test_measure_uses_the_graders_equivalence():
-    from lib import grade
+    from lib.evaluation import grade
 
     items = [item("a"), item("b"), item("c", "instruction", "constraints", None)]
     items[2]["meta"] = {"question": "write", "instruction_id_list": [], "kwargs": []}

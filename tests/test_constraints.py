@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lib import constraints
+from lib.evaluation import constraints
 from lib.files import ROOT
 
 IFEVAL = ROOT.parent / "shared" / "data" / "evals" / "ifeval_input_data.jsonl.gz"

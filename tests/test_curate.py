@@ -11,7 +11,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lib import audit, curate, decontaminate, filters, packaged, packaged_rows, sources, splits, tasks
+from lib.curation import audit, curate, decontaminate, filters, packaged, packaged_rows, sources, splits
+from lib.evaluation import tasks
 from lib.files import ROOT, content_hash, read_jsonl, sha256_file, write_jsonl
 
 SHARED = ROOT.parent / "shared" / "data"

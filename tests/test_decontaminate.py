@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.decontaminate import Index
+from lib.curation.decontaminate import Index
 from lib.files import ROOT
 
 LONG = ("Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "

@@ -13,7 +13,7 @@ from datasketch import MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import dedup, minhash
+from lib.curation import dedup, minhash
 from lib.files import ROOT
 
 MIX, MASK = minhash.MIX, (1 << 64) - 1
@@ -303,15 +303,15 @@ def test_wrong_use_says_what_is_wrong(error, match, call):
 @pytest.mark.slow
 def test_works_where_no_cache_can_be_written(tmp_path):
     """Package folder and home both unwritable (for root too: files stand where folders would have to be)."""
-    package = tmp_path / "lib"
-    package.mkdir()
-    for name in ("__init__", "dedup", "minhash", "resolve", "templates"):
-        (package / f"{name}.py").write_bytes((ROOT / "lib" / f"{name}.py").read_bytes())
+    package = tmp_path / "lib" / "curation"
+    package.mkdir(parents=True)
+    for name in ("../__init__", "__init__", "dedup", "minhash", "resolve", "templates", "runs"):
+        (package / f"{name}.py").write_bytes((ROOT / "lib" / "curation" / f"{name}.py").read_bytes())
     (package / "__pycache__").write_text("in the way")
     (tmp_path / "file").write_text("in the way")
     environment = {**os.environ, "HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": str(tmp_path / "file")}
     environment.pop("NUMBA_CACHE_DIR", None)
-    code = "from lib import dedup; print(len(dedup.near_duplicates(['same text'] * 3)[0]))"
+    code = "from lib.curation import dedup; print(len(dedup.near_duplicates(['same text'] * 3)[0]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True,
                           capture_output=True, timeout=300)
     assert done.stdout.strip() == "2", done.stderr[-2000:]

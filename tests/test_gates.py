@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import gates, stats
+from lib import stats
 from lib.params import ParameterError
+from lib.workbook import gates
 
 GATE = {"id": "g", "notebook": "n", "metric": "m", "op": ">=", "threshold": 0.5, "unit": "", "statement": "s"}
 numbers = st.floats(-10, 10, allow_nan=False)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import code_check, extract, grade, math_worker, prompts, sandbox, tasks
+from lib.evaluation import code_check, extract, grade, math_worker, prompts, sandbox, tasks
 from lib.files import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -9,8 +9,8 @@ from itertools import product
 
 import pytest
 
-from lib import judge
 from lib.endpoint import Client
+from lib.evaluation import judge
 from lib.files import ROOT
 from tests.openai_server import Server
 

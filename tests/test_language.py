@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lib import language, packaged_text
+from lib.curation import language, packaged_text
 from lib.files import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"

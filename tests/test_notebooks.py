@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import gates, params, pipeline, report
+from lib import params, report
 from lib.files import ROOT
+from lib.workbook import gates, pipeline
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from lib import (
+from lib.curation import (
     dedup,
     normalise,
     packaged,
@@ -18,8 +18,8 @@ from lib import (
     packaged_faults,
     packaged_rows,
     sources,
-    tasks,
 )
+from lib.evaluation import tasks
 from lib.files import read_jsonl, sha256_file
 
 ROWS = 600

@@ -13,9 +13,9 @@ import time
 import nbformat
 import pytest
 
-from lib import pipeline, state
 from lib.params import ParameterError
-from lib.progress import Progress, clock
+from lib.workbook import pipeline, state
+from lib.workbook.progress import Progress, clock
 
 NAMES = ["01_first", "02_second"]
 SLEEP = "import time\ntime.sleep(60)"
@@ -35,7 +35,7 @@ def ran(text: str) -> list[str]:
 def spawn(project, *arguments) -> subprocess.Popen:
     code = f"""import sys
 from pathlib import Path
-from lib import pipeline
+from lib.workbook import pipeline
 root = Path({str(project.root)!r})
 sys.exit(pipeline.command(sys.argv[1:], root=root, upstream={project.upstream}))"""
     command = [sys.executable, "-c", code, "tiny", *arguments]

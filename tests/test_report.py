@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from lib import page, plots, record, report, run, state
+from lib import plots, report, run
 from lib.files import atomic_write_json
+from lib.workbook import page, record, state
 
 NAMES = ["01_first", "02_second"]
 ESTIMATE = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 90, "unit": "share"}

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import plots, provenance, run
+from lib import plots, run
 from lib.params import ParameterError
+from lib.workbook import provenance
 
 VALUES = {"out": "outputs/tiny", "k": 3, "rate": 0.5, "data": "packaged", "hourly_rate": 0.0}
 

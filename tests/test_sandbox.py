@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import sandbox
+from lib.evaluation import sandbox
 
 HARD = sandbox.isolation()
 SOFT = ()  # no kernel layer: what is left where namespaces, landlock and seccomp are refused

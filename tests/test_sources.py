@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib import filters, normalise, readers, sources
+from lib.curation import filters, normalise, readers, sources
 from lib.files import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -16,7 +16,7 @@ from collections import Counter
 
 import pytest
 
-from lib import constraints, prompts, tasks, tasks_files, tasks_packaged
+from lib.evaluation import constraints, prompts, tasks, tasks_files, tasks_packaged
 from lib.files import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -188,7 +188,7 @@ def test_golds_agree_with_independent_solutions(pools):
 def test_items_do_not_depend_on_the_process():
     """Python's hash seed differs from process to process; an item must not."""
     code = (
-        "import hashlib\nfrom lib import tasks\n"
+        "import hashlib\nfrom lib.evaluation import tasks\n"
         "items = tasks.load_items('packaged', ['math', 'reasoning', 'knowledge', 'instruction'], 9999, 1)\n"
         "print(hashlib.sha256(repr(items).encode()).hexdigest())"
     )

@@ -1,0 +1,1 @@
+"""Phase 0: from raw sources to one curated set."""

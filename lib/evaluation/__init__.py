@@ -1,0 +1,1 @@
+"""Evaluation items, checkers and judge, and the measures built on them."""

@@ -1,0 +1,141 @@
+"""Evaluation items: real ones from a folder, or those that installed packages carry. One shape for all.
+
+An item is {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}; see
+`lib.evaluation.prompts.item`. `probe` items serve decisions taken during training; `test` items serve the reported
+result. The two are disjoint by content hash, and neither shares a generator seed with training rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from lib.evaluation import tasks_files, tasks_knowledge, tasks_packaged, tasks_written
+from lib.evaluation.prompts import LETTERS
+from lib.evaluation.tasks_packaged import FAMILIES, SEEDS  # noqa: F401  (training rows use the same families, other seeds)
+from lib.files import ROOT
+
+PACKAGED = "packaged"
+CATEGORIES = ("math", "code", "reasoning", "knowledge", "instruction", "creativity")
+log = logging.getLogger(__name__)
+
+
+def load_items(data: str, categories: list[str], per_category: int, seed: int, split: str = "test") -> list[dict]:
+    """Items of the named categories, `per_category` each, balanced over tasks; the same call gives the
+    same list.
+
+    Args:
+        data: "packaged", or a folder with `evals/` (layout of the README beside it).
+        categories: from `CATEGORIES`.
+        per_category: items wanted in each; where fewer exist, all are given and a warning says so.
+        seed: which items are drawn.
+        split: "test" or "probe".
+
+    Raises:
+        ValueError: unknown category or split, or a folder or file that is missing; says what to do.
+    """
+    unknown = [name for name in categories if name not in CATEGORIES]
+    if unknown:
+        raise ValueError(f"Unknown category {unknown[0]!r}; choose from {', '.join(CATEGORIES)}.")
+    if split not in ("test", "probe"):
+        raise ValueError(f"Unknown split {split!r}; choose 'test' or 'probe'.")
+    chosen = []
+    for category in categories:
+        pool = _without_duplicates(_pool(data, category, split))
+        if split == "probe":
+            held_out = {item["id"] for item in _pool(data, category, "test")}
+            pool = [item for item in pool if item["id"] not in held_out]
+        picked = _balanced(pool, per_category, random.Random(f"{seed}/{category}/{split}"))
+        if len(picked) < per_category:
+            log.warning(
+                "%s: %d %s items asked for, %d exist; all are used.",
+                category,
+                per_category,
+                split,
+                len(picked),
+            )
+        chosen += picked
+    return chosen
+
+
+def evaluation_texts(data: str) -> Iterator[tuple[str, str, str | None]]:
+    """(name, question, gold answer or None) of every test item available in `data`, for decontamination.
+
+    From a folder this includes evaluation sets that no task here uses (TruthfulQA, Arena-Hard ...).
+    """
+    for category in CATEGORIES:
+        try:
+            pool = _without_duplicates(_pool(data, category, "test"))
+        except ValueError:
+            if data != PACKAGED and tasks_files.present(_folder(data), category):
+                raise
+            continue  # a folder need not hold every category
+        for item in pool:
+            yield f"{item['task']}/{item['id']}", item["meta"]["question"], _gold_text(item)
+    if data != PACKAGED:
+        yield from tasks_files.other_texts(_folder(data))
+
+
+def knowledge_training(seed: int) -> Iterator[tuple[str, str]]:
+    """(prompt, response) pairs from the packaged facts, about countries and elements that no item asks
+    about.
+    """
+    return tasks_knowledge.training(seed)
+
+
+def packaged_knowledge(split: str) -> list[dict]:
+    """The packaged knowledge items of "train", "probe" or "test"; `meta["statement"]` says the fact in a
+    sentence.
+    """
+    return list(tasks_knowledge.items(split))
+
+
+def _gold_text(item: dict) -> str | None:
+    if item["checker"] == "choice" and item["meta"].get("options"):
+        return item["meta"]["options"][LETTERS.index(item["gold"])]
+    return item["gold"]
+
+
+def _folder(data: str) -> Path:
+    path = Path(data)
+    return path if path.is_absolute() else (ROOT / path)
+
+
+def _pool(data: str, category: str, split: str) -> list[dict]:
+    if data != PACKAGED:
+        return list(tasks_files.items(_folder(data), category, split))
+    if category in ("math", "reasoning"):
+        return list(tasks_packaged.generated(category, split))
+    if category == "knowledge":
+        return list(tasks_knowledge.items(split))
+    if category == "instruction":
+        return list(tasks_written.instruction(split))
+    if category == "creativity":
+        return list(tasks_written.creative(split))
+    return list(tasks_packaged.human_eval()) if split == "test" else []
+
+
+def _without_duplicates(items: list[dict]) -> list[dict]:
+    """The first item of each id."""
+    return list({item["id"]: item for item in reversed(items)}.values())[::-1]
+
+
+def _balanced(items: list[dict], count: int, rng: random.Random) -> list[dict]:
+    """`count` items, as even over tasks, and within a task over subtasks, as their sizes allow."""
+    tasks: dict[str, dict[str, list[dict]]] = {}
+    for item in items:
+        tasks.setdefault(item["task"], {}).setdefault(item["meta"].get("subtask") or "", []).append(item)
+    return _interleaved([_interleaved(list(groups.values()), rng) for groups in tasks.values()], rng, False)[:count]
+
+
+def _interleaved(groups: list[list[dict]], rng: random.Random, shuffle: bool = True) -> list[dict]:
+    """One of each group in turn, groups in random order; members shuffled too unless they are in order
+    already.
+    """
+    rng.shuffle(groups)
+    for group in groups if shuffle else ():
+        rng.shuffle(group)
+    longest = max(map(len, groups), default=0)
+    return [group[place] for place in range(longest) for group in groups if place < len(group)]

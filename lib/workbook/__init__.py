@@ -1,0 +1,1 @@
+"""How a run is executed, judged and shown; notebooks see it through `lib.run`."""

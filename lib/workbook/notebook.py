@@ -1,0 +1,109 @@
+"""One execution of one notebook: a temporary file while it runs, and a state that never says done too early."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from lib.files import atomic_write_text, sha256_file
+from lib.workbook import state
+from lib.workbook.progress import Progress
+
+KERNEL = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # two threads on busy cores collapse by spin-waiting
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # one set in the user's shell hides figures
+    "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one of the same name in the home folder
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+class Execution:
+    """`begin` marks the notebook as running and drops its old metrics, `execute` runs it to an end."""
+
+    def __init__(self, name: str, label: str, values: dict, parts: dict, out: Path, root: Path, stream):
+        self.name, self.label, self.values, self.parts = name, label, values, parts
+        self.out, self.root, self.stream = out, root, stream
+        self.partial = out / f"{name}.partial.ipynb"
+        self.metrics = out / "metrics" / f"{name}.json"
+        self.log = out / "artifacts" / ".state" / f"{name}.log"
+        self.seconds = self.earlier = 0.0
+
+    def begin(self) -> None:
+        """From here until the end of `execute` the notebook counts as running, and has no numbers."""
+        self.earlier = self._earlier_seconds()
+        self.began = time.time()
+        state.mark(self.out, self.name, "running", began=self.began, earlier=self.earlier, parts=self.parts)
+        for old in (self.metrics, self.partial, self.log):
+            old.unlink(missing_ok=True)
+
+    def execute(self) -> str:
+        """Run the notebook. Returns its error in words, empty when it is done; KeyboardInterrupt passes."""
+        failure, status = "", "interrupted"
+        try:
+            failure = self._papermill()
+            if not failure and not self.metrics.exists():
+                failure = "it ended without run.finish, so there are no metrics"
+                self._note_on_top(failure)
+            status = "failed" if failure else "done"
+        finally:
+            self.seconds = round(time.time() - self.began, 1)
+            if self.partial.exists():
+                text = self.partial.read_text(encoding="utf-8")
+                atomic_write_text(self.partial, text.replace(f"{self.root}/", ""))  # a record names no machine
+                if status != "interrupted":
+                    os.replace(self.partial, self.out / f"{self.name}.ipynb")
+            end = {"metrics": sha256_file(self.metrics)} if status == "done" else {"failure": failure}
+            known = {"began": self.began, "seconds": self.seconds, "earlier": self.earlier, "parts": self.parts}
+            state.mark(self.out, self.name, status, **known, **end)
+        return failure
+
+    def headline(self) -> str:
+        """The sentence that the notebook finished with."""
+        return json.loads(self.metrics.read_text(encoding="utf-8"))["headline"]
+
+    def _papermill(self) -> str:
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
+
+        folder = self.root / "notebooks"
+        environment = KERNEL | {"WORKBOOK_EARLIER_SECONDS": str(self.earlier)}
+        try:
+            with Progress(self.label, self.stream, environment=environment, log=self.log) as progress:
+                papermill.execute_notebook(
+                    str(folder / f"{self.name}.ipynb"), str(self.partial), parameters=self.values,
+                    engine_name=progress.engine, progress_bar=False, cwd=str(folder), kernel_name="python3",
+                )  # fmt: skip
+        except PapermillExecutionError as error:  # papermill has put the error on top of the notebook
+            return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+        except Exception as error:  # a dead kernel (out of memory), a full disk: told, and the run stops here
+            words = self.log.read_text(errors="replace").splitlines()[-3:] if self.log.exists() else []
+            failure = "\n  ".join([f"{type(error).__name__}: {error}", *words])
+            self._note_on_top(failure)
+            return failure
+        return ""
+
+    def _note_on_top(self, message: str) -> None:
+        """Papermill marks a failed cell itself; a run that broke outside a cell gets its mark here."""
+        import nbformat
+
+        if self.partial.exists():
+            notebook = nbformat.read(self.partial, as_version=4)
+            text = f"**The run broke:** {message}\n\nThe last cell with output is where to look."
+            note = nbformat.v4.new_markdown_cell(text, metadata={"tags": ["papermill-error-cell-tag"]})
+            notebook.cells.insert(0, note)
+            nbformat.write(notebook, self.partial)
+
+    def _earlier_seconds(self) -> float:
+        """Seconds that unfinished attempts have cost; of a killed one, until its last saved cell."""
+        before = state.read(self.out, self.name)
+        if before.get("status") in ("failed", "interrupted"):
+            return before.get("earlier", 0.0) + before["seconds"]
+        if before.get("status") == "running":
+            last = self.partial.stat().st_mtime if self.partial.exists() else before["began"]
+            return round(before.get("earlier", 0.0) + max(0.0, last - before["began"]), 1)
+        return 0.0
