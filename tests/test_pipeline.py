@@ -13,6 +13,7 @@ import time
 import nbformat
 import pytest
 
+from lib.files import ROOT
 from lib.params import ParameterError
 from lib.workbook import pipeline, state
 from lib.workbook.progress import Progress, clock
@@ -245,6 +246,13 @@ def test_freshness_follows_the_library_that_a_notebook_uses_and_no_other(project
     assert parts() == first
     project.write("lib/deep.py", "x = 2")
     assert parts()["lib"]["lib.deep"] != first["lib"]["lib.deep"]
+
+
+def test_no_result_depends_on_what_runs_notebooks_and_draws_the_page():
+    used = state.library(["from lib import run"], ROOT)
+    assert "lib.run" in used and "lib.workbook.gates" in used
+    runners = {"pipeline", "notebook", "report", "state", "page", "progress"}
+    assert not {name.rpartition(".")[2] for name in used} & runners
 
 
 def test_freshness_sees_sources_parameters_and_data_but_not_outputs_of_the_notebook(project):

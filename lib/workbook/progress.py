@@ -79,9 +79,10 @@ class Progress:
 
     def line(self) -> str:
         """The status as one line of text."""
-        text = (
-            f"{self.label}  {clock(time.monotonic() - self.began)}  cell {self.index + 1}/{len(self.cells)}"
-        )
+        text = f"{self.label}  {clock(time.monotonic() - self.began)}"
+        if not self.cells:
+            return f"{text}  starting the kernel"
+        text += f"  cell {self.index + 1}/{len(self.cells)}"
         return f"{text}  {self.heading}" + (f" | {last}" if (last := self._last_output()) else "")
 
     def _last_output(self) -> str:

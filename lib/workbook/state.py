@@ -19,7 +19,8 @@ from pathlib import Path
 
 from lib.files import atomic_write_json, sha256_file
 
-RUNNERS = {"pipeline", "notebook", "report", "state"}  # they run notebooks and draw the page; no result depends on them
+# These run notebooks and draw the page; no result depends on them.
+RUNNERS = {"lib.report", "lib.workbook.pipeline", "lib.workbook.notebook", "lib.workbook.state"}
 
 
 def _sha(text: str) -> str:
@@ -54,7 +55,7 @@ def library(codes: list[str], root: Path) -> dict[str, str]:
                 names = [module] + [f"{module}.{alias.name}" for alias in node.names]
             for name in (part for full in names for part in accumulate(full.split("."), "{}.{}".format)):
                 path = _module_file(name, root) if name.split(".")[0] == "lib" else None
-                if path is None or name in found or name.removeprefix("lib.") in RUNNERS:
+                if path is None or name in found or name in RUNNERS:
                     continue
                 text = path.read_text(encoding="utf-8")
                 found[name] = _sha(text)
