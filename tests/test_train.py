@@ -101,6 +101,24 @@ def test_padding_changes_no_loss(tmp_path):
         assert loss == pytest.approx(np.mean(each), abs=1e-4)
 
 
+def test_the_assistants_loss_and_its_gradient_equal_the_models_own(tmp_path):
+    model, tokenizer = models.load(tiny.checkpoint(tmp_path / "model"), "float32")
+    adapted = train.add_lora(model, 4, 8, 0.0, 1)
+    write_jsonl(tmp_path / "train.jsonl", rows(6))
+    data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+    batch = conversations.collate(list(data), tokenizer.pad_token_id)
+    gradients = []
+    for loss in (adapted(**batch).loss, train.assistant_loss(adapted, batch)):
+        adapted.zero_grad()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in adapted.parameters() if p.grad is not None] + [loss.detach()])
+    assert len(gradients[0]) == 2 * 7 * 2 + 1
+    for theirs, ours in zip(*gradients, strict=True):
+        assert np.allclose(theirs, ours, rtol=1e-4, atol=1e-6)
+    halved = train.assistant_loss(adapted, batch, 2 * int((batch["labels"][:, 1:] != conversations.IGNORED).sum()))
+    assert float(halved) == pytest.approx(float(gradients[1][-1]) / 2)
+
+
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
