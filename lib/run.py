@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +80,8 @@ def start(name: str, values: dict, *, root: Path = ROOT) -> Job:
     values: the notebook's globals(). Raises ParameterError for a wrong type, and for a parameter injected by
     papermill that the notebook does not declare (papermill itself only logs a warning).
     """
+    # plain progress lines are wanted, so the missing widget library is no news
+    warnings.filterwarnings("ignore", message="IProgress not found")
     declared = params.declared(params.notebook_path(name, root), root)
     for key in _injected(values):
         if key not in declared:
