@@ -134,6 +134,7 @@ def merge_audit(divergence: dict[str, float], norms):
     colours = [RED if "4-bit" in label else BLUE for label in labels]
     left.barh(labels, [max(divergence[label], 1e-9) for label in labels], color=colours)  # a log axis has no zero
     left.set(xscale="log", xlabel="KL from what was trained (nats a token)", title="What each way of merging changes")
+    right.set_prop_cycle(color=[BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, INK])
     for module, group in norms.groupby("module", sort=False):
         right.plot(group["layer"], group["relative"], label=module)
     right.set(xlabel="layer", ylabel="norm of update / norm of weight", title="Size of the update")
