@@ -235,8 +235,24 @@ def effective(
         values |= apply(shown(path, root), read_flat(path, root), own, f"notebook {name}")
         mine = {key: value for key, value in (overrides or {}).items() if key in own}
         result[name] = values | apply("-p on the command line", mine, own, f"notebook {name}")
+        _folders_exist(result[name], {path: read_flat(path, root), folder / "common.yaml": common}, mine, root)
     apply("-p on the command line", overrides or {}, known, "the run")
     return result
+
+
+def _folders_exist(values: dict, files: dict[Path, dict], overrides: dict, root: Path) -> None:
+    """ParameterError when `data`, or a `model` written as a path, names a folder that is not there."""
+    for key in ("data", "model"):
+        value = values.get(key)
+        is_path = isinstance(value, str) and (key == "data" or value.startswith((".", "/", "~")))
+        if not is_path or value == "packaged" or (root / Path(value).expanduser()).is_dir():
+            continue
+        origin = next((shown(path, root) for path, content in files.items() if key in content), "the notebook")
+        beside = (root / Path(value).expanduser()).parent
+        found = [str(Path(value).parent / each.name) for each in beside.glob("*") if each.is_dir()]
+        near = nearest(value, [*found, "packaged"] if key == "data" else found or ["a folder that exists"])
+        origin = "-p on the command line" if key in overrides else origin
+        raise ParameterError(f"{origin}: {key} is {value!r}, and there is no such folder; {near}")
 
 
 def parse_override(text: str) -> tuple[str, object]:

@@ -27,6 +27,7 @@ def refused(project, *words, profile="tiny", overrides=None):
 def test_defaults_then_common_then_notebook_then_command_line(project):
     project.write("params/tiny/common.yaml", "k: 4\nrate: 1\n")
     project.write("params/tiny/02_second.yaml", "k: 5\n")
+    (project.root / "mine").mkdir()
     values = params.effective("tiny", NAMES, {"data": "mine"}, project.root)
     assert [values[n]["k"] for n in NAMES] == [4, 5]
     assert values["01_first"]["rate"] == 1.0 and type(values["01_first"]["rate"]) is float
@@ -67,6 +68,14 @@ def test_missing_profile_file_and_notebook_name_the_nearest(project):
     refused(project, "params/tiny/02_second.yaml is missing")
     (project.root / "notebooks/02_second.ipynb").unlink()
     refused(project, "notebooks/02_second.ipynb is missing")
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_runs(project):
+    (project.root / "shared" / "data").mkdir(parents=True)
+    project.write("params/tiny/common.yaml", "data: shared/date\n")
+    refused(project, "common.yaml", "data is 'shared/date'", "'shared/data'")
+    project.write("params/tiny/common.yaml", "data: packaged\n")
+    refused(project, "-p on the command line", "data is '../nope'", overrides={"data": "../nope"})
 
 
 def test_override_must_be_declared_somewhere(project):
