@@ -55,12 +55,11 @@ def main() -> None:
     options = parser.parse_args()
     profile = yaml.safe_load((ROOT / "params" / "llama8b" / "10_train_base.yaml").read_text())
     scratch = Path(tempfile.mkdtemp(dir=os.environ.get("SCRATCH")))
-    gib = 2**30
 
     def peak(label: str, start: float, **extra) -> None:
         shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in extra.items()}
         row = {"part": label, "seconds": round(time.time() - start, 1), **shown}
-        print(json.dumps(row | {"peak_gib": round(torch.cuda.max_memory_allocated() / gib, 1)}), flush=True)
+        print(json.dumps(row | {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1)}), flush=True)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
@@ -82,11 +81,13 @@ def main() -> None:
             "max_steps": options.steps, "warmup_share": 0.0, "eval_steps": options.steps, "seed": 1,
             "dtype": "bfloat16", "early_stopping_patience": 0,
         }  # fmt: skip
-        result = train.fit(adapted, tokenizer, data, data.select(range(8)), scratch / "checkpoints", settings, None, "x")
+        held_out, folder = data.select(range(8)), scratch / "checkpoints"
+        result = train.fit(adapted, tokenizer, data, held_out, folder, settings, None, "x")
         speed = result["tokens"] / result["seconds"]
         used = train.mfu(speed, model.num_parameters(), torch.cuda.get_device_name())
         losses = [row["loss"] for row in result["history"] if "loss" in row]
-        peak("train", start, tokens=result["tokens"], tokens_per_second=speed, mfu=used, losses=losses)
+        measured = {"tokens": result["tokens"], "tokens_per_second": speed, "mfu": used, "losses": losses}
+        peak("train", start, **measured)
         for parameter in adapted.parameters():  # a few steps change nothing a merge could lose
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.01)
@@ -99,7 +100,7 @@ def main() -> None:
         made = sum(sample["tokens"] for row in rows for sample in row)
         peak("generate", start, tokens=made, tokens_per_second=made / (time.time() - start))
         del model, adapted
-        shutil.rmtree(scratch / "checkpoints")
+        shutil.rmtree(folder)
         torch.cuda.empty_cache()
         start = time.time()
         merged = merge.merge(base, scratch / "adapter", scratch / "merged", profile["base_dtype"], "bfloat16")
