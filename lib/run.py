@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import warnings
@@ -82,6 +83,7 @@ def start(name: str, values: dict, *, root: Path = ROOT) -> Job:
     """
     # plain progress lines are wanted, so the missing widget library is no news
     warnings.filterwarnings("ignore", message="IProgress not found")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a faster kernel on the Hub, and has its own
     declared = params.declared(params.notebook_path(name, root), root)
     for key in _injected(values):
         if key not in declared:
