@@ -83,7 +83,7 @@ def start(name: str, values: dict, *, root: Path = ROOT) -> Job:
     """
     # plain progress lines are wanted, so the missing widget library is no news
     warnings.filterwarnings("ignore", message="IProgress not found")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a faster kernel on the Hub, and has its own
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks the Hub for a faster kernel
     declared = params.declared(params.notebook_path(name, root), root)
     for key in _injected(values):
         if key not in declared:
