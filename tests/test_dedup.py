@@ -13,7 +13,8 @@ from datasketch import MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.curation import dedup, minhash
+from lib.curation import bands as lsh
+from lib.curation import dedup, minhash, textfile
 from lib.files import ROOT
 
 MIX, MASK = minhash.MIX, (1 << 64) - 1
@@ -117,13 +118,13 @@ def test_candidate_pairs_are_those_of_datasketchs_index():
     for i, sketch in enumerate(sketches):
         index.insert(i, sketch)
     expected = {(i, j) for j, sketch in enumerate(sketches) for i in index.query(sketch) if i < j}
-    bands, rows = dedup.lsh_parameters(0.8, 128, compat=True)
+    bands, rows = lsh.lsh_parameters(0.8, 128, compat=True)
     assert (bands, rows) == (index.b, index.r) == (9, 13)
     signatures = dedup.signatures(texts)
     ours = {(i, j) for j in range(len(texts)) for i in range(j)
             if (signatures[i, :117] == signatures[j, :117]).reshape(9, 13).all(axis=1).any()}
     assert ours == expected and len(ours) > 20
-    drops, stats = dedup.near_duplicates(texts, bands="datasketch")
+    drops, stats = dedup.near_duplicates(texts, bands="datasketch", permutations=128)
     assert (stats["bands"], stats["rows"]) == (9, 13)
     pairs = {(min(p), max(p)) for p in zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)}
     assert pairs <= expected and pairs
@@ -208,7 +209,7 @@ def test_a_stream_with_labels_and_rows_of_megabytes():
 def test_threads_and_block_size_change_nothing(monkeypatch):
     texts = corpus(seed=7)
     one, _ = dedup.near_duplicates(texts)
-    monkeypatch.setattr(dedup, "BLOCK", 37)
+    monkeypatch.setattr(textfile, "BLOCK", 37)
     two, _ = dedup.near_duplicates(texts, threads=2)
     assert one.equals(two)
 
@@ -280,10 +281,10 @@ def test_strip_templates_leaves_natural_text_and_whole_duplicates_alone():
 
 
 def test_s_curve_and_parameters():
-    assert dedup.lsh_parameters(0.8, 128) == (16, 8)
-    assert dedup.found_share(0.8, 9, 13) == pytest.approx(0.40, abs=0.005)
-    assert dedup.found_share(0.85, 9, 13) == pytest.approx(0.69, abs=0.005)
-    curve = dedup.s_curve(16, 8)
+    assert lsh.lsh_parameters(0.8) == (32, 8) and lsh.lsh_parameters(0.8, compat=True) == (17, 15)
+    assert lsh.found_share(0.8, 9, 13) == pytest.approx(0.40, abs=0.005)
+    assert lsh.found_share(0.85, 9, 13) == pytest.approx(0.69, abs=0.005)
+    curve = lsh.s_curve(16, 8)
     assert curve[0]["jaccard"] == 0.5 and curve[-1] == {"jaccard": 1.0, "found": 1.0}
     assert all(a["found"] < b["found"] for a, b in zip(curve, curve[1:], strict=False))
 
@@ -305,7 +306,7 @@ def test_works_where_no_cache_can_be_written(tmp_path):
     """Package folder and home both unwritable (for root too: files stand where folders would have to be)."""
     package = tmp_path / "lib" / "curation"
     package.mkdir(parents=True)
-    for name in ("../__init__", "__init__", "dedup", "minhash", "resolve", "templates", "runs"):
+    for name in ("../__init__", "__init__", "bands", "dedup", "minhash", "resolve", "templates", "textfile"):
         (package / f"{name}.py").write_bytes((ROOT / "lib" / "curation" / f"{name}.py").read_bytes())
     (package / "__pycache__").write_text("in the way")
     (tmp_path / "file").write_text("in the way")

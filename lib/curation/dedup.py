@@ -1,8 +1,8 @@
 """Near-duplicates: MinHash finds pairs, exact Jaccard decides, greedy against kept rows leaves no orphan.
 
-Texts go once through memory into a temporary file; signatures are reduced to band keys as they are made. At
-640 k texts the arrays take about 300 MB and the text stays on disk. Sources: Broder 1997 (MinHash);
-Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3 (bands); datasketch (permutations).
+Texts go once through memory into a temporary file and are signed on the way; a signature is reduced to band keys and
+a sketch at once. At 640 k texts the arrays take about 600 MB and the text stays on disk. Sources: Broder 1997
+(MinHash); Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3 (bands); datasketch (permutations).
 """
 
 from __future__ import annotations
@@ -11,39 +11,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+
+from lib.curation import bands as lsh
+from lib.curation import textfile
 
 SHINGLES = ("char3", "word5")
-RECALL_WEIGHTS = (0.05, 0.95)  # exact Jaccard removes false positives, so the weight goes to finding
-BLOCK = 8192  # texts a signing call; results do not depend on it
-
-
-def lsh_parameters(threshold: float, permutations: int = 128, compat: bool = False) -> tuple[int, int]:
-    """(bands, rows a band) from datasketch's optimiser.
-
-    compat: datasketch's own default, which weighs false positives and misses alike (9 x 13 for 0.8 and 128,
-    finds 40 % of the pairs at 0.8); otherwise weighted for recall (16 x 8, finds 95 %).
-    """
-    from datasketch import MinHashLSH
-
-    weights = (0.5, 0.5) if compat else RECALL_WEIGHTS
-    chosen = MinHashLSH(threshold=threshold, num_perm=permutations, weights=weights)
-    return chosen.b, chosen.r
-
-
-def found_share(jaccard: float, bands: int, rows: int) -> float:
-    """Chance that a pair of this Jaccard similarity shares at least one band: 1 - (1 - J^rows)^bands."""
-    return 1.0 - (1.0 - jaccard**rows) ** bands
-
-
-def s_curve(bands: int, rows: int, step: float = 0.05) -> list[dict]:
-    """Rows {"jaccard", "found"} of the S-curve from 0.5 to 1."""
-    points = [round(0.5 + i * step, 6) for i in range(int(0.5 / step + 1e-9) + 1)]
-    return [{"jaccard": j, "found": found_share(j, bands, rows)} for j in points]
 
 
 def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence[float] | None = None, *,
-                    threshold: float = 0.8, permutations: int = 128, shingle: str = "char3",
+                    threshold: float = 0.8, permutations: int = lsh.PERMUTATIONS, shingle: str = "char3",
                     bands: tuple[int, int] | str | None = None, seed: int = 1, template_rows: int = 50,
                     threads: int = 1, workdir: str | None = None):
     """Which texts to drop so that no kept text is a near-duplicate of a better kept one.
@@ -51,14 +27,15 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
     texts: strings or (row, text) pairs, or a function that returns such an iterable; read once, in order.
     priority: one number a text, LOWER is kept first; ties and None keep the earlier text.
     shingle: "char3", three code points of the text as given, or "word5", five lower-cased words.
-    bands: (bands, rows), "datasketch" for its default, None for the choice of `lsh_parameters`.
+    bands: (bands, rows), "datasketch" for its default, None for the choice of `bands.lsh_parameters`.
     template_rows: wording at either end that this many different texts share is template (templates.py); two
     texts in one template must be alike inside it too. 0 turns that off.
     threads: signing threads; the result is the same for any number. workdir: where the temporary file goes.
 
     Returns (drops, stats). drops: DataFrame of row, keeper (always a kept row), jaccard (exact, of the full
     texts), in text order. stats: counts, bands, the chance to find a pair at the threshold, cluster sizes,
-    templates, seconds. ValueError on unknown options; TypeError naming the row when a text is not a string.
+    templates, seconds and CPU seconds of each step. ValueError on unknown options; TypeError naming the row when a
+    text is not a string; OSError when the temporary folder is full.
     """
     import numpy as np
     import pandas as pd
@@ -67,53 +44,61 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
 
     if shingle not in SHINGLES or not 0 < threshold <= 1:
         raise ValueError(f"shingle {shingle!r} must be one of {SHINGLES}, threshold {threshold} in (0, 1]")
-    band_count, band_rows = _bands(bands, threshold, permutations)
-    clock = [time.perf_counter()]
+    band_count, band_rows = lsh.chosen(bands, threshold, permutations)
+    words, constants = word_characters(shingle), minhash.permutations(permutations, seed)
+    names, clock = ("read and sign", "templates", "buckets", "compare"), [_now()]
+
+    def sign(buffer, starts, ends):
+        keys = np.empty((band_count, len(starts)), np.uint64)
+        sketches = np.empty((len(starts), -(-permutations // 64)), np.uint64)
+        minhash.sign(buffer, starts, ends, words, *constants, band_rows, keys, sketches)
+        return keys, sketches
+
     with tempfile.TemporaryFile(dir=workdir) as file:
-        labels, buffer, starts, ends = _store(texts, file, shingle == "word5")
-        order = _order(priority, len(labels))
-        clock.append(time.perf_counter())
+        labels, ends, signed = textfile.read(texts, file, shingle == "word5", sign, threads)
+        starts, rows = np.concatenate([[0], ends[:-1]]) if len(labels) else ends, len(labels)
+        order = _order(priority, rows)
+        buffer, forget = textfile.mapped(file)
+        clock.append(_now())
         spans = templates.spans(buffer, starts, ends, template_rows)
-        clock.append(time.perf_counter())
-        words = _words(shingle)
-        rows, templated = len(labels), np.flatnonzero(spans[1] - spans[0] < ends - starts)
         # what a template leaves of a text is a second entry for finding candidates
-        firsts, lasts = (np.concatenate([whole, span[templated]])
-                         for whole, span in zip((starts, ends), spans, strict=True))
+        templated = np.flatnonzero(spans[1] - spans[0] < ends - starts)
         inner = np.full(rows, -1, np.int64)
         inner[templated] = rows + np.arange(len(templated))
-        keys = np.empty((band_count, len(firsts)), np.uint64)
-        constants = (words, *minhash.permutations(permutations, seed), band_rows)
-
-        def sign(low: int) -> None:
-            part = slice(low, low + BLOCK)
-            minhash.band_keys(buffer, firsts[part], lasts[part], *constants, keys[:, part])
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(sign, range(0, len(firsts), BLOCK)))
-        keys[:, rows:] ^= np.uint64(minhash.MIX)  # parts are never candidates for whole texts
-        clock.append(time.perf_counter())
-        buckets, bucket_count, largest = _buckets(keys)
+        for low in range(0, len(templated), textfile.BLOCK):
+            part = templated[low:low + textfile.BLOCK]
+            signed.append(sign(buffer, spans[0][part], spans[1][part]))
+            signed[-1][0][:] ^= np.uint64(minhash.MIX)  # parts are never candidates for whole texts
+        forget()
+        clock.append(_now())
+        buckets, sizes = lsh.buckets(signed, band_count)
+        sketches = np.concatenate([np.empty((0, -(-permutations // 64)), np.uint64), *(part for _, part in signed)])
+        signed.clear()
+        clock.append(_now())
         keeper, jaccard, counts = (
-            resolve.resolve(buffer, starts, ends, *spans, words, buckets, bucket_count, inner, order, threshold)
-            if labels else (np.empty(0, np.int32), np.empty(0), [0] * 4))
-        clock.append(time.perf_counter())
+            resolve.resolve(buffer, starts, ends, *spans, words, buckets, sizes, inner, sketches, permutations,
+                            lsh.least_equal_bits(threshold, permutations), order, threshold)
+            if rows else (np.empty(0, np.int32), np.empty(0), [0] * 5))
+        clock.append(_now())
         wording = _wording(buffer, starts, ends, *spans)
     dropped = np.flatnonzero(keeper >= 0)
     drops = pd.DataFrame({"row": [labels[i] for i in dropped], "keeper": [labels[i] for i in keeper[dropped]],
                           "jaccard": jaccard[dropped]})
-    names = ("read", "templates", "sign", "resolve")
+    took = [{name: round(b[i] - a[i], 3) for name, a, b in zip(names, clock, clock[1:], strict=False)} for i in (0, 1)]
     return drops, {
-        "texts": len(labels), "drops": len(drops), "threshold": threshold, "permutations": permutations,
+        "texts": rows, "drops": len(drops), "threshold": threshold, "permutations": permutations,
         "shingle": shingle, "bands": band_count, "rows": band_rows,
-        "found_at_threshold": found_share(threshold, band_count, band_rows),
-        "pairs_compared": int(counts[0]), "pairs_alike": int(counts[1]),
-        "pairs_template_only": int(counts[2]),
-        "most_compared": int(counts[3]), "largest_bucket": largest,
+        "found_at_threshold": lsh.found_share(threshold, band_count, band_rows),
+        "sketches_compared": int(counts[0]), "pairs_compared": int(counts[1]), "pairs_alike": int(counts[2]),
+        "pairs_template_only": int(counts[3]), "most_compared": int(counts[4]),
+        "largest_bucket": int(sizes.max(initial=1)),
         "cluster_sizes": dict(sorted(Counter(cluster_sizes(drops).values()).items())),
-        "templated_rows": len(templated), "templates": wording,
-        "seconds": {name: round(b - a, 3) for name, a, b in zip(names, clock, clock[1:], strict=False)},
+        "templated_rows": len(templated), "templates": wording, "seconds": took[0], "cpu_seconds": took[1],
     }
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 def cluster_sizes(drops) -> dict:
@@ -133,9 +118,10 @@ def shingles(text: str, shingle: str = "char3") -> set[int]:
 
     from lib.curation import minhash
 
-    raw = np.frombuffer(_encode(text, shingle == "word5") + b"\n", np.uint8)
-    out = np.empty(len(raw), np.uint64)
-    return set(out[:minhash.shingle_keys(raw, 0, len(raw) - 1, _words(shingle), out)].tolist())
+    raw = textfile.encode(text, shingle == "word5")
+    buffer, _, _ = textfile.pack([raw])
+    out = np.empty(len(raw) + 1, np.uint64)
+    return set(out[:minhash.shingle_keys(buffer, 0, 0, len(raw), word_characters(shingle), out)[0]].tolist())
 
 
 def signatures(texts: Sequence[str], permutations: int = 128, shingle: str = "char3", seed: int = 1):
@@ -144,11 +130,9 @@ def signatures(texts: Sequence[str], permutations: int = 128, shingle: str = "ch
 
     from lib.curation import minhash
 
-    with tempfile.TemporaryFile() as file:
-        _, buffer, starts, ends = _store(texts, file, shingle == "word5")
-        out = np.empty((len(starts), permutations), np.uint32)
-        factors, offsets = minhash.permutations(permutations, seed)
-        minhash.signatures(buffer, starts, ends, _words(shingle), factors, offsets, out)
+    packed = textfile.pack([textfile.encode(text, shingle == "word5") for text in texts])
+    out = np.empty((len(texts), permutations), np.uint32)
+    minhash.signatures(*packed, word_characters(shingle), *minhash.permutations(permutations, seed), out)
     return out
 
 
@@ -156,44 +140,9 @@ def strip_templates(texts: Sequence[str], min_rows: int = 50) -> list[str]:
     """Each text without the beginning and ending that `min_rows` different texts share (see templates.py)."""
     from lib.curation import templates
 
-    with tempfile.TemporaryFile() as file:
-        _, buffer, starts, ends = _store(texts, file, False)
-        spans = templates.spans(buffer, starts, ends, min_rows)
-        return [bytes(buffer[a:b]).decode("utf-8", "surrogatepass") for a, b in zip(*spans, strict=True)]
-
-
-def _bands(bands, threshold: float, permutations: int) -> tuple[int, int]:
-    if bands is None or bands == "datasketch":
-        return lsh_parameters(threshold, permutations, compat=bands == "datasketch")
-    if isinstance(bands, str) or len(bands) != 2 or min(bands) < 1 or bands[0] * bands[1] > permutations:
-        raise ValueError(f'bands is (bands, rows) with bands x rows <= {permutations}, "datasketch" or None, '
-                         f"not {bands!r}")
-    return tuple(bands)
-
-
-def _encode(text: str, lower: bool) -> bytes:
-    return (text.lower() if lower else text).encode("utf-8", "surrogatepass")
-
-
-def _store(texts, file, lower: bool):
-    """Write the texts to an open file; return row labels, the file as a uint8 memory map, starts and ends."""
-    from array import array
-
-    import numpy as np
-
-    labels, stops = [], array("q", [0])
-    for position, entry in enumerate(texts() if callable(texts) else texts):
-        label, text = (position, entry) if isinstance(entry, str) else entry
-        if not isinstance(text, str):
-            raise TypeError(f"row {label}: the text is a {type(text).__name__}; reject the row first")
-        encoded = _encode(text, lower)
-        file.write(encoded)
-        labels.append(label)
-        stops.append(stops[-1] + len(encoded))
-    file.write(b"\n")  # an empty file cannot be mapped
-    file.flush()
-    limits = np.frombuffer(stops, np.int64)
-    return labels, np.memmap(file, np.uint8, "r"), limits[:-1].copy(), limits[1:].copy()
+    buffer, starts, ends = textfile.pack([textfile.encode(text) for text in texts])
+    spans = templates.spans(buffer, starts, ends, min_rows)
+    return [bytes(buffer[a:b]).decode("utf-8", "surrogatepass") for a, b in zip(*spans, strict=True)]
 
 
 def _order(priority, count: int):
@@ -205,25 +154,13 @@ def _order(priority, count: int):
     return np.argsort(values, kind="stable")
 
 
-def _words(shingle: str):
+def word_characters(shingle: str):
+    """Table of word characters for word shingles, empty for characters."""
     import numpy as np
 
     from lib.curation import minhash
 
     return minhash.word_table() if shingle == "word5" else np.empty(0, np.bool_)
-
-
-def _buckets(keys):
-    """Number the groups of equal keys within each band, in place: (int64 (bands, texts), groups, largest)."""
-    import numpy as np
-
-    buckets, total, largest = keys.view(np.int64), 0, 0
-    for band in range(len(keys) if keys.shape[1] else 0):
-        _, group, size = np.unique(keys[band], return_inverse=True, return_counts=True)
-        number = np.where(size > 1, total + np.cumsum(size > 1) - 1, -1)
-        buckets[band] = number[group]
-        total, largest = total + int((size > 1).sum()), max(largest, int(size.max()))
-    return buckets, total, largest
 
 
 def _wording(buffer, starts, ends, inner_starts, inner_ends, most: int = 20) -> list[dict]:

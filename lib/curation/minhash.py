@@ -1,4 +1,4 @@
-"""Compiled kernels of near-duplicate search: shingles, MinHash signatures, band keys.
+"""Compiled kernels of near-duplicate search: shingles, MinHash signatures, band keys, sketches.
 
 A text is bytes of UTF-8 in one large buffer; a shingle is a 64-bit key (three code points packed, or a hash
 of five words). A signature equals datasketch's MinHash(scheme="affine32", seed=1) over the keys' 32-bit
@@ -12,6 +12,7 @@ from numba import njit, uint32, uint64
 
 MIX = 0x9E3779B97F4A7C15  # odd: (key * MIX) >> 32 is a universal hash of the key (Dietzfelbinger et al. 1997)
 SHORT = 1 << 63  # set in the one key of a text too short for a shingle; packed code points use 63 bits
+CHUNK = 8192  # shingles held at a time, so that memory does not grow with the length of a text
 
 
 def kernel(function):
@@ -51,105 +52,153 @@ def _code_point(buffer, position):
 
 
 @kernel
-def shingle_keys(buffer, low, high, words, out):
-    """Write the 64-bit shingle keys of buffer[low:high], repeats included, to `out`; return how many, >= 1.
-
-    words: table of word characters for shingles of five words, or an empty array for three code points. A
-    text shorter than a shingle gets one key, a hash of all its code points: it equals only equal texts.
-    out: uint64, at least high - low + 1 long.
-    """
-    count, position, whole = 0, low, uint64(MIX)
-    if len(words) == 0:
-        gram, points = uint64(0), 0
-        while position < high:
-            point, position = _code_point(buffer, position)
-            gram = ((gram << uint64(21)) | uint64(point)) & uint64(0x7FFFFFFFFFFFFFFF)
-            points += 1
-            if points < 3:
-                whole = (whole ^ uint64(point)) * uint64(MIX)
-            else:
-                out[count] = gram
-                count += 1
-    else:
-        last = np.zeros(5, np.uint64)
-        found, word, inside = 0, uint64(0), False
-        while position <= high:
-            point, after = uint32(32), position + 1  # a blank behind the last word ends it
-            if position < high:
-                point, after = _code_point(buffer, position)
-                whole = (whole ^ uint64(point)) * uint64(MIX)
-            if words[point]:
-                word = (word ^ uint64(point)) * uint64(MIX)
-                word ^= word >> uint64(29)
-                inside = True
-            elif inside:
-                last[found % 5] = word
-                found += 1
-                word, inside = uint64(0), False
-                if found >= 5:
-                    key = uint64(0)
-                    for i in range(found, found + 5):
-                        key = (key ^ last[i % 5]) * uint64(MIX)
-                        key ^= key >> uint64(32)
-                    out[count] = key >> uint64(1)
-                    count += 1
-            position = after
-    if count == 0:
-        out[0] = whole | uint64(SHORT)
-        count = 1
-    return count
+def _trigrams(buffer, position, high, out):
+    count, points, gram = 0, 0, uint64(0)
+    before = last = position
+    while position < high:
+        if count == len(out):
+            return count, before  # the next trigram begins with the last code point but one
+        before, last = last, position
+        point, position = _code_point(buffer, position)
+        gram = ((gram << uint64(21)) | uint64(point)) & uint64(0x7FFFFFFFFFFFFFFF)
+        points += 1
+        if points >= 3:
+            out[count] = gram
+            count += 1
+    return count, -1
 
 
 @kernel
-def _sign(keys, count, factors, offsets, recent, signature):
-    """Minima of the affine permutations over the hashes of keys[:count]; overwrites keys.
+def _five_words(buffer, position, high, words, out):
+    last, starts = np.zeros(5, np.uint64), np.zeros(5, np.int64)
+    count, found, word, inside = 0, 0, uint64(0), False
+    while position <= high:
+        if count == len(out):
+            return count, starts[(found - 4) % 5]  # where the next run of five begins
+        point, after = uint32(32), position + 1  # a blank behind the last word ends it
+        if position < high:
+            point, after = _code_point(buffer, position)
+        if words[point]:
+            if not inside:
+                starts[found % 5] = position
+            word = (word ^ uint64(point)) * uint64(MIX)
+            word ^= word >> uint64(29)
+            inside = True
+        elif inside:
+            last[found % 5] = word
+            found += 1
+            word, inside = uint64(0), False
+            if found >= 5:
+                key = uint64(0)
+                for i in range(found, found + 5):
+                    key = (key ^ last[i % 5]) * uint64(MIX)
+                    key ^= key >> uint64(32)
+                out[count] = key >> uint64(1)
+                count += 1
+        position = after
+    return count, -1
 
-    `recent` remembers keys by slot and skips most repeats; one that slips through cannot change a minimum.
+
+@kernel
+def shingle_keys(buffer, low, position, high, words, out):
+    """Write shingle keys of the text buffer[low:high] from `position` on, repeats included, to `out` (uint64).
+
+    words: table of word characters for shingles of five words, or an empty array for three code points. A
+    text shorter than a shingle gets one key, a hash of all its code points: it equals only equal texts.
+    Returns how many were written and the position to go on from, -1 at the end of the text.
     """
-    recent[:] = uint64(0)
-    hashes = np.empty(count, np.uint32)
-    distinct = 0
-    for i in range(count):
-        mixed = keys[i] * uint64(MIX)
-        slot = mixed >> uint64(52)
-        if recent[slot] == keys[i] + uint64(1):
-            continue
-        recent[slot] = keys[i] + uint64(1)
-        h = uint32(mixed >> uint64(32))
-        h = uint32((h ^ (h >> uint32(16))) * uint32(0x85EBCA6B))  # MurmurHash3 finaliser, as in datasketch
-        h = uint32((h ^ (h >> uint32(13))) * uint32(0xC2B2AE35))
-        hashes[distinct] = h ^ (h >> uint32(16))
-        distinct += 1
-    for k in range(len(factors)):
-        factor, offset, least = factors[k], offsets[k], uint32(0xFFFFFFFF)
-        for i in range(distinct):
-            least = min(least, uint32(factor * hashes[i] + offset))
-        signature[k] = least
+    if len(words) == 0:
+        count, after = _trigrams(buffer, position, high, out)
+    else:
+        count, after = _five_words(buffer, position, high, words, out)
+    if count == 0 and position == low:
+        key, at = uint64(MIX), low
+        while at < high:
+            point, at = _code_point(buffer, at)
+            key = (key ^ uint64(point)) * uint64(MIX)
+        out[0] = key | uint64(SHORT)
+        count = 1
+    return count, after
+
+
+@kernel
+def _sign(buffer, low, high, words, factors, offsets, recent, keys, hashes, signature):
+    """Minima of the affine permutations over the hashes of the shingles of buffer[low:high].
+
+    `recent` remembers hashes by their high bits and skips most repeats; one that slips through cannot change a
+    minimum."""
+    recent[:] = uint32(0)  # no hash of slot 1 and above
+    recent[0] = uint32(0xFFFFFFFF)  # no hash of slot 0
+    signature[:] = uint32(0xFFFFFFFF)
+    position = low
+    while position >= 0:
+        count, position = shingle_keys(buffer, low, position, high, words, keys)
+        for i in range(count):
+            h = uint32((keys[i] * uint64(MIX)) >> uint64(32))
+            h = uint32((h ^ (h >> uint32(16))) * uint32(0x85EBCA6B))  # MurmurHash3 finaliser, as in datasketch
+            h = uint32((h ^ (h >> uint32(13))) * uint32(0xC2B2AE35))
+            hashes[i] = h ^ (h >> uint32(16))
+        distinct = 0
+        for i in range(count):
+            h = hashes[i]
+            slot = h >> uint32(20)
+            hashes[distinct] = h
+            distinct += 1 if recent[slot] != h else 0
+            recent[slot] = h
+        for k in range(0, len(factors) - 1, 2):  # two at a time: half the loads
+            factor, offset, least = factors[k], offsets[k], signature[k]
+            second, shift, lowest = factors[k + 1], offsets[k + 1], signature[k + 1]
+            for i in range(distinct):
+                least = min(least, uint32(factor * hashes[i] + offset))
+                lowest = min(lowest, uint32(second * hashes[i] + shift))
+            signature[k], signature[k + 1] = least, lowest
+        for k in range(len(factors) // 2 * 2, len(factors)):
+            for i in range(distinct):
+                signature[k] = min(signature[k], uint32(factors[k] * hashes[i] + offsets[k]))
 
 
 @kernel
 def signatures(buffer, starts, ends, words, factors, offsets, out):
     """MinHash signatures, uint32 (texts, permutations), of buffer[starts[i]:ends[i]]."""
-    keys = np.empty((ends - starts).max() + 1, np.uint64)
-    recent = np.empty(4096, np.uint64)
+    keys, hashes = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.uint32)
+    recent = np.empty(4096, np.uint32)
     for row in range(len(starts)):
-        count = shingle_keys(buffer, starts[row], ends[row], words, keys)
-        _sign(keys, count, factors, offsets, recent, out[row])
+        _sign(buffer, starts[row], ends[row], words, factors, offsets, recent, keys, hashes, out[row])
 
 
 @kernel
-def band_keys(buffer, starts, ends, words, factors, offsets, rows, out):
-    """One 64-bit key a band and text, uint64 (bands, texts), from `rows` signature values; the signature is
-    forgotten at once."""
-    keys = np.empty((ends - starts).max() + 1, np.uint64)
-    recent = np.empty(4096, np.uint64)
-    signature = np.empty(len(factors), np.uint32)
+def sign(buffer, starts, ends, words, factors, offsets, rows, bands, sketches):
+    """What finds candidates, of each text; its signature is forgotten at once.
+
+    bands: uint64 (bands, texts), one key from `rows` signature values each. sketches: uint64 (texts, words of 64
+    permutations), one bit a permutation: two texts agree in a bit if the permutation's minimum is the same, else
+    by chance one half, so the share of equal bits is (1 + J) / 2 (b-bit MinHash with b = 1, Li and Koenig 2010).
+    """
+    keys, hashes = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.uint32)
+    recent, signature = np.empty(4096, np.uint32), np.empty(len(factors), np.uint32)
     for text in range(len(starts)):
-        count = shingle_keys(buffer, starts[text], ends[text], words, keys)
-        _sign(keys, count, factors, offsets, recent, signature)
-        for band in range(len(out)):
+        _sign(buffer, starts[text], ends[text], words, factors, offsets, recent, keys, hashes, signature)
+        for band in range(len(bands)):
             key = uint64(0)
             for i in range(band * rows, (band + 1) * rows):
                 key = (key ^ uint64(signature[i])) * uint64(MIX)
                 key ^= key >> uint64(32)
-            out[band, text] = key
+            bands[band, text] = key
+        for cell in range(sketches.shape[1]):
+            bits = uint64(0)
+            for i in range(64 * cell, min(64 * cell + 64, len(factors))):
+                bits = (bits << uint64(1)) | uint64(uint32(signature[i] * uint32(0x9E3779B1)) >> uint32(31))
+            sketches[text, cell] = bits
+
+
+@kernel
+def equal_bits(first, second, size):
+    """How many of the `size` bits of two sketches are equal."""
+    different = uint64(0)
+    for cell in range(len(first)):
+        x = first[cell] ^ second[cell]
+        x -= (x >> uint64(1)) & uint64(0x5555555555555555)  # Warren, Hacker's Delight, section 5-1
+        x = (x & uint64(0x3333333333333333)) + ((x >> uint64(2)) & uint64(0x3333333333333333))
+        x = (x + (x >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
+        different += (x * uint64(0x0101010101010101)) >> uint64(56)
+    return size - int(different)

@@ -5,159 +5,267 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
-from lib.curation.minhash import MIX, kernel, shingle_keys
+from lib.curation.minhash import CHUNK, MIX, equal_bits, kernel, shingle_keys
 from lib.curation.templates import shared_wording
 
-NEIGHBOURS = 32  # rows of a bucket that two templated texts are compared over by full text: all share the wording
+CROWD = 64  # templated texts in one bucket from which their full texts say only that they share the wording
 
 
 @kernel
-def _load(table, stamps, stamp, keys, count):
-    """Put keys[:count] into an open-addressing table under a new stamp; return how many are distinct."""
-    mask = uint64(len(table) - 1)
-    distinct = 0
+def number_buckets(packed, mask, first, numbers, sizes):
+    """Number the runs of equal keys in one band, from `first` on: numbers[entry], -1 where a key is alone.
+
+    packed: sorted uint64, key in the high bits, entry in those of `mask`. Writes the size of each run to `sizes`;
+    returns how many runs there are."""
+    start, found = 0, 0
+    for i in range(1, len(packed) + 1):
+        if i < len(packed) and (packed[i] ^ packed[start]) <= mask:
+            continue
+        bucket = -1
+        if i - start > 1:
+            bucket, sizes[found] = first + found, i - start
+            found += 1
+        for k in range(start, i):
+            numbers[packed[k] & mask] = bucket
+        start = i
+    return found
+
+
+@kernel
+def _slot(key, size):
+    """Slot in a table of `size`, a power of two. All three code points must bear on it: without the fold the first one
+    would hardly, and look-ups would take thirty times as long."""
+    return (((key ^ (key >> uint64(31))) * uint64(MIX)) >> uint64(40)) & uint64(size - 1)
+
+
+@kernel
+def _widened(table, marks, size, stamp, wanted):
+    """The entries of table[:size] marked `stamp` or later, in tables with room for `wanted` entries; and the size."""
+    larger = size
+    while 3 * larger < 4 * wanted:
+        larger *= 2
+    new_table, new_marks = np.empty(larger, np.uint64), np.zeros(larger, np.int64)
+    for i in range(size):
+        if marks[i] >= stamp:
+            slot = _slot(table[i], larger)
+            while new_marks[slot] >= stamp:
+                slot = (slot + uint64(1)) & uint64(larger - 1)
+            new_table[slot], new_marks[slot] = table[i], marks[i]
+    return new_table, new_marks, larger
+
+
+@kernel
+def _put(keys, count, table, marks, size, stamp):
+    """Put keys[:count] into table[:size] under `stamp`; how many are new."""
+    new, mask = 0, uint64(size - 1)
     for i in range(count):
-        slot = (keys[i] * uint64(MIX) >> uint64(20)) & mask
-        while stamps[slot] >= stamp and table[slot] != keys[i]:
+        key = keys[i]
+        slot = _slot(key, size)
+        while marks[slot] >= stamp and table[slot] != key:
             slot = (slot + uint64(1)) & mask
-        if stamps[slot] < stamp:
-            table[slot], stamps[slot] = keys[i], stamp
-            distinct += 1
-    return distinct
+        if marks[slot] < stamp:
+            table[slot], marks[slot] = key, stamp
+            new += 1
+    return new
 
 
 @kernel
-def _shared(table, stamps, stamp, fresh, keys, count):
-    """Distinct keys[:count] that the table holds; marks them with `fresh`, a stamp above all earlier ones."""
-    mask = uint64(len(table) - 1)
-    shared = 0
+def _meet(keys, count, table, marks, size, stamp):
+    """Put keys[:count] where _put has been: how many are new, and how many distinct ones were there before."""
+    new, both, mask = 0, 0, uint64(size - 1)
     for i in range(count):
-        slot = (keys[i] * uint64(MIX) >> uint64(20)) & mask
-        while stamps[slot] >= stamp and table[slot] != keys[i]:
+        key = keys[i]
+        slot = _slot(key, size)
+        while marks[slot] >= stamp and table[slot] != key:
             slot = (slot + uint64(1)) & mask
-        if stamps[slot] >= stamp and stamps[slot] != fresh:
-            stamps[slot] = fresh
-            shared += 1
-    return shared
+        if marks[slot] < stamp:
+            table[slot], marks[slot] = key, stamp + 2
+            new += 1
+        elif marks[slot] == stamp:
+            marks[slot] = stamp + 1
+            both += 1
+    return new, both
 
 
 @kernel
-def _room(tables, count):
-    """Slots for `count` keys: a table as small as they allow stays in the processor's cache."""
-    size = 64
-    while size < 2 * count:
-        size *= 2
-    return min(size, tables.shape[1])
+def jaccard(buffer, low, high, other_low, other_high, words, keys, table, marks, stamp):
+    """(exact Jaccard similarity of two stretches of the buffer, table, marks).
+
+    keys: room for CHUNK shingles. table, marks: open addressing, a power of two long, entries valid from `stamp` on,
+    which must lie three above that of the call before; larger ones come back when the texts need them."""
+    size, used, both = 64, 0, 0
+    while 3 * size < 4 * (high - low + other_high - other_low) and size < len(table):
+        size *= 2  # a table as small as the texts allow stays in the processor's cache
+    position = low
+    while position >= 0:
+        count, position = shingle_keys(buffer, low, position, high, words, keys)
+        if 4 * (used + count) > 3 * size:
+            table, marks, size = _widened(table, marks, size, stamp, used + count)
+        used += _put(keys, count, table, marks, size, stamp)
+    position = other_low
+    while position >= 0:
+        count, position = shingle_keys(buffer, other_low, position, other_high, words, keys)
+        if 4 * (used + count) > 3 * size:
+            table, marks, size = _widened(table, marks, size, stamp, used + count)
+        new, met = _meet(keys, count, table, marks, size, stamp)
+        used, both = used + new, both + met
+    return both / used, table, marks
 
 
 @kernel
-def _inside(buffer, starts, ends, inner_starts, inner_ends, words, row, other, keys, tables, stamps, stamp):
-    """Exact Jaccard of what two texts hold inside the template that they share; -1 when they share none.
+def alike(buffer, starts, ends, inner_starts, inner_ends, row, other, threshold, words, keys, table, marks, stamp):
+    """(exact Jaccard of two texts, are they near-duplicates, table, marks).
 
-    Uses the second and third table, and three stamps from `stamp` on."""
-    head = shared_wording(buffer, starts[row], starts[other],
-                          min(inner_starts[row] - starts[row], inner_starts[other] - starts[other]), 1)
-    tail = shared_wording(buffer, ends[row] - 1, ends[other] - 1,
-                          min(ends[row] - inner_ends[row], ends[other] - inner_ends[other]), -1)
-    if head + tail == 0 or head + tail >= min(ends[row] - starts[row], ends[other] - starts[other]):
-        return -1.0
-    count = shingle_keys(buffer, starts[other] + head, ends[other] - tail, words, keys)
-    size = _room(tables, count)
-    theirs = _load(tables[2, :size], stamps[2, :size], stamp, keys, count)
-    count = shingle_keys(buffer, starts[row] + head, ends[row] - tail, words, keys)
-    size = _room(tables, count)
-    mine = _load(tables[1, :size], stamps[1, :size], stamp + 1, keys, count)
-    count = shingle_keys(buffer, starts[other] + head, ends[other] - tail, words, keys)
-    both = _shared(tables[1, :size], stamps[1, :size], stamp + 1, stamp + 2, keys, count)
-    return both / (mine + theirs - both)
+    They are when the full texts reach the threshold and, where both lie in one template, what they hold inside it
+    reaches it, too. Takes six stamps."""
+    value, table, marks = jaccard(buffer, starts[row], ends[row], starts[other], ends[other], words, keys, table, marks,
+                                  stamp)
+    near = value >= threshold
+    if near and inner_ends[row] - inner_starts[row] < ends[row] - starts[row] \
+            and inner_ends[other] - inner_starts[other] < ends[other] - starts[other]:
+        head = shared_wording(buffer, starts[row], starts[other],
+                              min(inner_starts[row] - starts[row], inner_starts[other] - starts[other]), 1)
+        tail = shared_wording(buffer, ends[row] - 1, ends[other] - 1,
+                              min(ends[row] - inner_ends[row], ends[other] - inner_ends[other]), -1)
+        if 0 < head + tail < min(ends[row] - starts[row], ends[other] - starts[other]):
+            within, table, marks = jaccard(buffer, starts[row] + head, ends[row] - tail, starts[other] + head,
+                                           ends[other] - tail, words, keys, table, marks, stamp + 3)
+            near = within >= threshold
+    return value, near, table, marks
 
 
 @kernel
-def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, bucket_count, inner, order, threshold):
-    """Drop a row when a KEPT row before it in `order` is at least `threshold` alike by exact Jaccard.
+def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, sizes, inner, sketches, bits, least, order,
+            threshold):
+    """Drop a row when a KEPT row before it in `order` is a near-duplicate of it (see `alike`).
 
-    buckets: int64 (bands, entries): entries that share a band key share a number, -1 where one is alone. Entry i is
-    the full text of row i; inner[i], -1 for none, is the entry of what its template leaves. Two texts in one template
-    must be as alike inside it too. Returns keeper (-1 kept), Jaccard with the keeper (the most alike kept row; the
-    earlier in order on a tie), and counts: pairs compared, pairs at the threshold or above, pairs that only their
-    template made alike, most comparisons for one row.
+    buckets: int32 (bands, entries): entries that share a band key share a number, -1 where one is alone; sizes:
+    entries of each number. Entry i is the full text of row i; inner[i], -1 for none, is the entry of what its
+    template leaves. sketches: of the entries, `bits` bits each; a pair with fewer than `least` equal bits is not
+    looked at. Returns keeper (-1 kept), Jaccard with the keeper (the most alike kept row; the earlier in order on a
+    tie), and counts: sketches compared, pairs compared, near-duplicate pairs, pairs that only their template made
+    alike, most pairs compared for one row.
     """
     bands, entries = buckets.shape
     rows = len(starts)
-    # two lists of kept entries a bucket: rows outside templates, rows inside
-    head, after = np.full((bucket_count, 2), -1, np.int32), np.full((bands, entries), -1, np.int32)
-    owner = np.arange(entries).astype(np.int32)
-    rank = np.empty(rows, np.int32)
+    # kept entries of a bucket: rows outside templates from the front of its stretch, rows inside from the back
+    begin = np.zeros(len(sizes) + 1, np.int64)
+    for bucket in range(len(sizes)):
+        begin[bucket + 1] = begin[bucket] + sizes[bucket]
+    kept = np.empty(begin[-1], np.int32)
+    front, back = np.zeros(len(sizes), np.int32), np.zeros(len(sizes), np.int32)
+    crowd = np.zeros(len(sizes), np.int32)
+    rank, owner = np.empty(rows, np.int32), np.arange(entries).astype(np.int32)
     for place in range(rows):
         rank[order[place]] = place
     for row in range(rows):
         if inner[row] >= 0:
             owner[inner[row]] = row
-    distinct, seen = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
-    keeper, jaccard = np.full(rows, -1, np.int32), np.zeros(rows, np.float64)
-    counts, stamp = np.zeros(4, np.int64), np.int64(0)
-    longest = (ends - starts).max() + 1
+            for band in range(bands):
+                if buckets[band, row] >= 0:
+                    crowd[buckets[band, row]] += 1
+    seen = np.full(rows, -1, np.int32)
+    keeper, similarity = np.full(rows, -1, np.int32), np.zeros(rows, np.float64)
+    counts, stamp = np.zeros(5, np.int64), np.int64(1)
     size = 64
-    while size < 2 * longest:
+    while size < min(2 * (ends - starts).max(), 1 << 20):
         size *= 2
-    keys, tables, stamps = np.empty(longest, np.uint64), np.empty((3, size), np.uint64), np.zeros((3, size), np.int64)
+    keys, table, marks = np.empty(CHUNK, np.uint64), np.empty(size, np.uint64), np.zeros(size, np.int64)
     for place in range(rows):
         row = order[place]
         templated = inner[row] >= 0
-        alone = True
-        for band in range(bands):
-            alone = alone and buckets[band, row] < 0 and (not templated or buckets[band, inner[row]] < 0)
-        if alone:
-            continue
-        count = shingle_keys(buffer, starts[row], ends[row], words, keys)
-        size = _room(tables, count)
-        table, marks = tables[0, :size], stamps[0, :size]
-        stamp += 1
-        own = stamp
-        distinct[row] = _load(table, marks, own, keys, count)
         compared = 0
         for kind in range(2 if templated else 1):
             entry = row if kind == 0 else inner[row]
-            for walk in range(2 * bands):
-                band, among = walk // 2, walk % 2
+            for band in range(bands):
                 bucket = buckets[band, entry]
-                left = NEIGHBOURS if templated and kind == 0 and among == 1 else rows
-                at = head[bucket, among] if bucket >= 0 else -1
-                while at >= 0 and left > 0 and jaccard[row] < 1.0:
-                    other = owner[at]
-                    at = after[band, at]
-                    left -= 1
-                    if seen[other] == row:
-                        continue
-                    seen[other] = row
-                    small, large = min(distinct[row], distinct[other]), max(distinct[row], distinct[other])
-                    if small / large < threshold:
-                        continue
-                    compared += 1
-                    stamp += 1
-                    count = shingle_keys(buffer, starts[other], ends[other], words, keys)
-                    shared = _shared(table, marks, own, stamp, keys, count)
-                    alike = shared / (distinct[row] + distinct[other] - shared)
-                    if alike < threshold:
-                        continue
-                    counts[1] += 1
-                    inside = -1.0
-                    if templated and inner[other] >= 0:
-                        inside = _inside(buffer, starts, ends, inner_starts, inner_ends, words, row, other, keys,
-                                         tables, stamps, stamp + 1)
-                        stamp += 3
-                    if 0 <= inside < threshold:
-                        counts[2] += 1
-                    elif alike > jaccard[row] or (alike == jaccard[row] and rank[other] < rank[keeper[row]]):
-                        keeper[row], jaccard[row] = other, alike
-        counts[0] += compared
-        counts[3] = max(counts[3], compared)
+                if bucket < 0:
+                    continue
+                low, high = begin[bucket], begin[bucket] + front[bucket]
+                for among in range(2):
+                    if among == 1:
+                        low, high = begin[bucket + 1] - back[bucket], begin[bucket + 1]
+                        if templated and kind == 0 and crowd[bucket] > CROWD:
+                            continue
+                    counts[0] += high - low
+                    for at in range(low, high):
+                        if equal_bits(sketches[entry], sketches[kept[at]], bits) < least:
+                            continue
+                        other = owner[kept[at]]
+                        if seen[other] == row:
+                            continue
+                        seen[other] = row
+                        compared += 1
+                        value, near, table, marks = alike(buffer, starts, ends, inner_starts, inner_ends, row, other,
+                                                          threshold, words, keys, table, marks, stamp)
+                        stamp += 6
+                        if value < threshold:
+                            continue
+                        counts[2] += near
+                        counts[3] += not near
+                        if near and (value > similarity[row]
+                                     or (value == similarity[row] and rank[other] < rank[keeper[row]])):
+                            keeper[row], similarity[row] = other, value
+        counts[1] += compared
+        counts[4] = max(counts[4], compared)
         if keeper[row] < 0:
             for kind in range(2 if templated else 1):
                 entry = row if kind == 0 else inner[row]
                 for band in range(bands):
                     bucket = buckets[band, entry]
-                    if bucket >= 0:
-                        after[band, entry] = head[bucket, 1 if templated else 0]
-                        head[bucket, 1 if templated else 0] = entry
-    return keeper, jaccard, counts
+                    if bucket >= 0 and templated:
+                        back[bucket] += 1
+                        kept[begin[bucket + 1] - back[bucket]] = entry
+                    elif bucket >= 0:
+                        kept[begin[bucket] + front[bucket]] = entry
+                        front[bucket] += 1
+    return keeper, similarity, counts
+
+
+@kernel
+def check(buffer, starts, ends, inner_starts, inner_ends, words, first, second, threshold):
+    """(exact Jaccard, are they near-duplicates, are the texts equal) of the pairs of texts first[i], second[i]."""
+    value, near, same = np.empty(len(first)), np.zeros(len(first), np.bool_), np.zeros(len(first), np.bool_)
+    keys, table, marks = np.empty(CHUNK, np.uint64), np.empty(1 << 16, np.uint64), np.zeros(1 << 16, np.int64)
+    for i in range(len(first)):
+        a, b = first[i], second[i]
+        value[i], near[i], table, marks = alike(buffer, starts, ends, inner_starts, inner_ends, a, b, threshold, words,
+                                                keys, table, marks, 1 + 6 * i)
+        size = ends[a] - starts[a]
+        same[i] = size == ends[b] - starts[b]
+        at = 0
+        while same[i] and at < size:
+            same[i] = buffer[starts[a] + at] == buffer[starts[b] + at]
+            at += 1
+    return value, near, same
+
+
+@kernel
+def candidates(bands, texts, templated, sketches, bits, least):
+    """Pairs of entries that share a band key and look alike by their sketches: two arrays of places.
+
+    bands, texts: sorted by band key, then hash of the whole text. Of equal texts the first stands for all of them
+    and forms a pair with each. Templated entries form none among themselves in a crowd."""
+    first, second, found, start = np.empty(1024, np.int64), np.empty(1024, np.int64), 0, 0
+    chosen = np.empty(len(bands), np.int64)
+    while start < len(bands):
+        end, crowd, different = start, 0, 0
+        while end < len(bands) and bands[end] == bands[start]:
+            crowd += templated[end]
+            end += 1
+        for i in range(start, end):
+            copy = i > start and texts[i] == texts[i - 1]
+            for k in range(different - 1 if copy else 0, different):
+                other = chosen[k]
+                if not copy and (templated[i] and templated[other] and crowd > CROWD
+                                 or equal_bits(sketches[i], sketches[other], bits) < least):
+                    continue
+                if found == len(first):
+                    first, second = np.concatenate((first, first)), np.concatenate((second, second))
+                first[found], second[found] = other, i
+                found += 1
+            if not copy:
+                chosen[different] = i
+                different += 1
+        start = end
+    return first[:found], second[:found]

@@ -23,52 +23,45 @@ def _blank(byte):
 
 
 @kernel
-def _text_hashes(buffer, starts, ends, out):
+def text_hashes(buffer, starts, ends, out):
+    """A 64-bit hash of the bytes of each text, in `out`."""
     for text in range(len(starts)):
-        key = uint64(0)
-        for i in range(starts[text], ends[text]):
+        key, at = uint64(MIX) ^ uint64(ends[text] - starts[text]), starts[text]
+        while at + 8 <= ends[text]:
+            word = uint64(0)
+            for i in range(8):
+                word |= uint64(buffer[at + i]) << uint64(8 * i)
+            key = (key ^ word) * uint64(MIX)
+            key ^= key >> uint64(29)
+            at += 8
+        for i in range(at, ends[text]):
             key = (key ^ uint64(buffer[i])) * uint64(MIX)
             key ^= key >> uint64(29)
         out[text] = key
 
 
 @kernel
-def _walk(buffer, start, end, step, counts, min_rows):
-    """Count the word-aligned beginnings (step 1) or endings (step -1) of a text when min_rows is 0; else
-    return the length in bytes and words of the longest one that min_rows texts share."""
-    key, words, length, cell = uint64(0), 0, 0, uint64(len(counts) - 1)
-    while length < end - start and words < MAX_WORDS:
-        at = start + length if step > 0 else end - 1 - length
-        if length and _blank(buffer[at - step]) and not _blank(buffer[at]):
-            slot = (key * uint64(MIX) >> uint64(32)) & cell
-            if min_rows == 0:
-                counts[slot] += 1
-            elif counts[slot] < min_rows:
-                break
-            words += 1
-            shared = length
-        key = (key ^ uint64(buffer[at])) * uint64(MIX)
-        key ^= key >> uint64(29)
-        length += 1
-    return (shared, words) if words else (0, 0)
+def walk(buffer, starts, ends, step, rows, words, keys, lengths):
+    """Go `words` words further along the beginning (step 1) or ending (-1) of the texts `rows`.
 
-
-@kernel
-def _count(buffer, starts, ends, rows, heads, tails):
-    for row in rows:
-        _walk(buffer, starts[row], ends[row], 1, heads, 0)
-        _walk(buffer, starts[row], ends[row], -1, tails, 0)
-
-
-@kernel
-def _cut(buffer, starts, ends, heads, tails, min_rows, inner_starts, inner_ends):
-    for row in range(len(starts)):
-        head, head_words = _walk(buffer, starts[row], ends[row], 1, heads, min_rows)
-        tail, tail_words = _walk(buffer, starts[row], ends[row], -1, tails, min_rows)
-        head = head if head_words >= MIN_WORDS else 0
-        tail = tail if tail_words >= MIN_WORDS else 0
-        if head + tail < ends[row] - starts[row]:  # else nothing is left: a frequent text, no template
-            inner_starts[row], inner_ends[row] = starts[row] + head, ends[row] - tail
+    keys, lengths: hash and length in bytes of each text's beginning so far, updated in place where that many
+    more words are there and the text does not end with them; returns for which rows they are."""
+    there = np.zeros(len(rows), np.bool_)
+    for i in range(len(rows)):
+        row = rows[i]
+        start, end = starts[row], ends[row]
+        key, length, seen = keys[row], lengths[row], 0
+        while length < end - start:
+            at = start + length if step > 0 else end - 1 - length
+            if length > lengths[row] and _blank(buffer[at - step]) and not _blank(buffer[at]):
+                seen += 1
+                if seen == words:
+                    keys[row], lengths[row], there[i] = key, length, True
+                    break
+            key = (key ^ uint64(buffer[at])) * uint64(MIX)
+            key ^= key >> uint64(29)
+            length += 1
+    return there
 
 
 @kernel
@@ -86,21 +79,64 @@ def shared_wording(buffer, first, second, limit, step):
         length += 1
 
 
+def shared_by(minimum: int):
+    """A function that tells, of hashes of beginnings, which at least `minimum` of them have in common."""
+    def frequent(keys):
+        _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
+        return (size >= minimum)[group]
+
+    return frequent
+
+
+def found_in(hashes):
+    """A function that tells, of hashes of beginnings, which are in a sorted array."""
+    def frequent(keys):
+        place = np.minimum(np.searchsorted(hashes, keys), max(len(hashes) - 1, 0))
+        return hashes[place] == keys if len(hashes) else np.zeros(len(keys), bool)
+
+    return frequent
+
+
+def beginnings(buffer, starts, ends, step: int, rows, frequent):
+    """Yield (rows, hashes, lengths in bytes) of the beginnings (step 1) or endings (-1) of MIN_WORDS words and more of
+    the texts `rows`, one word longer each time, for the rows whose last one was frequent."""
+    keys, lengths = np.zeros(len(starts), np.uint64), np.zeros(len(starts), np.int64)
+    for words in (MIN_WORDS, *[1] * (MAX_WORDS - MIN_WORDS)):
+        rows = rows[walk(buffer, starts, ends, step, rows, words, keys, lengths)]
+        yield rows, keys[rows], lengths[rows]
+        rows = rows[frequent(keys[rows])]
+        if not len(rows):
+            return
+
+
+def cut(buffer, starts, ends, rows, frequent_heads, frequent_tails):
+    """(bytes of template at the beginning, at the end) of the texts `rows`, int64 (texts,); 0 for other texts."""
+    sides = []
+    for step, frequent in ((1, frequent_heads), (-1, frequent_tails)):
+        found = np.zeros(len(starts), np.int64)
+        for some, keys, lengths in beginnings(buffer, starts, ends, step, rows, frequent):
+            shared = frequent(keys)
+            found[some[shared]] = lengths[shared]
+        sides.append(found)
+    return sides
+
+
+def inner(starts, ends, head, tail):
+    """(inner_starts, inner_ends) for template of `head` and `tail` bytes; a text that is all template stays whole."""
+    left = head + tail < ends - starts
+    return np.where(left, starts + head, starts), np.where(left, ends - tail, ends)
+
+
 def spans(buffer, starts, ends, min_rows: int = 50):
     """(inner_starts, inner_ends), int64 byte positions of what lies between the shared wording of each text.
 
     buffer: uint8 of UTF-8; starts, ends: int64 a text. Equal texts count once. Cuts fall on white space, so
     the rest is valid UTF-8. A text that is all template is left whole.
     """
-    inner_starts, inner_ends = starts.copy(), ends.copy()
-    if min_rows and len(starts) >= min_rows:
-        hashes = np.empty(len(starts), np.uint64)
-        _text_hashes(buffer, starts, ends, hashes)
-        first = np.sort(np.unique(hashes, return_index=True)[1])
-        cells = 1 << 16  # counters of hashed beginnings: collisions add at most about min_rows / 8 to one
-        while cells < 8 * MAX_WORDS * len(starts) / min_rows:
-            cells *= 2
-        heads, tails = np.zeros(cells, np.uint32), np.zeros(cells, np.uint32)
-        _count(buffer, starts, ends, first, heads, tails)
-        _cut(buffer, starts, ends, heads, tails, min_rows, inner_starts, inner_ends)
-    return inner_starts, inner_ends
+    if not min_rows or len(starts) < min_rows:
+        return starts.copy(), ends.copy()
+    hashes = np.empty(len(starts), np.uint64)
+    text_hashes(buffer, starts, ends, hashes)
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    head, tail = cut(buffer, starts, ends, np.sort(first), shared_by(min_rows), shared_by(min_rows))
+    return inner(starts, ends, head[first[group]], tail[first[group]])

@@ -1,0 +1,148 @@
+"""Shards of a data set on any fsspec path, JSON lines or Parquet: read in chunks and by row, written whole or not.
+
+A row is known by its shard and a number: the byte where its line begins, or its place in a Parquet file. A chunk is a
+stretch of lines or one row group; what it holds does not depend on who reads it, so a lost task can be done again.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+
+PIECE = 16_000_000  # bytes of JSON lines in a chunk
+SUFFIXES = (".jsonl", ".parquet")
+
+
+class ShardError(OSError):
+    """A shard that is missing, incomplete or unreadable; the message says which and what to do."""
+
+
+def find(paths: list[str]) -> list[str]:
+    """Shards named by files, folders or patterns, sorted within each; ShardError when one names nothing."""
+    import fsspec
+
+    found = []
+    for path in paths:
+        system, inner = fsspec.core.url_to_fs(str(path))
+        if system.isdir(inner):
+            names = [name for name in system.ls(inner, detail=False)
+                     if name.endswith(SUFFIXES) and not name.rpartition("/")[2].startswith(".")]
+        else:
+            names = system.glob(inner) if "*" in inner else [inner] if system.exists(inner) else []
+        if not names:
+            raise ShardError(f"{path}: no shard there; wanted a file, a folder or a pattern of {' or '.join(SUFFIXES)}")
+        found += [system.unstrip_protocol(name) for name in sorted(names)]
+    return found
+
+
+def chunks(shards: list[str], piece: int = PIECE) -> list[dict]:
+    """The chunks of all shards in order: {"shard": number, "path", "low", "high"} in bytes, or row groups."""
+    import fsspec
+    import pyarrow.parquet as pq
+
+    found = []
+    for number, path in enumerate(shards):
+        system, inner = fsspec.core.url_to_fs(path)
+        if path.endswith(".parquet"):
+            try:
+                with system.open(inner) as handle:
+                    edges = range(pq.ParquetFile(handle).num_row_groups + 1)
+            except Exception as error:  # pyarrow raises ArrowInvalid, fsspec OSError of many kinds
+                raise ShardError(f"{path}: not a whole Parquet file ({error}); write the shard again") from error
+        else:
+            edges = [*range(0, system.size(inner), piece), system.size(inner)]
+        found += [{"shard": number, "path": path, "low": low, "high": high}
+                  for low, high in zip(edges, edges[1:], strict=False) if low < high]
+    return found
+
+
+def read(chunk: dict) -> Iterator[tuple[int, int, dict]]:
+    """(number, size in bytes, row) of the rows of a chunk. A line belongs to the chunk in which it begins."""
+    import fsspec
+
+    path, system_path = chunk["path"], fsspec.core.url_to_fs(chunk["path"])
+    try:
+        if path.endswith(".parquet"):
+            yield from _read_group(*system_path, chunk["low"])
+            return
+        with system_path[0].open(system_path[1], "rb") as handle:
+            handle.seek(max(chunk["low"] - 1, 0))
+            at = chunk["low"] and chunk["low"] - 1 + len(handle.readline())
+            while at < chunk["high"] and (line := handle.readline()):
+                if line.strip():
+                    yield at, len(line), _parsed(line, path, at)
+                at += len(line)
+    except FileNotFoundError as error:
+        raise ShardError(f"{path} is gone since the job began; restore it and start again: finished "
+                         "stages are not kept") from error
+
+
+def _parsed(line: bytes, path: str, at: int) -> dict:
+    import orjson
+
+    try:
+        return orjson.loads(line)
+    except ValueError as error:
+        raise ShardError(f"{path}, byte {at}: not JSON ({error}); the shard is incomplete or damaged") from error
+
+
+def _read_group(system, inner: str, group: int) -> Iterator[tuple[int, int, dict]]:
+    import pyarrow.parquet as pq
+
+    with system.open(inner) as handle:
+        file = pq.ParquetFile(handle)
+        first = sum(file.metadata.row_group(i).num_rows for i in range(group))
+        for number, row in enumerate(file.read_row_group(group).to_pylist(), first):
+            yield number, 0, {key: value for key, value in row.items() if value is not None}
+
+
+def fetch(path: str, numbers: list[int], sizes: list[int]) -> list[dict]:
+    """The rows of one shard with these numbers, in that order; sizes as `read` gave them."""
+    import fsspec
+    import pyarrow.parquet as pq
+
+    system, inner = fsspec.core.url_to_fs(path)
+    if not path.endswith(".parquet"):
+        lines = system.cat_ranges([inner] * len(numbers), numbers, [a + b for a, b in zip(numbers, sizes, strict=True)],
+                                  on_error="raise")
+        return [_parsed(line, path, at) for line, at in zip(lines, numbers, strict=True)]
+    with system.open(inner) as handle:
+        file, edges = pq.ParquetFile(handle), [0]
+        for i in range(file.num_row_groups):
+            edges.append(edges[-1] + file.metadata.row_group(i).num_rows)
+        groups = [bisect_right(edges, number) - 1 for number in numbers]
+        held = {}
+        for group in sorted(set(groups)):
+            wanted = [n for n, g in zip(numbers, groups, strict=True) if g == group]
+            some = file.read_row_group(group).take([n - edges[group] for n in wanted]).to_pylist()
+            held.update(zip(wanted, some, strict=True))
+    return [{key: value for key, value in held[n].items() if value is not None} for n in numbers]
+
+
+def write(rows: list[dict], path: str) -> int:
+    """Write a shard under a temporary name, then move it to `path`; returns the number of rows. A second writer of the
+    same rows (a task done again) ends with the same file."""
+    import os
+    import uuid
+
+    import fsspec
+
+    system, inner = fsspec.core.url_to_fs(path)
+    temporary = f"{os.path.dirname(inner)}/.{uuid.uuid4().hex}.{os.path.basename(inner)}"
+    system.makedirs(os.path.dirname(inner), exist_ok=True)
+    try:
+        with system.open(temporary, "wb") as handle:
+            if path.endswith(".parquet"):
+                import pyarrow as pa
+                import pyarrow.parquet as pq
+
+                pq.write_table(pa.Table.from_pylist(rows), handle)
+            else:
+                handle.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        system.mv(temporary, inner)
+    except BaseException:
+        if system.exists(temporary):
+            system.rm(temporary)
+        raise
+    return len(rows)
