@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,9 +13,7 @@ import pandas as pd
 import pytest
 
 from lib.curation import cluster, dedup, rounds, shards
-from tests.test_dedup import POOL, WRAPPER, corpus, edited, sentence
-
-ray = pytest.importorskip("ray")
+from tests.test_dedup import WRAPPER, corpus, edited, sentence
 
 
 def text(row):
@@ -29,8 +26,9 @@ def priority(row, shard):
 
 @pytest.fixture(scope="module")
 def local():
+    ray = pytest.importorskip("ray")
     cluster.start(workers=2)
-    yield
+    yield ray
     ray.shutdown()
 
 
@@ -48,11 +46,10 @@ def rows(seed=3):
 
 def both(found, folder, suffix, count=3, **options):
     """(drops of the job, drops of the one machine) with rows named by place."""
-    paths, keys = [], []
+    keys = []
     for number in range(count):
         part = found[number * len(found) // count:(number + 1) * len(found) // count]
-        paths.append(f"{folder}/part-{number}{suffix}")
-        shards.write(part, paths[-1])
+        shards.write(part, f"file://{folder}/part-{number}{suffix}")
     named = shards.find([str(folder)])
     for chunk in shards.chunks(named):
         keys += [chunk["shard"] << cluster.NUMBER | number for number, _, _ in shards.read(chunk)]
@@ -66,7 +63,117 @@ def both(found, folder, suffix, count=3, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_the_job_drops_what_the_one_machine_drops(local, tmp_path, suffix):
-    drops, one, stats = both(rows(), tmp_path, suffix, shingle="char3")
+    drops, one, stats = both(rows(), tmp_path, suffix)
     pd.testing.assert_frame_equal(drops, one, check_dtype=False, check_exact=True)
     assert len(drops) > 80 and stats["chunks"] >= 3
     assert not set(drops["row"]) & set(drops["keeper"])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(local, tmp_path):
+    """A worker process is killed while the job runs, as the system's memory guard would; Ray does its task again."""
+    import psutil
+
+    killed = []
+
+    def kill():
+        end = time.monotonic() + 60
+        while not killed and time.monotonic() < end:
+            for process in psutil.Process().children(recursive=True):  # this session's own cluster and no other
+                title = " ".join(process.cmdline()) if process.is_running() else ""
+                if title.startswith("ray::") and "MapBatches" in title:
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    drops, one, _ = both(rows(5), tmp_path, ".jsonl", template_rows=0)
+    thread.join()
+    assert killed, "no worker was seen at work"
+    pd.testing.assert_frame_equal(drops, one, check_dtype=False, check_exact=True)
+
+
+def greedy(count, edges, rank):
+    """The definition: go through rows in order, drop what is alike to a kept one; the most alike keeper, then best."""
+    near: dict[int, dict[int, float]] = {row: {} for row in range(count)}
+    for (a, b), value in edges.items():
+        near[a][b] = near[b][a] = value
+    dropped = {}
+    for row in sorted(range(count), key=rank.__getitem__):
+        kept = [other for other in near[row] if rank[other] < rank[row] and other not in dropped]
+        if kept:
+            keeper = max(kept, key=lambda other: (near[row][other], -rank[other]))
+            dropped[row] = (keeper, near[row][keeper])
+    return dropped
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_rounds_are_the_greedy_choice(seed):
+    rng = random.Random(seed)
+    count = 60
+    groups = [rng.randrange(40) for _ in range(count)]  # rows of one text
+    alike = {}
+    for _ in range(80):
+        a, b = sorted(rng.sample(range(40), 2))
+        alike[a, b] = rng.choice([0.8, 0.85, 0.9])
+    rank = rng.sample(range(1000), count)
+    first = {group: row for row, group in reversed(list(enumerate(groups)))}
+    edges = {(a, b): 1.0 if groups[a] == groups[b] else alike[tuple(sorted((groups[a], groups[b])))]
+             for a in range(count) for b in range(a + 1, count)
+             if groups[a] == groups[b] or tuple(sorted((groups[a], groups[b]))) in alike}
+    stars = [(first[groups[row]], row, 1.0, True) for row in range(count) if row != first[groups[row]]]
+    stars += [(*sorted((first[a], first[b])), value, False) for (a, b), value in alike.items()
+              if a in first and b in first]
+    pairs = pd.DataFrame(stars, columns=["a", "b", "jaccard", "same"])
+    for side in "ab":
+        pairs[f"{side}_high"] = np.array(rank, np.uint64)[pairs[side]]
+        pairs[f"{side}_low"] = np.uint64(0)
+    drops = rounds.resolve(pairs)
+    found = {int(row): (int(keeper), value) for row, keeper, value in drops.itertuples(index=False)}
+    assert found == greedy(count, edges, rank) and len(found) > 10
+
+
+def test_no_pairs_no_drops():
+    columns = ["a", "b", "jaccard", "same", "a_high", "a_low", "b_high", "b_low"]
+    assert len(rounds.resolve(pd.DataFrame(columns=columns))) == 0
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_shards_are_read_in_chunks_and_by_row_on_any_file_system(suffix):
+    found = [{"id": i, "text": f"größer {i} " + "x" * (i % 50)} for i in range(500)]
+    shards.write(found, f"memory://test_shards{suffix[1:]}/part{suffix}")
+    (path,) = shards.find([f"memory://test_shards{suffix[1:]}"])
+    chunks = shards.chunks([path], piece=1000)
+    got = [item for chunk in chunks for item in shards.read(chunk)]
+    assert [row for *_, row in got] == found and len({number for number, *_ in got}) == 500
+    assert len(chunks) > 10 or suffix == ".parquet"
+    some = [got[i] for i in (499, 3, 77)]
+    assert shards.fetch(path, [n for n, *_ in some], [size for _, size, _ in some]) == [row for *_, row in some]
+
+
+def test_shards_that_are_missing_or_cut_off_say_so(tmp_path):
+    with pytest.raises(shards.ShardError, match="no shard there"):
+        shards.find([str(tmp_path)])
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "tw')
+    chunks = shards.chunks(shards.find([str(tmp_path)]))
+    with pytest.raises(shards.ShardError, match="byte 16: not JSON .*incomplete"):
+        list(shards.read(chunks[0]))
+    path.unlink()  # goes away half-way
+    with pytest.raises(shards.ShardError, match="is gone since the job began"):
+        list(shards.read(chunks[0]))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 half a file")
+    with pytest.raises(shards.ShardError, match="not a whole Parquet file"):
+        shards.chunks(shards.find([str(tmp_path)]))
+
+
+def test_a_shard_is_there_whole_or_not_at_all(tmp_path):
+    def breaking():
+        yield {"text": "one"}
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        shards.write(breaking(), f"file://{tmp_path}/a.jsonl")
+    assert not list(tmp_path.iterdir())

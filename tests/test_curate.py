@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import resource
 import shutil
+import signal
 import tracemalloc
 
 import numpy as np
@@ -77,7 +80,10 @@ def test_every_raw_row_is_kept_or_refused_with_a_reason(folder, tmp_path):
     assert dropped["keeper"] in {row["id"] for row in kept}
     assert {row["source"] for row in rejects if row["stage"] == "exact duplicate"} == {"b_second"}
     assert audit.orphans(stage, near, 0.8) == 0
-    assert not audit.contaminated(kept, decontaminate.Index([("toy/1", QUESTION, "87")]))
+    paths = [tmp_path / f"out/{name}.jsonl" for name in splits.SPLITS]
+    assert not audit.recheck(paths, decontaminate.Index([("toy/1", QUESTION, "87")]))[2]
+    share, _, still = audit.recheck(paths, decontaminate.Index([("toy/2", kept[0]["instruction"], None)]))
+    assert share["n"] == 300 and [row["id"] for row in still] == [kept[0]["id"]]
 
 
 def test_rows_have_the_agreed_shape_and_the_manifest_describes_the_files(folder, tmp_path):
@@ -191,6 +197,77 @@ def test_a_killed_run_goes_on_and_ends_as_if_never_killed(folder, tmp_path, monk
     assert resumed["files"] == whole["files"] and resumed["counts"] == whole["counts"]
 
 
+@pytest.mark.slow
+def test_processes_and_threads_change_nothing(folder, tmp_path):
+    one, *_ = curated(folder, tmp_path / "one")
+    several = tmp_path / "several"
+    index = decontaminate.Index([("toy/1", QUESTION, "87")])
+    found = sources.find([], folder)
+    records = [curate.ingest(s, several / "stage", index, SETTINGS, progress=False, workers=2) for s in found]
+    stage = curate.Stage(several / "stage", [s["name"] for s in found])
+    exact, near, stats = curate.deduplicate(stage, workers=2)
+    manifest = splits.write(stage, records, exact, near, several, SHARES, {"deduplication": stats})
+    assert manifest["files"] == one["files"] and manifest["counts"] == one["counts"]
+
+
+def test_a_killed_worker_process_is_named_and_the_finished_sources_are_kept(folder, tmp_path, monkeypatch):
+    judge, parent = curate._judge_batch, os.getpid()
+
+    def dying(batch, *, source, **rest):
+        if source["name"] == "b_second" and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return judge(batch, source=source, **rest)
+
+    monkeypatch.setattr(curate, "_judge_batch", dying)
+    first, second, _ = sources.find([], folder)
+    index = decontaminate.Index([])
+    curate.ingest(first, tmp_path, index, SETTINGS, progress=False, workers=2)
+    with pytest.raises(RuntimeError, match="a worker process was killed.*set workers or max_row_bytes lower"):
+        curate.ingest(second, tmp_path, index, SETTINGS, progress=False, workers=2)
+    assert (tmp_path / "a_first.json").exists() and not list(tmp_path.glob("*b_second*"))
+
+
+def test_a_huge_line_is_refused_unread_and_its_neighbours_stay(tmp_path):
+    """The limit is a parameter, so a line of 3 MB stands for one of a gigabyte (`test_a_line_of_a_gigabyte`)."""
+    huge_line(tmp_path / "data", 3_000_000)
+    manifest, *_ = curated(tmp_path / "data", tmp_path / "out")
+    assert manifest["counts"][0] | {"kept": 2, "unreadable": 1, "raw": 3} == manifest["counts"][0]
+    (refused,) = read_jsonl(tmp_path / "out/rejects.jsonl")
+    assert refused["origin"] == "huge.jsonl:2" and "larger than 100,000 bytes" in refused["reason"]
+
+
+@pytest.mark.slow
+def test_a_line_of_a_gigabyte(tmp_path):
+    huge_line(tmp_path / "data", 1_000_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    manifest, *_ = curated(tmp_path / "data", tmp_path / "out")
+    assert manifest["counts"][0]["kept"] == 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def huge_line(folder, size):
+    folder.mkdir()
+    first, last = (json.dumps(row).encode() + b"\n" for row in rows(2))
+    with open(folder / "huge.jsonl", "wb") as handle:
+        handle.write(first + b'{"instruction": "Please repeat this text", "output": "')
+        for _ in range(size // 1_000_000):
+            handle.write(b"word " * 200_000)
+        handle.write(b'"}\n' + last)
+
+
+def test_rows_of_one_id_with_different_text_are_one_row_by_the_keep_rule(tmp_path):
+    """The id is a hash of the folded text: rows that differ in spacing alone share it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    row = rows(1)[0]
+    spaced = {key: value.replace(" ", "  ") for key, value in row.items()}
+    write_jsonl(data / "a.jsonl", [spaced])
+    write_jsonl(data / "b.jsonl", [row, row | {"id": 7}, rows(1, seed=9)[0] | {"id": 7}])
+    manifest, _, stage, exact, _ = curated(data, tmp_path / "out")
+    assert len(exact) == 2 and set(exact["keeper"]) == {0}  # b:1 and b:2 for a:1; an `id` of the source decides nothing
+    assert manifest["counts"][-1]["kept"] == 2
+
+
 def test_stage_files_are_made_anew_when_source_settings_or_rules_change(folder, tmp_path, monkeypatch):
     source = sources.find([], folder)[0]
     index = decontaminate.Index([])
@@ -247,7 +324,8 @@ def test_what_is_put_into_the_packaged_data_is_found(tmp_path):
     natural = audit.not_injected(read_jsonl(tmp_path / "out/rejects.jsonl"), origins)
     assert natural.keys() <= {"near-duplicate", "exact duplicate", "contaminated"}
     assert audit.orphans(stage, near, 0.8) == 0
-    share, doubted = audit.english_share(splits.kept_rows(tmp_path / "out"))
+    share, doubted, still = audit.recheck([tmp_path / f"out/{name}.jsonl" for name in splits.SPLITS], index)
+    assert not still
     assert share["low"] > 0.98 and share["n"] - len(doubted) == round(share["value"] * share["n"])
 
 

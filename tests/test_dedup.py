@@ -301,6 +301,41 @@ def test_wrong_use_says_what_is_wrong(error, match, call):
         call()
 
 
+def test_a_text_longer_than_a_chunk_of_shingles_is_read_in_pieces():
+    """What a kernel holds at a time does not depend on the length of a text; signatures and Jaccard do not show it."""
+    rng = random.Random(6)
+    long = sentence(rng, 9000, 9000)  # several chunks of shingles
+    assert len(long) > 4 * minhash.CHUNK
+    assert (dedup.signatures([long])[0] == oracle(long).hashvalues).all()
+    changed = edited(rng, long, 0.03)
+    drops, _ = dedup.near_duplicates([long, changed])
+    assert drops["jaccard"].tolist() == [exact(long, changed)]
+    for shingle in dedup.SHINGLES:
+        drops, _ = dedup.near_duplicates([long, long + " x"], shingle=shingle)
+        assert drops["jaccard"].tolist() == [dedup.jaccard(long, long + " x", shingle)]
+
+
+def test_many_equal_rows_take_one_comparison_each():
+    text = sentence(random.Random(1))
+    drops, stats = dedup.near_duplicates([text] * 3000, template_rows=0)
+    assert len(drops) == 2999 and set(drops["keeper"]) == {0} and set(drops["jaccard"]) == {1.0}
+    assert stats["pairs_compared"] == 2999 and stats["most_compared"] == 1
+
+
+def test_rows_shorter_than_a_shingle_alone():
+    texts = [chr(97 + i % 26) + "x" * (i % 2) for i in range(520)]
+    drops, stats = dedup.near_duplicates(texts)
+    assert len(drops) == 520 - len(set(texts)) and set(drops["jaccard"]) == {1.0}
+    assert stats["pairs_compared"] == len(drops)
+
+
+def test_a_full_disk_is_named(monkeypatch):
+    monkeypatch.setattr(dedup.tempfile, "TemporaryFile", lambda dir=None: os.fdopen(os.open("/dev/full", os.O_RDWR), "w+b", 0))
+    with pytest.raises(OSError, match="no space for the text of 2 rows.*TMPDIR") as caught:
+        dedup.near_duplicates(["one text", "another"])
+    assert caught.value.errno == 28
+
+
 @pytest.mark.slow
 def test_works_where_no_cache_can_be_written(tmp_path):
     """Package folder and home both unwritable (for root too: files stand where folders would have to be)."""

@@ -33,6 +33,7 @@ def near_duplicates(shards: list[str], text: Callable[[dict], str], priority: Ca
     Needs a running Ray (`ray.init`). Raises what a task raised: TypeError for a text that is none, ShardError.
     """
     import numpy as np
+    import pandas as pd
     import ray
 
     from lib.curation import bands as lsh
@@ -48,7 +49,7 @@ def near_duplicates(shards: list[str], text: Callable[[dict], str], priority: Ca
     clock = [time.perf_counter()]
     pieces = files.chunks(shards, piece or files.PIECE)
     chunks = ray.data.from_items(pieces, override_num_blocks=max(len(pieces), 1))
-    if template_rows:
+    if template_rows and pieces:
         for level in (0, 1):  # five words of every text, then the longer ones of what five words have shown
             found = _grouped(chunks, job, _beginnings, _frequent, {"level": level, "minimum": template_rows})
             for number, side in enumerate(SIDES):
@@ -58,9 +59,9 @@ def near_duplicates(shards: list[str], text: Callable[[dict], str], priority: Ca
     reference = ray.put(job)
     signed = chunks.map_batches(_sign, batch_size=1, fn_args=[reference])
     pairs = signed.groupby("partition", num_partitions=partitions).map_groups(
-        _pairs, batch_format="numpy", fn_args=[reference])
+        _pairs, batch_format="numpy", fn_args=[reference]).materialize() if pieces else chunks
     checked = pairs.groupby("partition", num_partitions=partitions).map_groups(
-        _check, batch_format="numpy", fn_args=[reference]).to_pandas()
+        _check, batch_format="numpy", fn_args=[reference]).to_pandas() if pairs.count() else pd.DataFrame()
     clock.append(time.perf_counter())
     drops = rounds.resolve(checked)
     clock.append(time.perf_counter())
@@ -90,13 +91,14 @@ def _texts(chunk: dict, job: dict):
     from lib.curation import textfile
 
     keys, sizes, texts = [], [], []
-    for number, size, row in files.read({name: column[0] for name, column in chunk.items()}):
-        key = int(chunk["shard"][0]) << NUMBER | number
+    chunk = {name: column[0] if name == "path" else int(column[0]) for name, column in chunk.items()}
+    for number, size, row in files.read(chunk):
+        key = chunk["shard"] << NUMBER | number
         if key in job["skip"]:
             continue
         text = job["text"](row)
         if not isinstance(text, str):
-            raise TypeError(f"{chunk['path'][0]}, row {number}: the text is a {type(text).__name__}; reject it first")
+            raise TypeError(f"{chunk['path']}, row {number}: the text is a {type(text).__name__}; reject it first")
         keys.append(key)
         sizes.append(size)
         texts.append(textfile.encode(text, job["shingle"] == "word5"))
@@ -121,7 +123,8 @@ def _beginnings(chunk, job):
     _, _, buffer, starts, ends = _texts(chunk, job)
     hashes = np.empty(len(starts), np.uint64)
     templates.text_hashes(buffer, starts, ends, hashes)
-    found = [(np.empty(0, np.int8), np.empty(0, np.uint64), np.empty(0, np.uint64))]
+    # one beginning of nothing, the same everywhere and never frequent: Ray wants a row to know the columns by
+    found = [(np.zeros(1, np.int8), np.zeros(1, np.uint64), np.zeros(1, np.uint64))]
     for side, step in enumerate((1, -1)):
         deeper = [templates.found_in(job[SIDES[side]])] if job["level"] else []  # asked once, after five words
 
@@ -256,10 +259,14 @@ def _fetched(rows, sizes, job):
     return *textfile.pack(texts), ranks
 
 
-def start(address: str = "", workers: int | None = None, store: int = 500_000_000) -> None:
-    """Join the Ray cluster at an address, or start one of `workers` processes (None: one a CPU) on this machine, with
-    `store` bytes of shared memory for what is shuffled; more goes to disk."""
-    import ray
+def start(address: str = "", workers: int = 1, store: int = 500_000_000) -> None:
+    """Join the Ray cluster at an address, or start one of `workers` processes on this machine, with `store` bytes of
+    shared memory for what is shuffled; more goes to disk. ModuleNotFoundError without the extra `cluster`."""
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("engine ray needs the extra: pip install -e '.[cluster]'") from error
 
     quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
     if address:

@@ -12,9 +12,10 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from lib.curation import dedup, filters, language, normalise, sources
+from lib.curation import dedup, filters, language, normalise, parallel, sources
 from lib.files import atomic_write_json, content_hash, replacing
 
 STAGES = ("unreadable", "unusable", "unfit", "foreign", "contaminated", "exact duplicate", "near-duplicate")
@@ -29,13 +30,13 @@ def code_key() -> str:
     return digest.hexdigest()[:16]
 
 
-def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, progress=True) -> dict:
+def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, progress=True, workers: int = 1) -> dict:
     """Read one source into `folder`: <name>.rows.jsonl, <name>.rejects.jsonl and last <name>.json, returned.
 
     source: from `sources.find`. index: `decontaminate.Index` of the evaluation sets. settings: min_chars,
     max_chars, max_repetition, max_row_bytes and `evaluation` (a key of the evaluation texts). limit: raw rows
-    to read, 0 for all. Files of an earlier run are reused when source, settings and code are unchanged. Stage
-    rows carry `origin`, "file:line".
+    to read, 0 for all. workers: processes that judge rows; the files are the same for any number. Files of an earlier
+    run are reused when source, settings and code are unchanged. Stage rows carry `origin`, "file:line".
     """
     from tqdm import tqdm
 
@@ -49,31 +50,46 @@ def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, pr
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f".{name}.*"):  # left by a killed run
         stale.unlink(missing_ok=True)
-    counts, reasons, codes, layouts, hits = Counter(), Counter(), Counter(), Counter(), Counter()
+    total: dict[str, Counter] = {name: Counter() for name in ("counts", "reasons", "languages", "layouts", "hits")}
     raw = sources.read(source, settings["max_row_bytes"], limit)
     shown = {"file": sys.stdout, "mininterval": 5, "ascii": True, "disable": not progress}
     paths = folder / f"{name}.rows.jsonl", folder / f"{name}.rejects.jsonl"
+    judge = partial(_judge_batch, source=source, name=name, index=index, settings=settings)
     with replacing(paths[0]) as kept, replacing(paths[1]) as rejected:
-        for line, row, reason in tqdm(raw, desc=source["name"], unit=" rows", **shown):
-            counts["raw"] += 1
-            origin = f"{Path(source['path']).name}:{line}" if source["kind"] == "file" else f"{name}:{line}"
-            for made, stage, why in _judge(row, reason, source, index, settings, codes, layouts):
-                if stage is None:
-                    counts["passed"] += 1
-                    kept.write(json.dumps(made | {"origin": origin}, ensure_ascii=False) + "\n")
-                    continue
-                counts[stage] += 1
-                label = why.partition(" (")[0] if stage == "foreign" else why
-                label = "overlap with " + why.split("/")[0] if stage == "contaminated" else label
-                reasons[f"{stage}: {label}"] += 1
-                if stage == "contaminated":
-                    hits[why.split("/")[0]] += 1
-                refused = {"stage": stage, "reason": why, "origin": origin, **made}
-                rejected.write(json.dumps(refused, ensure_ascii=False) + "\n")
-    record = {"key": key, "source": source, "counts": dict(counts), "reasons": dict(reasons.most_common(40)),
-              "languages": dict(codes), "layouts": dict(layouts), "contaminated_by": dict(hits)}  # fmt: skip
+        judged = parallel.each(judge, tqdm(raw, desc=source["name"], unit=" rows", **shown), workers)
+        for lines, refused, seen in judged:
+            kept.write(lines)
+            rejected.write(refused)
+            for what, counter in seen.items():
+                total[what].update(counter)
+    record = {"key": key, "source": source, "counts": dict(total["counts"]),
+              "reasons": dict(total["reasons"].most_common(40)), "languages": dict(total["languages"]),
+              "layouts": dict(total["layouts"]), "contaminated_by": dict(total["hits"])}  # fmt: skip
     atomic_write_json(marker, record)
     return record
+
+
+def _judge_batch(batch, *, source, name, index, settings):
+    """(lines of the rows that pass, lines of those refused, counters) for (line, row, reason) triples."""
+    seen = {what: Counter() for what in ("counts", "reasons", "languages", "layouts", "hits")}
+    kept, rejected = [], []
+    for line, row, reason in batch:
+        seen["counts"]["raw"] += 1
+        origin = f"{Path(source['path']).name}:{line}" if source["kind"] == "file" else f"{name}:{line}"
+        for made, stage, why in _judge(row, reason, source, index, settings, seen["languages"], seen["layouts"]):
+            if stage is None:
+                seen["counts"]["passed"] += 1
+                kept.append(json.dumps(made | {"origin": origin}, ensure_ascii=False) + "\n")
+                continue
+            seen["counts"][stage] += 1
+            label = why.partition(" (")[0] if stage == "foreign" else why
+            label = "overlap with " + why.split("/")[0] if stage == "contaminated" else label
+            seen["reasons"][f"{stage}: {label}"] += 1
+            if stage == "contaminated":
+                seen["hits"][why.split("/")[0]] += 1
+            refused = {"stage": stage, "reason": why, "origin": origin, **made}
+            rejected.append(json.dumps(refused, ensure_ascii=False) + "\n")
+    return "".join(kept), "".join(rejected), seen
 
 
 def _judge(row, reason, source, index, settings, codes, layouts) -> Iterator[tuple[dict, str | None, str]]:
@@ -122,6 +138,7 @@ class Stage:
         from array import array
 
         import numpy as np
+        import orjson
 
         self.names = names
         self.paths = [folder / f"{name.replace('/', '__')}.rows.jsonl" for name in names]
@@ -131,7 +148,7 @@ class Stage:
             before, position = len(ids), 0
             with open(path, "rb") as handle:
                 for line in handle:
-                    row = json.loads(line)
+                    row = orjson.loads(line)
                     ids.append(int(row["id"], 16))
                     groups.append(int(content_hash(row["instruction"]), 16))
                     lengths.append(len(row["response"]))
@@ -147,12 +164,18 @@ class Stage:
 
     def rows(self, numbers) -> Iterator[dict]:
         """Rows by number, in the order asked for."""
+        import orjson
+
+        return map(orjson.loads, self.lines(numbers))
+
+    def lines(self, numbers) -> Iterator[bytes]:
+        """The lines of rows by number, as they stand in the stage files."""
         handles = [open(path, "rb") for path in self.paths]  # noqa: SIM115 (closed below, as many as sources)
         try:
             for number in numbers:
                 handle = handles[self.source[number]]
                 handle.seek(int(self.offsets[number]))
-                yield json.loads(handle.readline())
+                yield handle.readline()
         finally:
             for handle in handles:
                 handle.close()
@@ -166,16 +189,20 @@ class Stage:
         return rank
 
 
-def deduplicate(stage: Stage, **options):
+def deduplicate(stage: Stage, engine: str = "local", workers: int = 1, address: str = "", **options):
     """(exact, near, stats): DataFrames of row, keeper, jaccard (exact: 1.0), with the statistics of `dedup`.
 
-    options: threshold, permutations and the rest, as `dedup.near_duplicates` takes them.
+    engine: "local" with `workers` signing threads, or "ray" for the job of `lib.curation.cluster`, on the cluster at an
+    address or on `workers` processes of this machine. options: threshold, permutations and the rest, as it takes them.
 
-    The text compared is the whole conversation: two different answers to one question may both stay.
+    The text compared is the whole conversation: two different answers to one question may both stay. Two rows are
+    exact duplicates when their ids, hashes of their text, are the same.
     """
     import numpy as np
     import pandas as pd
 
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine {engine!r} must be local or ray")
     rank = stage.priority()
     order = np.argsort(rank, kind="stable")
     _, first, group = np.unique(stage.ids[order], return_index=True, return_inverse=True)
@@ -184,11 +211,24 @@ def deduplicate(stage: Stage, **options):
     lost = np.flatnonzero(keeper != np.arange(len(stage)))
     exact = pd.DataFrame({"row": lost, "keeper": keeper[lost], "jaccard": np.ones(len(lost))})
     left = np.flatnonzero(keeper == np.arange(len(stage)))
+    if engine == "ray":
+        from lib.curation import cluster
+
+        cluster.start(address, workers)
+        names = stage.source.astype(np.int64) << cluster.NUMBER | stage.offsets  # what the job calls each row
+        job, stats = cluster.near_duplicates([f"file://{path.resolve()}" for path in stage.paths], evidence, importance,
+                                             skip=frozenset(names[lost].tolist()), **options)
+        place = {column: np.searchsorted(names, job[column].to_numpy(np.int64)) for column in ("row", "keeper")}
+        return exact, pd.DataFrame(place | {"jaccard": job["jaccard"].to_numpy(float)}), stats
 
     def texts():
         for number, row in zip(left, stage.rows(left), strict=True):
             yield int(number), evidence(row)
 
-    near, stats = dedup.near_duplicates(texts, rank[left], **options)
+    near, stats = dedup.near_duplicates(texts, rank[left], threads=workers, **options)
     return exact, near, stats
 
+
+def importance(row: dict, source: int) -> tuple[int, int]:
+    """The keep rule of `Stage.priority` for one row alone, as two integers, lower stays."""
+    return source << 48 | (1 << 48) - 1 - len(row["response"]), int(row["id"], 16)

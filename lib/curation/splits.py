@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lib.curation import curate
-from lib.files import atomic_write_json, read_jsonl, replacing, sha256_file, write_jsonl
+from lib.files import atomic_write_json, read_jsonl, replacing, sha256_file
 
 SPLITS = ("train", "validation", "calibration", "threshold")
 SOURCE_KEYS = ("name", "kind", "fingerprint", "revision", "licence")
@@ -50,7 +50,9 @@ def write(stage, records: list[dict], exact, near, out: Path, shares: dict[str, 
     member = split_of(stage.groups[numbers], shares)
     sizes, files = {}, {}
     for index, name in enumerate(SPLITS):
-        sizes[name] = write_jsonl(out / f"{name}.jsonl", stage.rows(numbers[member == index]))
+        sizes[name] = int((member == index).sum())
+        with replacing(out / f"{name}.jsonl", "wb") as handle:
+            handle.writelines(stage.lines(numbers[member == index]))
     rejected = _write_rejects(stage, exact, near, out)
     for name in (*SPLITS, "rejects"):
         digest = sha256_file(out / f"{name}.jsonl")
@@ -70,9 +72,10 @@ def _write_rejects(stage, exact, near, out: Path) -> int:
     total = 0
     with replacing(out / "rejects.jsonl") as handle:
         for path in stage.paths:
-            for row in read_jsonl(path.with_name(path.name.replace(".rows.", ".rejects."))):
-                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-                total += 1
+            with open(path.with_name(path.name.replace(".rows.", ".rejects.")), encoding="utf-8") as lines:
+                for line in lines:
+                    handle.write(line)
+                    total += 1
         for label, drops in (("exact duplicate", exact), ("near-duplicate", near)):
             pairs = zip(stage.rows(drops["row"]), stage.rows(drops["keeper"]), drops["jaccard"], strict=True)
             for row, keeper, jaccard in pairs:
