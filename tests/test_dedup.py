@@ -330,7 +330,8 @@ def test_rows_shorter_than_a_shingle_alone():
 
 
 def test_a_full_disk_is_named(monkeypatch):
-    monkeypatch.setattr(dedup.tempfile, "TemporaryFile", lambda dir=None: os.fdopen(os.open("/dev/full", os.O_RDWR), "w+b", 0))
+    full = os.fdopen(os.open("/dev/full", os.O_RDWR), "w+b", 0)
+    monkeypatch.setattr(dedup.tempfile, "TemporaryFile", lambda dir=None: full)
     with pytest.raises(OSError, match="no space for the text of 2 rows.*TMPDIR") as caught:
         dedup.near_duplicates(["one text", "another"])
     assert caught.value.errno == 28
