@@ -12,6 +12,7 @@ done again by Ray from the same chunk, with the same result.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -268,9 +269,10 @@ def start(address: str = "", workers: int = 1, store: int = 500_000_000) -> None
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("engine ray needs the extra: pip install -e '.[cluster]'") from error
 
-    quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     if address:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-    else:
-        ray.init(num_cpus=workers, object_store_memory=store, ignore_reinit_error=True, **quiet)
+    else:  # reachable from this machine alone
+        ray.init(num_cpus=workers, object_store_memory=store, ignore_reinit_error=True, include_dashboard=False,
+                 log_to_driver=False, _node_ip_address="127.0.0.1")
     ray.data.DataContext.get_current().enable_progress_bars = False
