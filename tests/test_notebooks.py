@@ -85,7 +85,7 @@ def test_at_least_one_figure_and_one_table_and_both_are_read_aloud(path):
 
 @each
 def test_reads_only_what_its_upstream_writes(path):
-    named = set(re.findall(r"job\.(?:read|metrics)\(\s*[\"'](\w+)", "\n".join(code(path))))
+    named = set(re.findall(r"job\.(?:read|metrics|settings)\(\s*[\"'](\w+)", "\n".join(code(path))))
     assert named <= set(pipeline.UPSTREAM[path.stem])
 
 
