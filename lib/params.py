@@ -19,7 +19,6 @@ import yaml
 
 from lib.files import ROOT
 
-
 DTYPES = ("auto", "bfloat16", "float32")  # of matrix products; auto is resolved by `run.start`
 
 
