@@ -115,6 +115,12 @@ def test_the_plan_s_settings_are_in_llama8b():
     plan = {"epochs": 3, "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 5e-6,
             "effective_batch": 64, "max_length": 2048, "model": "meta-llama/Meta-Llama-3.1-8B-Instruct"}  # fmt: skip
     assert plan.items() <= train.items()
+    values = params.effective("llama8b", NAMES)
+    distil, consistent = values["14_self_distill"], values["15_train_consistent"]
+    assert dict(zip(distil["categories"], distil["examples"], strict=True)) == {
+        "math": 500, "code": 164, "reasoning": 0, "knowledge": 0, "instruction": 0, "creativity": 0}  # fmt: skip
+    assert distil["temperatures"] == [0.0, 0.0, 0.1, 0.0, 0.2, 0.7] and distil["targets"][-1] == 0.3
+    assert (consistent["epochs"], consistent["learning_rate"], consistent["mix_share"]) == (2, 5e-6, 0.1)
 
 
 def test_the_parameters_of_a_profile_work_with_plain_papermill(tmp_path):
