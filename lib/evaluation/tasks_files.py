@@ -61,9 +61,9 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
     folder = evals_folder(data)
     found, sanitized = False, set()
     for task, (test, probe) in FILES[category].items():
-        for path in _matching(folder, test if split == "test" else probe):
+        for path in matching(folder, test if split == "test" else probe):
             found = True
-            for number, row in enumerate(_rows(path), 1):
+            for number, row in enumerate(rows(path), 1):
                 try:
                     item = READERS[task](row, path)
                 except (KeyError, IndexError, TypeError, AttributeError, SyntaxError) as error:
@@ -85,14 +85,14 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
 def present(data: Path, category: str) -> bool:
     """Whether the folder has a test file of the category."""
     folder = evals_folder(data)
-    return any(_matching(folder, test) for test, _ in FILES[category].values())
+    return any(matching(folder, test) for test, _ in FILES[category].values())
 
 
 def other_texts(data: Path) -> Iterator[tuple[str, str, str | None]]:
     """(name, question, answer) of evaluation sets in the folder that no task reads."""
     for name, (pattern, question, answer) in OTHER_TEXTS.items():
-        for path in _matching(evals_folder(data), pattern):
-            for number, row in enumerate(_rows(path), 1):
+        for path in matching(evals_folder(data), pattern):
+            for number, row in enumerate(rows(path), 1):
                 if row.get(question):
                     yield f"{name}/{number}", row[question], (row.get(answer) or None) if answer else None
 
@@ -107,7 +107,7 @@ def evals_folder(data: Path) -> Path:
     return folder
 
 
-def _matching(folder: Path, patterns: str) -> list[Path]:
+def matching(folder: Path, patterns: str) -> list[Path]:
     """Files that match the first pattern with any match, plain or gzip-compressed, in name order."""
     for pattern in patterns.split():
         found = {re.sub(r"\.gz$", "", path.name): path for path in sorted(folder.glob(pattern + ".gz"))}
@@ -117,7 +117,7 @@ def _matching(folder: Path, patterns: str) -> list[Path]:
     return []
 
 
-def _rows(path: Path) -> Iterator:
+def rows(path: Path) -> Iterator:
     raw = path.read_bytes()
     text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[1]
