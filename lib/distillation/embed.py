@@ -19,8 +19,10 @@ METHODS = ("hidden", "encoder", "tfidf")
 LONGEST = 256  # tokens of a text that are read: what the encoder was trained on
 
 
-def vectors(method: str, texts: list[str], *, loaded: tuple | None = None, dimensions: int = 32, seed: int = 0):
+def vectors(method: str, texts: list[str], fit, *, loaded: tuple | None = None, dimensions: int = 32, seed: int = 0):
     """Unit vectors, float64 [texts, d], d = `dimensions` or fewer where the data has fewer.
+
+    fit: booleans [texts]; the projection (and the word weights) are fitted to these texts alone and applied to all.
 
     method: "hidden" (mean of the last hidden states of `loaded`, a (model, tokenizer)), "encoder" (the packaged
     MiniLM) or "tfidf". All are brought to the same number of dimensions (centred PCA; truncated SVD for words), so
@@ -31,11 +33,12 @@ def vectors(method: str, texts: list[str], *, loaded: tuple | None = None, dimen
 
     if method not in METHODS:
         raise ValueError(f"unknown embedding {method!r}; known: {', '.join(METHODS)}")
+    fit = np.asarray(fit, dtype=bool)
     if method == "tfidf":
-        raw = _words(texts, dimensions, seed)
+        raw = _words(texts, fit, dimensions, seed)
     else:
         raw = mean_states(*(loaded if method == "hidden" else encoder()), texts)
-        raw = PCA(min(dimensions, *raw.shape), random_state=seed).fit_transform(raw)
+        raw = PCA(min(dimensions, int(fit.sum()), raw.shape[1]), random_state=seed).fit(raw[fit]).transform(raw)
     return raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
 
 
@@ -66,15 +69,16 @@ def mean_states(model, tokenizer, texts: list[str], batch_tokens: int = 8192):
     return np.asarray(found, dtype=np.float64)
 
 
-def _words(texts: list[str], dimensions: int, seed: int):
+def _words(texts: list[str], fit, dimensions: int, seed: int):
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    table = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+", min_df=2 if len(texts) > 20 else 1)
-    counts = table.fit_transform(texts)
-    if counts.shape[1] <= dimensions:
+    table = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+", min_df=2 if fit.sum() > 20 else 1)
+    known = table.fit_transform([text for text, chosen in zip(texts, fit, strict=True) if chosen])
+    counts = table.transform(texts)
+    if min(known.shape) <= dimensions:
         return counts.toarray()
-    return TruncatedSVD(dimensions, random_state=seed).fit_transform(counts)
+    return TruncatedSVD(dimensions, random_state=seed).fit(known).transform(counts)
 
 
 def encoder():
