@@ -151,7 +151,8 @@ def _collect(client, token: str, batch: str, parse, discount, poll_s, patience, 
     client.store.close_batch(token, outcomes)
     if ended.status == "failed":
         words = [error.message for error in (ended.errors.data if ended.errors else None) or []]
-        raise EndpointError(client.clean(f"{client.role}: the batch was refused whole: {'; '.join(map(str, words[:3]))}"))
+        reason = f"{client.role}: the batch was refused whole: {'; '.join(map(str, words[:3]))}"
+        raise EndpointError(client.clean(reason))
 
 
 def _wait(client, batch: str, poll_s: float, patience: int):
@@ -163,7 +164,8 @@ def _wait(client, batch: str, poll_s: float, patience: int):
         try:
             state = api.batches.retrieve(batch)
             counts = state.request_counts
-            words = f"{client.role}: batch {state.status}" + (f", {counts.completed} of {counts.total}" if counts else "")
+            done = f", {counts.completed} of {counts.total}" if counts else ""
+            words = f"{client.role}: batch {state.status}{done}"
             if words != shown:
                 print(words, flush=True)
                 shown = words
@@ -178,7 +180,7 @@ def _wait(client, batch: str, poll_s: float, patience: int):
                           "its id is kept, run again to collect it")
                 raise EndpointError(client.clean(reason)) from None
         except openai.OpenAIError as error:
-            reason = f"{client.role}: batch {batch} cannot be read ({error}); its id is kept, check the key and run again"
+            reason = f"{client.role}: batch {batch} cannot be read ({error}); its id is kept, check the key"
             raise EndpointError(client.clean(reason)) from None
         time.sleep(poll_s * min(2**failures, 8))
 

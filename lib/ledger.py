@@ -175,7 +175,8 @@ class Store:
     def batch_items(self, token: str) -> dict[str, tuple[dict, int]]:
         """{key: (request, attempt)} of a batch."""
         with self._changed:
-            found = self._db.execute("SELECT key, request, attempt FROM batch_items WHERE token = ?", (token,)).fetchall()
+            found = self._db.execute("SELECT key, request, attempt FROM batch_items WHERE token = ?",
+                                     (token,)).fetchall()
         return {key: (json.loads(request), attempt) for key, request, attempt in found}
 
     def name_batch(self, token: str, batch: str) -> None:

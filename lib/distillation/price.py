@@ -11,7 +11,8 @@ CHAT_TOKENS = 8  # of a message's own wrapping
 def price_table(names: list[str], prices_in: list[float], prices_out: list[float]) -> dict[str, tuple[float, float]]:
     """{model: (USD a million tokens in, out)} of three lists of equal length; ValueError otherwise."""
     if not len(names) == len(prices_in) == len(prices_out):
-        raise ValueError(f"the price table has {len(names)} models, {len(prices_in)} prices in and {len(prices_out)} out")
+        counts = f"{len(names)} models, {len(prices_in)} prices in and {len(prices_out)} out"
+        raise ValueError(f"the price table has {counts}; give one of each")
     return {name: pair for name, *pair in zip(names, map(float, prices_in), map(float, prices_out), strict=True)}
 
 
