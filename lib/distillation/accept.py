@@ -10,6 +10,8 @@ from lib.files import content_hash
 
 STAGES = ("malformed", "duplicate", "contaminated", "near-duplicate", "fails its tests", "teacher disagrees",
           "score too low", "not verified")
+AGREE = 2 / 3  # of the teacher's solutions that must reach its own answer
+LEAST_SCORE = 8.0  # of 10; a judge's score must lie above
 
 
 def candidates(plans: list[dict], replies: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -51,19 +53,18 @@ def clean(items: list[dict], index, *, threshold: float, permutations: int = 128
     return [item for row, item in enumerate(kept) if row not in keeper], rejects
 
 
-def verify(items: list[dict], ask, *, samples: int, share: float, max_tokens: int, settings: dict | None = None,
-           judge=None, least_score: float = 8.0) -> tuple[list[dict], list[dict]]:
+def verify(items: list[dict], ask, samples: int, judge=None) -> tuple[list[dict], list[dict]]:
     """Items that are right as far as can be told; each kept one says how in "verified".
 
     Code runs against its tests, which an empty function must fail. A closed question goes back to the teacher
-    `samples` times, as a bare question, and at least `share` of these solutions must reach its answer. An open one
-    needs a score above `least_score` from `judge`, a function like `ask`; without a judge it is not kept.
+    `samples` times, as a bare question, and at least AGREE of these solutions must reach its answer. An open one
+    needs a score above LEAST_SCORE from `judge`, a function like `ask`; without a judge it is not kept.
     """
     from lib.evaluation import grade
 
     kept, rejects = [], []
     closed = [item for item in items if item["checker"] not in ("code", "open")]
-    replies = ask(teacher.solve_requests(closed, samples, max_tokens=max_tokens, settings=settings), None, "solve")
+    replies = ask(teacher.solve_requests(closed, samples), None, "solve")
     solved = {id(item): replies[n * samples : (n + 1) * samples] for n, item in enumerate(closed)}
     opened = [item for item in items if item["checker"] == "open"]
     scores = judge([teacher.score_request(item["prompt"], item["meta"]["worked"]) for item in opened],
@@ -77,12 +78,12 @@ def verify(items: list[dict], ask, *, samples: int, share: float, max_tokens: in
             if score is None:
                 stage, note = "not verified", scored[id(item)].get("error", "no judge")
             else:
-                stage, note = ("" if score > least_score else "score too low"), f"score {score:g}"
+                stage, note = ("" if score > LEAST_SCORE else "score too low"), f"score {score:g}"
         else:
             texts = [row["text"] for row in solved[id(item)] if "text" in row]
             agreed = sum(grade.grade(item, text)["correct"] for text in texts)
             note = f"{agreed} of {samples} solutions agree"
-            stage = "" if texts and agreed >= share * samples else "teacher disagrees" if texts else "not verified"
+            stage = "" if texts and agreed >= AGREE * samples else "teacher disagrees" if texts else "not verified"
         if stage:
             rejects.append(_reject(item, stage, note))
         else:

@@ -25,28 +25,33 @@ def kmeans(vectors, k: int, seed: int, starts: int = 4):
     return KMeans(k, n_init=starts, random_state=seed).fit(vectors)
 
 
-def stability(vectors, k: int, resamples: int, seed: int) -> list[float]:
-    """Adjusted Rand index (Hubert and Arabie 1985) of clusterings of two random 80 % subsets on what they share.
+def resampled(vectors, k: int, resamples: int, seed: int, known: list[str] | None = None) -> dict[str, list[float]]:
+    """{"stability", and "agreement" with `known` labels}, one value a resample, from two random 80 % subsets each.
 
-    One value a resample: 1 when both subsets give the same clusters, 0 when they agree as chance would.
+    stability: adjusted Rand index (Hubert and Arabie 1985) of the two clusterings on what the subsets share. agreement:
+    adjusted mutual information (Vinh et al. 2010) of the clusterings with the known labels, mean of the two. Of both, 1
+    is the same partition and 0 what chance would give.
     """
     import numpy as np
-    from sklearn.metrics import adjusted_rand_score
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
-    rng, values, size = np.random.default_rng(seed), [], max(k, round(SHARE * len(vectors)))
+    rng, size = np.random.default_rng(seed), min(len(vectors), max(k, round(SHARE * len(vectors))))
+    found: dict[str, list[float]] = {"stability": [], "agreement": []}
     for number in range(resamples):
-        parts = [rng.choice(len(vectors), size, replace=False) for _ in range(2)]
-        labels = []
-        for part in parts:
+        labels, matched = [], []
+        for part in (rng.choice(len(vectors), size, replace=False) for _ in range(2)):
             own = np.full(len(vectors), -1)
             own[part] = kmeans(vectors[part], k, seed + number, 2).labels_
             labels.append(own)
+            if known:
+                matched.append(adjusted_mutual_info_score([known[i] for i in part], own[part]))
         both = (labels[0] >= 0) & (labels[1] >= 0)
-        values.append(float(adjusted_rand_score(labels[0][both], labels[1][both])))
-    return values
+        found["stability"].append(float(adjusted_rand_score(labels[0][both], labels[1][both])))
+        found["agreement"] += [sum(matched) / 2] if known else []
+    return found
 
 
-def choose_k(vectors, ks: list[int], resamples: int, seed: int) -> tuple[int, list[dict]]:
+def choose_k(vectors, ks: list[int], resamples: int, seed: int, known: list[str] | None = None) -> tuple[int, list]:
     """(k, rows): the k with the highest silhouette + mean stability; rows hold both for every k tried.
 
     silhouette: Rousseeuw 1987, mean over the items, -1 to 1; absent where it does not exist (k 1, or one a cluster).
@@ -56,32 +61,13 @@ def choose_k(vectors, ks: list[int], resamples: int, seed: int) -> tuple[int, li
     rows = []
     for k in ks:
         labels = kmeans(vectors, k, seed).labels_
-        row = {"k": k, "stability": stability(vectors, k, resamples, seed) if k > 1 else [1.0] * resamples}
+        row = {"k": k, **resampled(vectors, k, resamples, seed, known)}
         row["mean"] = sum(row["stability"]) / resamples
         if 1 < len(set(labels)) < len(vectors):
             row["silhouette"] = float(silhouette_score(vectors, labels, sample_size=min(len(vectors), 5000),
                                                        random_state=seed))
         rows.append(row)
     return max(rows, key=lambda row: row["mean"] + row.get("silhouette", 0.0))["k"], rows
-
-
-def agreement(labels, known: list[str]) -> float:
-    """Adjusted mutual information (Vinh et al. 2010) with known labels: 1 the same partition, 0 as chance."""
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    return float(adjusted_mutual_info_score(known, labels))
-
-
-def agreement_interval(labels, known: list[str], seed: int, resamples: int = 200) -> dict:
-    """`agreement` with a percentile bootstrap over the items."""
-    import numpy as np
-
-    labels, known, rng = np.asarray(labels), np.asarray(known), np.random.default_rng(seed)
-    value = agreement(labels, known)
-    drawn = [rng.integers(0, len(labels), len(labels)) for _ in range(resamples)]
-    low, high = np.quantile([agreement(labels[i], known[i]) for i in drawn], [0.025, 0.975])
-    return {"value": value, "low": min(float(low), value), "high": max(float(high), value), "n": len(labels),
-            "unit": "AMI", "method": f"bootstrap percentile over {len(labels)}"}
 
 
 def compare(vectors_of: dict, known: list[str], ks: list[int], weight: float, resamples: int,
@@ -92,12 +78,13 @@ def compare(vectors_of: dict, known: list[str], ks: list[int], weight: float, re
     """
     rows = []
     for method, vectors in vectors_of.items():
-        k, tried = choose_k(vectors, ks, resamples, seed)
+        k, tried = choose_k(vectors, ks, resamples, seed, known)
         chosen = next(row for row in tried if row["k"] == k)
-        matched = agreement_interval(kmeans(vectors, k, seed).labels_, known, seed)
-        rows.append({"method": method, "k": k, "silhouette": chosen.get("silhouette"), "agreement": matched,
-                     "stability": stats.mean_ci(chosen["stability"], seed, unit="ARI"), "tried": tried,
-                     "score": weight * chosen["mean"] + (1 - weight) * matched["value"]})
+        row = {name: stats.mean_ci(chosen[name], seed, bounds=(-1.0, 1.0), unit=unit)
+               for name, unit in (("stability", "ARI"), ("agreement", "AMI"))}
+        score = weight * row["stability"]["value"] + (1 - weight) * row["agreement"]["value"]
+        rows.append({"method": method, "k": k, "silhouette": chosen.get("silhouette"), "tried": tried, **row,
+                     "score": score})
     return max(rows, key=lambda row: row["score"])["method"], rows
 
 

@@ -34,8 +34,9 @@ def ask(items: Iterable[dict], limit: int, loaded: tuple, folder: Path, *, model
         if not path.exists():
             work = folder / f".{path.stem}"
             work.mkdir(exist_ok=True)
-            answers.generate(group, loaded, folder=work, system="pool", seed=seed, batch_size=batch_size, **known)
-            texts = answers.read(work, "pool")
+            name = f"pool {number}"
+            answers.generate(group, loaded, folder=work, system=name, seed=seed, batch_size=batch_size, **known)
+            texts = answers.read(work, name)
             graded = grade.grade_all(group, [[texts[item["id"]]["text"]] for item in group], progress=False)
             verdicts = graded[["correct", "answer", "extractor", "reason"]].to_dict("records")
             write_jsonl(path, (_row(*each) for each in zip(group, texts.values(), verdicts, strict=True)))

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 
+from lib.distillation import teacher
+
 BYTES_A_TOKEN = 4.0  # of English text and JSON under the usual tokenizers; a bound is one token a byte
 CHAT_TOKENS = 8  # of a message's own wrapping
+QUESTION_TOKENS, EXAMPLE_TOKENS, SOLUTION_TOKENS = 150, 300, 300  # expected; with little reasoning, which is billed too
 
 
-def price_table(names: list[str], prices_in: list[float], prices_out: list[float]) -> dict[str, tuple[float, float]]:
-    """{model: (USD a million tokens in, out)} of three lists of equal length; ValueError otherwise."""
-    if not len(names) == len(prices_in) == len(prices_out):
-        counts = f"{len(names)} models, {len(prices_in)} prices in and {len(prices_out)} out"
-        raise ValueError(f"the price table has {counts}; give one of each")
-    return {name: pair for name, *pair in zip(names, map(float, prices_in), map(float, prices_out), strict=True)}
+def price_table(lines: list[str]) -> dict[str, tuple[float, float]]:
+    """{model: (USD a million tokens in, out)} of lines "model in out"; ValueError names the line that is none."""
+    found = {}
+    for line in lines:
+        parts = line.split()
+        try:
+            name, into, out = parts[0], float(parts[1]), float(parts[2])
+        except (IndexError, ValueError):
+            raise ValueError(f"price {line!r}: write 'model USD-in USD-out', each for a million tokens") from None
+        if len(parts) != 3 or min(into, out) < 0:
+            raise ValueError(f"price {line!r}: write three parts, no price below 0")
+        found[name] = (into, out)
+    return found
 
 
 def tokens_in(request: dict) -> float:
@@ -22,22 +32,21 @@ def tokens_in(request: dict) -> float:
     return len(text.encode()) / BYTES_A_TOKEN + CHAT_TOKENS * len(request["messages"])
 
 
-def dry_run(plans: list[dict], *, examples: int, surplus: float, samples: int, question_tokens: float,
-            example_tokens: float, solution_tokens: float, write_max: int, solve_max: int, priced: tuple[float, float],
+def dry_run(plans: list[dict], priced: tuple[float, float], *, examples: int, samples: int,
             discount: float) -> list[dict]:
     """The whole job, step by step: requests, tokens in and out, USD expected, and the most they could cost.
 
-    plans: of `write_requests`, all or a sample of them; scaled to `examples`. example_tokens and solution_tokens: out,
-    expected, any reasoning that is billed included. The bound takes every byte of a prompt for a token and every
-    answer at its limit, write_max or solve_max. discount: 1 for chat, less for batches. Last row: the sum.
+    plans: of `teacher.write_requests`, all of them or a sample; scaled to `examples` and their surplus. The bound
+    takes every byte of a prompt for a token and every answer at its limit. discount: 1 for chat, less for batches.
+    Last row: the sum.
     """
-    wanted = examples * surplus
+    wanted = examples * teacher.SURPLUS
     scale = wanted / max(1, sum(plan["wanted"] for plan in plans))
     steps = [
         ("write examples", len(plans) * scale, sum(tokens_in(plan["request"]) for plan in plans) * scale,
-         wanted * example_tokens, write_max),
-        ("solve them again", wanted * samples, wanted * samples * question_tokens, wanted * samples * solution_tokens,
-         solve_max),
+         wanted * EXAMPLE_TOKENS, max((plan["request"]["max_tokens"] for plan in plans), default=0)),
+        ("solve them again", wanted * samples, wanted * samples * QUESTION_TOKENS, wanted * samples * SOLUTION_TOKENS,
+         teacher.SOLVE_TOKENS),
     ]
     rows = [{"step": name, "requests": round(requests), "tokens in": round(into), "tokens out": round(out),
              "USD": (into * priced[0] + out * priced[1]) / 1e6 * discount,

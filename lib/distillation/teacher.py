@@ -46,6 +46,10 @@ LABEL = """A small language model failed at these exercises, which a program has
 Name what they have in common in at most six words. Reply with JSON only: {{"label": "..."}}"""
 CHECKERS = {"number": "math", "choice": "choice", "text": "exact", "code": "code", "open": "open"}
 KINDS = {"math": "number", "choice": "choice", "code": "code", "open": "open"}  # of an item's checker; others are text
+SURPLUS = 1.25  # examples asked for, to one that is wanted: filters take some
+SHOTS = 4  # failures shown in a request
+WRITE_TOKENS, SOLVE_TOKENS = 1000, 2000  # limits of a reply: for each new example, for a solution
+SAMPLED = {"temperature": 0.7, "reasoning_effort": "low"}  # a setting that an endpoint refuses is left out
 SHOT_CHARS = 700  # of each text in a shown example
 MOST_CHARS = 4000  # of a question or an answer that is accepted
 
@@ -70,44 +74,42 @@ def allot(sizes: dict[int, int], total: int) -> dict[int, int]:
     return parts
 
 
-def write_requests(failures: list[dict], labels: dict[int, str], examples: int, *, per_request: int, shots: int,
-                   surplus: float, max_tokens: int, settings: dict | None = None) -> list[dict]:
+def write_requests(failures: list[dict], labels: dict[int, str], examples: int, per_request: int) -> list[dict]:
     """Requests for new examples: [{"cluster", "wanted", "request"}], clusters in proportion to their failures.
 
-    failures: training rows of 17 with "cluster". surplus: how many times `examples` are asked for, since filters take
-    some. Which failures are shown rotates with the set, in an order fixed by content hash; sets have distinct numbers,
-    so that no two requests are equal. settings: further settings of the request (temperature, reasoning_effort).
+    failures: training rows of 17 with "cluster". Asked for is SURPLUS times `examples`. Which failures are shown
+    rotates with the set, in an order fixed by content hash; sets have distinct numbers, so no two requests are equal.
     """
     groups: dict[int, list[dict]] = {}
     for row in sorted(failures, key=lambda row: content_hash("shots", row["id"])):
         groups.setdefault(row["cluster"], []).append(row)
-    wanted = allot({name: len(rows) for name, rows in groups.items()}, round(examples * surplus))
+    wanted = allot({name: len(rows) for name, rows in groups.items()}, round(examples * SURPLUS))
     made: list[dict] = []
     for name in sorted(groups):
         rows = groups[name]
         for start in range(0, wanted[name], per_request):
-            place, count = start // per_request * shots, min(per_request, wanted[name] - start)
-            shown = [rows[(place + i) % len(rows)] for i in range(min(shots, len(rows)))]
+            place, count = start // per_request * SHOTS, min(per_request, wanted[name] - start)
+            shown = [rows[(place + i) % len(rows)] for i in range(min(SHOTS, len(rows)))]
             text = WRITE.format(label=labels[name], shots="\n".join(map(shot, shown)), number=len(made), count=count)
             messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
-            request = {"messages": messages, "max_tokens": max_tokens, "seed": len(made), **(settings or {})}
+            request = {"messages": messages, "max_tokens": WRITE_TOKENS * count, "seed": len(made), **SAMPLED}
             made.append({"cluster": name, "wanted": count, "request": request})
     return made
 
 
-def solve_requests(items: Iterable[dict], samples: int, *, max_tokens: int, settings: dict | None = None) -> list[dict]:
+def solve_requests(items: Iterable[dict], samples: int) -> list[dict]:
     """`samples` requests an item, one after the other, each with the prompt that a model under test would see."""
-    return [{"messages": [{"role": "user", "content": item["prompt"]}], "max_tokens": max_tokens, "seed": number,
-             **(settings or {})} for item in items for number in range(samples)]
+    return [{"messages": [{"role": "user", "content": item["prompt"]}], "max_tokens": SOLVE_TOKENS, "seed": number,
+             **SAMPLED} for item in items for number in range(samples)]
 
 
-def score_request(request: str, answer: str, max_tokens: int = 300) -> dict:
+def score_request(request: str, answer: str, max_tokens: int = 500) -> dict:
     """Ask a judge for a score of 1 to 10."""
     text = SCORE.format(request=request, answer=answer)
     return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": 0.0}
 
 
-def label_request(rows: list[dict], max_tokens: int = 60) -> dict:
+def label_request(rows: list[dict], max_tokens: int = 500) -> dict:
     """Ask for the name of a cluster, showing some of its failures."""
     text = LABEL.format(shots="\n".join(map(shot, rows)))
     return {"messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": 0.0}
