@@ -10,6 +10,8 @@ from lib import models
 
 REFERENCE, REFERENCE_4BIT = "adapter on base (reference)", "adapter on 4-bit base (reference, as trained)"
 WRONG = "merged through 4-bit base (wrong)"
+SERVED = "bfloat16"  # what GPUs serve a merged model in
+LOADED = f"merged, loaded in {SERVED}"
 
 
 def check_base(adapter: Path, base: str, revision: str = "", allow_quantised: bool = False) -> dict:
@@ -123,13 +125,12 @@ def compare_logits(reference, other, sequences: list[list[int]]) -> list[dict]:
 
 
 def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], items: list[dict], *, base_dtype: str,
-          merged_dtype: str, dtype: str, task_tokens: int, seed: int, revision: str = "",
-          wrong_ways: bool = True) -> dict:
+          merged_dtype: str, task_tokens: int, seed: int, revision: str = "", wrong_ways: bool = True) -> dict:
     """Is the merged checkpoint the model that was trained? Logits, greedy tokens and task score of each variant.
 
     The reference is what was trained: the adapter on the full-precision base, or on the 4-bit base where the adapter's
     record says so. Each variant is loaded, compared on the same sequences of token ids, asked the same items greedily,
-    and dropped. dtype: what later notebooks load the merged model in. wrong_ways: measure the 4-bit routes beside it.
+    and dropped. Rounding to SERVED is measured whatever this machine computes in. wrong_ways: the 4-bit routes too.
     Returns {reference, rows (`audit_table`), kl ({variant: nats}), logits ({variant: rows of `compare_logits`}),
         answers ({variant: texts}), yardstick (label of the untouched base, rounded against itself), metrics}.
     """
@@ -145,7 +146,7 @@ def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], it
     variants = {
         reference: lambda: load_adapted(base, adapter, base_dtype, revision, four_bit=quantised),
         "merged": lambda: load_rounded(str(merged), merged_dtype),
-        f"merged, loaded in {dtype}": lambda: load_rounded(str(merged), dtype),
+        LOADED: lambda: load_rounded(str(merged), SERVED),
     }
     if quantised:
         variants["adapter on full-precision base"] = lambda: load_adapted(base, adapter, base_dtype, revision)
@@ -154,7 +155,7 @@ def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], it
         if not quantised:
             variants["adapter on 4-bit base"] = lambda: load_adapted(base, adapter, base_dtype, revision, four_bit=True)
         variants[WRONG] = lambda: merge_through_four_bit(base, adapter, base_dtype, revision)
-    untouched = [load_rounded(base, kind, revision) for kind in (base_dtype, dtype)]
+    untouched = [load_rounded(base, kind, revision) for kind in (base_dtype, SERVED)]
     floor = compare_logits(*untouched, sequences)
     del untouched
     tokenizer, prompts = models.load_tokenizer(base, revision), [item["prompt"] for item in items]
@@ -166,7 +167,7 @@ def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], it
         answers[label] = [samples[0]["text"] for samples in texts]
         del other
         gc.collect()
-    yardstick = f"yardstick: untouched base, {base_dtype} against {dtype}"
+    yardstick = f"yardstick: untouched base, {base_dtype} against {SERVED}"
     logits[yardstick] = floor
     graded = {label: grade.grade_all(items, [[text] for text in own], progress=False) for label, own in answers.items()}
     right = {label: frame["correct"].astype(float).to_numpy() for label, frame in graded.items()}

@@ -56,7 +56,7 @@ def test_from_rows_to_an_audited_merge(tmp_path, four_bit):
     merged = tune.merged(base, tmp_path / "out", values, "float32")
     item = {"id": "a", "task": "t", "category": "math", "prompt": "1 + 1?", "gold": "2", "checker": "math", "meta": {}}
     audit = merge.audit(base, result["adapter"], merged, [[5, 9, 40, 41, 100, 7], [200, 3, 3, 90]], [item],
-                        base_dtype="float32", merged_dtype="float32", dtype="bfloat16", task_tokens=4, seed=1,
+                        base_dtype="float32", merged_dtype="float32", task_tokens=4, seed=1,
                         wrong_ways=not four_bit)  # fmt: skip
     assert audit["metrics"]["base_is_full_precision"] == int(not four_bit)
     assert audit["reference"] == (merge.REFERENCE_4BIT if four_bit else merge.REFERENCE)
