@@ -85,7 +85,7 @@ def test_at_least_one_figure_and_one_table_and_both_are_read_aloud(path):
 
 @each
 def test_reads_only_what_its_upstream_writes(path):
-    named = set(re.findall(r"job\.(?:read|metrics)\(\s*[\"'](\w+)", "\n".join(code(path))))
+    named = set(re.findall(r"job\.(?:read|metrics|settings)\(\s*[\"'](\w+)", "\n".join(code(path))))
     assert named <= set(pipeline.UPSTREAM[path.stem])
 
 
@@ -149,7 +149,9 @@ def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
         page = (out / "index.html").read_text()
         assert "did not finish" not in page and "under way" not in page and page.count("data:image/png") == 2
         unmeasured = {g["id"] for g in report.collect(out, ROOT, NAMES)[2] if g["measured"] is None}
-        assert {name for name in unmeasured if not name.startswith("final-")} <= {"train-cost"}, "no rate, no cost"
+        assert {name for name in unmeasured if not name.startswith("final-")} <= {"train-cost", "distill-spend", "distill-reference"}, (
+            "no rate, no cost; no teacher, no spend; no right answer of a reference, no share of it"
+        )
         judged = json.loads((out / "metrics/50_validate.json").read_text())["metrics"]
         assert judged["shared_contents"]["value"] == 0
         again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from pathlib import Path
 
 from lib.distillation import teacher
-from lib.files import content_hash
+from lib.files import content_hash, read_jsonl, write_jsonl
 
 STAGES = ("malformed", "duplicate", "contaminated", "near-duplicate", "fails its tests", "teacher disagrees",
           "score too low", "not verified")
@@ -117,11 +118,34 @@ def choose(items: list[dict], examples: int) -> list[dict]:
     return [groups[name][place] for _, name, place in sorted(turns)[:examples]]
 
 
-def to_row(item: dict, source: str) -> dict:
+def write_mix(accepted: list[dict], curated: Path, index, share: float, seed: int, folder: Path) -> dict:
+    """Write mixed.jsonl, the accepted items with `share` of rows of the curated file, and control.jsonl.
+
+    The control has as many rows, curated ones alone. Curated rows that `index` recognises (an evaluation item, a
+    question set aside) are in neither. Returns {"new", "original", "share", "contaminated" (rows of mixed.jsonl that
+    `index` recognises when it is read back: 0)}.
+    """
+    from lib import tune
+
+    originals, mixed = folder / "originals.jsonl", folder / "mixed.jsonl"
+    write_jsonl(originals, (row for row in read_jsonl(curated) if not _known(row, index)))
+    rows = {row["id"]: row for row in map(to_row, accepted)}
+    counts = tune.mix(list(rows.values()), originals, share, seed, mixed)
+    by_hash = sorted((content_hash(str(seed), "control", row["id"]), row["id"]) for row in read_jsonl(originals))
+    chosen = {name for _, name in by_hash[: counts["new"] + counts["original"]]}
+    write_jsonl(folder / "control.jsonl", (row for row in read_jsonl(originals) if row["id"] in chosen))
+    return counts | {"contaminated": sum(_known(row, index) for row in read_jsonl(mixed))}
+
+
+def _known(row: dict, index) -> bool:
+    return bool(index.match(f"{row['instruction']}\n{row['response']}", row["instruction"]))
+
+
+def to_row(item: dict) -> dict:
     """An accepted item as a curated row to train on."""
     worked = item["meta"]["worked"]
     return {"id": content_hash(item["prompt"], worked), "instruction": item["prompt"], "response": worked,
-            "source": source, "domain": item["category"], "licence": item["licence"], "cluster": item["cluster"]}
+            "source": "teacher", "domain": item["category"], "licence": item["licence"], "cluster": item["cluster"]}
 
 
 def table(plans: list[dict], replies: list[dict], rejects: list[dict], accepted: list[dict],

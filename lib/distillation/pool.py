@@ -23,11 +23,7 @@ from lib.files import content_hash, read_jsonl
 SEEDS = {"pool": 4_000_000, "teacher": 5_000_000}  # beside those of train, probe and test in tasks_packaged
 TEACHER_SHARE = 40  # per cent of the questions of a finite source that are kept for the teacher
 SOURCES = {"generated": 6, "knowledge": 2, "code": 1, "curated": 2, "files": 6}  # questions each gives in its turn
-PROBES = 200  # probe items a category that 10 and 11 may have drawn
 ROW = 10**9  # more than any source holds
-# Training files of published sets under evals/: pattern, reader. Test files never stand here.
-FILES = {"gsm8k": "gsm8k_train.jsonl", "math": "math_train.jsonl", "mbpp": "mbpp_train.jsonl",
-         "mbpp_sanitized": "mbpp_sanitized_train.json", "arc_challenge": "arc_challenge_train_llm_adapters.jsonl"}
 
 
 def part_of(item: dict) -> str:
@@ -71,19 +67,17 @@ def contents(item: dict) -> set[str]:
     return {item["id"], content_hash(item["meta"]["question"]), content_hash(item["prompt"])}
 
 
-def forbidden_contents(data: str, seed: int, curated: Path, evaluation: list[tuple]) -> frozenset[str]:
+def forbidden_contents(data: str, curated: Path, evaluation: list[tuple]) -> frozenset[str]:
     """Hashes of every evaluation and probe question, and of what 00 keeps for validation, calibration, thresholds.
 
     data: "packaged" or a folder, as text; evaluation: (name, question, answer) of `tasks.evaluation_texts(data)`.
-    Of a folder, where probe items are drawn from training files, the first PROBES a category are kept away.
     """
     found = {content_hash(question) for _, question, _ in evaluation}
     if data == tasks.PACKAGED:
         probes = chain(*(tasks_packaged.generated(name, "probe") for name in ("math", "reasoning")),
                        tasks_knowledge.items("probe"))
     else:
-        here = [name for name in ("math", "reasoning", "knowledge") if tasks_files.present(Path(data), name)]
-        probes = tasks.load_items(data, here, PROBES, seed, split="probe")
+        probes = chain(*(tasks_files.items(Path(data), name, "probe") for name in tasks.CATEGORIES))
     for item in probes:
         found |= contents(item)
     for name in ("validation", "calibration", "threshold"):
@@ -198,29 +192,21 @@ def from_rows(path: Path | None) -> Iterator[dict]:
 
 
 def from_files(data: Path) -> Iterator[dict]:
-    """Training splits of published sets in <data>/evals/, those that are there, one set after the other in turn."""
-    folder = tasks_files.evals_folder(data)
-    readers = []
-    for task, pattern in FILES.items():
-        for path in tasks_files.matching(folder, pattern):
-            readers.append(_file(task, path))
-    return chain.from_iterable(filter(None, items) for items in zip_longest(*readers))
-
-
-def _file(task: str, path: Path) -> Iterator[dict]:
-    for row in tasks_files.rows(path):
-        item = tasks_files.READERS[task](row, path)
-        if item:
-            worked = item["gold"]
-            if item["checker"] == "code":
-                worked = f"```python\n{item['gold']}\n```"
-            elif item["checker"] == "choice":
-                worked = f"{prompts.ANSWER_MARK} {item['gold']}."
-            elif "####" in worked:  # GSM8K: its calculator marks and its last line are put in our words
-                text, _, last = worked.rpartition("####")
-                worked = f"{_unmarked(text)}\n{prompts.ANSWER_MARK} {last.strip()}."
-            item["meta"]["worked"] = worked
-            yield item
+    """Training splits of published sets in <data>/evals/, those that are there, category after category in turn."""
+    categories = [tasks_files.items(data, name, "train") for name in ("math", "code", "reasoning")]
+    for item in chain.from_iterable(filter(None, items) for items in zip_longest(*categories)):
+        worked = item["gold"]
+        if item["checker"] == "code":
+            worked = f"```python\n{item['gold']}\n```"
+        elif item["checker"] == "choice":
+            worked = f"{prompts.ANSWER_MARK} {item['gold']}."
+        elif "####" in worked:  # GSM8K: its calculator marks and its last line are put in our words
+            text, _, last = worked.rpartition("####")
+            worked = f"{_unmarked(text)}\n{prompts.ANSWER_MARK} {last.strip()}."
+        elif extract.boxed(worked):
+            worked = f"{worked.strip()}\n{prompts.ANSWER_MARK} {extract.boxed(worked)[0].strip()}."
+        item["meta"]["worked"] = worked
+        yield item
 
 
 def _unmarked(text: str) -> str:

@@ -182,6 +182,17 @@ def to_item(example: dict) -> dict:
                         meta=meta | {"worked": worked})
 
 
+def asker(how: str, client, poll_s: float) -> Callable:
+    """The function that asks an endpoint: by "chat" or by "batch", looking every `poll_s` seconds."""
+    from lib import batches
+
+    if how == "chat":
+        return client.chat
+    if how != "batch":
+        raise ValueError(f"teacher is {how!r}; choose gold, chat or batch")
+    return lambda requests, parse=None, label="": batches.ask(client, requests, parse, label, poll_s=poll_s)
+
+
 class GoldTeacher:
     """Gold answers of training splits in the teacher's place, replying to the same messages.
 

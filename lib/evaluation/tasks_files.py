@@ -17,7 +17,7 @@ from pathlib import Path
 from lib.evaluation import prompts
 from lib.evaluation.tasks_packaged import human_eval_item
 
-# category -> task -> (patterns under evals/ of its test files, of its probe files)
+# category -> task -> (patterns under evals/ of its test files, of its training files); see `_member` for the splits
 FILES: dict[str, dict[str, tuple[str, str]]] = {
     "math": {
         "gsm8k": ("gsm8k_test.jsonl gsm8k_test_first_half.jsonl", "gsm8k_train.jsonl"),
@@ -25,8 +25,8 @@ FILES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "code": {
         "humaneval": ("humaneval.jsonl HumanEval.jsonl", ""),
-        "mbpp_sanitized": ("mbpp_sanitized_even.json sanitized-mbpp.json", ""),
-        "mbpp": ("mbpp_even.jsonl mbpp.jsonl", ""),
+        "mbpp_sanitized": ("mbpp_sanitized_even.json sanitized-mbpp.json",) * 2,
+        "mbpp": ("mbpp_even.jsonl mbpp.jsonl",) * 2,
     },
     "reasoning": {
         "bbh": ("bbh/*.json", ""),
@@ -60,10 +60,10 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
     """
     folder = evals_folder(data)
     found, sanitized = False, set()
-    for task, (test, probe) in FILES[category].items():
-        for path in matching(folder, test if split == "test" else probe):
+    for task, (test, train) in FILES[category].items():
+        for path in _matching(folder, test if split == "test" else train):
             found = True
-            for number, row in enumerate(rows(path), 1):
+            for number, row in enumerate(_rows(path), 1):
                 try:
                     item = READERS[task](row, path)
                 except (KeyError, IndexError, TypeError, AttributeError, SyntaxError) as error:
@@ -73,7 +73,9 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
                     ) from error
                 if task == "mbpp_sanitized":
                     sanitized.add(row["task_id"])
-                if item and not (task == "mbpp" and row["task_id"] in sanitized):  # the same problem, reworded
+                if task == "mbpp" and row["task_id"] in sanitized:  # the same problem, reworded
+                    continue
+                if item and _member(item, split):
                     yield item
     if not found and split == "test":
         wanted = " or ".join(pattern.split()[0] for pattern, _ in FILES[category].values())
@@ -82,17 +84,27 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
         )
 
 
+def _member(item: dict, split: str) -> bool:
+    """Whether an item of a file belongs to the split. MBPP numbers its own (Austin et al. 2021: test to 510,
+    validation to 600, then train); of other training files half is for probes, half for training, by content.
+    """
+    if item["task"].startswith("mbpp"):
+        number = int(item["meta"]["task_id"])
+        return split == ("test" if number <= 510 else "probe" if number <= 600 else "train")
+    return split == "test" or (split == "probe") == (item["id"][0] in "01234567")
+
+
 def present(data: Path, category: str) -> bool:
     """Whether the folder has a test file of the category."""
     folder = evals_folder(data)
-    return any(matching(folder, test) for test, _ in FILES[category].values())
+    return any(_matching(folder, test) for test, _ in FILES[category].values())
 
 
 def other_texts(data: Path) -> Iterator[tuple[str, str, str | None]]:
     """(name, question, answer) of evaluation sets in the folder that no task reads."""
     for name, (pattern, question, answer) in OTHER_TEXTS.items():
-        for path in matching(evals_folder(data), pattern):
-            for number, row in enumerate(rows(path), 1):
+        for path in _matching(evals_folder(data), pattern):
+            for number, row in enumerate(_rows(path), 1):
                 if row.get(question):
                     yield f"{name}/{number}", row[question], (row.get(answer) or None) if answer else None
 
@@ -107,7 +119,7 @@ def evals_folder(data: Path) -> Path:
     return folder
 
 
-def matching(folder: Path, patterns: str) -> list[Path]:
+def _matching(folder: Path, patterns: str) -> list[Path]:
     """Files that match the first pattern with any match, plain or gzip-compressed, in name order."""
     for pattern in patterns.split():
         found = {re.sub(r"\.gz$", "", path.name): path for path in sorted(folder.glob(pattern + ".gz"))}
@@ -117,7 +129,7 @@ def matching(folder: Path, patterns: str) -> list[Path]:
     return []
 
 
-def rows(path: Path) -> Iterator:
+def _rows(path: Path) -> Iterator:
     raw = path.read_bytes()
     text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[1]
