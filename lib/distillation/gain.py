@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lib import stats
+
+ELSEWHERE = "elsewhere (items of 12)"
 
 
 def right(grades: dict[str, dict], ids: list[str]) -> list[float]:
@@ -22,6 +26,34 @@ def paired(after: dict, before: dict, ids: list[str], seed: int) -> dict | None:
     return {"n": len(ids), "before": stats.proportion(int(sum(b)), len(ids)),
             "after": stats.proportion(int(sum(a)), len(ids)),
             "gain": stats.paired_difference(a, b, seed, bounds=(-1.0, 1.0), unit="share"), **stats.mcnemar(a, b)}
+
+
+def answer(items: list[dict], path: str, dtype: str, system: str, limits: dict, folder: Path, seed: int) -> tuple:
+    """(grades, answers) of a local model, each by item id; greedy, saved as generations-<system>.jsonl, resumable.
+
+    limits: holds batch_size, max_new_tokens and max_new_tokens_code, e.g. the settings of an earlier notebook.
+    """
+    from lib import models
+    from lib.evaluation import answers
+
+    sizes = {name: limits[name] for name in ("batch_size", "max_new_tokens", "max_new_tokens_code")}
+    answers.generate(items, models.load(path, dtype), folder=folder, system=system, seed=seed,
+                     model_key=models.key(path, dtype), **sizes)
+    given = answers.read(folder, system)
+    return answers.graded(items, given), given
+
+
+def main_numbers(measured: dict[str, dict]) -> dict:
+    """What the headline and the gates need, absent ones None: lift, over, noise, net, away, p, better (clusters)."""
+    def gain(group: str, label: str):
+        return measured.get(group, {}).get(label, {}).get("gain")
+
+    better = [name for name, entry in measured.items() if name[0].isdigit() and entry["distilled"]["gain"]["low"] > 0]
+    failed, everything = "all failures", "everything set aside"
+    return {"lift": gain(failed, "distilled"), "over": gain(failed, "over control"), "noise": gain(failed, "re-asked"),
+            "control": gain(failed, "control"), "net": gain(everything, "distilled"),
+            "net_over": gain(everything, "over control"), "away": gain(ELSEWHERE, "distilled"), "better": better,
+            "after": measured.get(ELSEWHERE, {}).get("distilled", {}).get("after")}
 
 
 def groups_of(aside: list[dict], labels: dict[int, str]) -> dict[str, list[str]]:

@@ -61,6 +61,15 @@ def for_reader(rows: list[dict]) -> list[dict]:
              for key, value in row.items()} for row in rows]
 
 
+def sentence(bought: dict) -> str:
+    """What `per_example` found, for a reader."""
+    if not bought:
+        return "Nothing was bought."
+    each = (f"An example used has cost {bought['usd_per_example']:.5f} USD, {bought['tokens_in_per_example']:,.0f} tokens "
+            f"in and {bought['tokens_out_per_example']:,.0f} out; " if "usd_per_example" in bought else "")
+    return f"{each}all of it {bought['usd']:.4f} USD in {bought['attempts']:,} attempts."
+
+
 def per_example(ledger: list[dict], accepted: int) -> dict:
     """Tokens and USD of a role's ledger, all and for each accepted example; what was not bought is absent."""
     if not ledger:
