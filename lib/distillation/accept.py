@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def candidates(plans: list[dict], replies: list[dict]) -> tuple[list[dict], list
             except ValueError as error:
                 rejects.append(_reject({"cluster": plan["cluster"]}, "malformed", str(error), str(example)[:200]))
     return items, rejects
+
+
+def sample_text(item: dict, label: str, limit: int = 600) -> str:
+    """An example as Markdown: what is asked and the response to train on, verbatim, cut at `limit`."""
+    asked, said = (textwrap.indent(text[:limit], "    ") for text in (item["prompt"], item["meta"]["worked"]))
+    return f"**{label}**, checked as {item['checker']}\n\n{asked}\n\n*response*:\n\n{said}"
 
 
 def clean(items: list[dict], index, *, threshold: float, permutations: int = 128) -> tuple[list[dict], list[dict]]:

@@ -65,8 +65,10 @@ def sentence(bought: dict) -> str:
     """What `per_example` found, for a reader."""
     if not bought:
         return "Nothing was bought."
-    each = (f"An example used has cost {bought['usd_per_example']:.5f} USD, {bought['tokens_in_per_example']:,.0f} tokens "
-            f"in and {bought['tokens_out_per_example']:,.0f} out; " if "usd_per_example" in bought else "")
+    each = ""
+    if "usd_per_example" in bought:
+        each = (f"An example used has cost {bought['usd_per_example']:.5f} USD, {bought['tokens_in_per_example']:,.0f} "
+                f"tokens in and {bought['tokens_out_per_example']:,.0f} out; ")
     return f"{each}all of it {bought['usd']:.4f} USD in {bought['attempts']:,} attempts."
 
 
