@@ -309,11 +309,14 @@ class Teaching:
             return json.dumps({"label": f"group {len(text)}"})
         if self.gold is None:
             self.gold = self.make()
-        reply = self.gold.reply(body["messages"])
+        try:
+            reply = self.gold.reply(body["messages"])
+        except ValueError:  # the exercise that was spoilt below, asked for its solution
+            return "I do not know."
         if "Write set 0:" in text:
             found = json.loads(reply)
             found["examples"][0] = {"question": "Write a poem about the sea.", "kind": "open", "answer": "Blue waves."}
-            found["examples"][1] |= {"answer": "31415", "kind": "number", "options": []}  # its solutions will disagree
+            found["examples"][1] |= {"answer": "31415", "kind": "number", "options": []}
             reply = json.dumps(found)
         return reply
 
