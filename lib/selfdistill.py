@@ -16,8 +16,8 @@ from lib.files import content_hash, read_jsonl
 
 FILTERS = ("correct", "majority", "all")
 HELD_OUT = ("validation", "calibration", "threshold")  # splits of 00_curate that nothing may be trained on
-REFUSALS = ("repeats a test item", "near-duplicate of a test item", "stands in a held-out split",
-            "near-duplicate of another prompt", "its own answer fails its tests")  # fmt: skip
+REFUSALS = ("repeats a test item", "near-duplicate of a test item", "in a held-out split",
+            "near-duplicate of another prompt", "own answer fails its tests")  # fmt: skip
 
 
 def pool(where: str, wanted: dict[str, int], seed: int, curated: Path, threshold: float = 0.8):
@@ -208,23 +208,27 @@ def repeats(rows: list[dict], where: str) -> list[tuple[str, str]]:
 
 
 def figure(table: list[dict]):
-    """Share of the prompts that each filter keeps, a group of bars a category, with 95 % intervals."""
+    """Shares of the texts that end by themselves and that a filter keeps, bars with intervals for each category."""
     from lib import plots
 
-    colours = {"correct": plots.GREEN, "majority": plots.BLUE, "all": plots.GRID}
+    parts = {"ended": ("#c9ced6", "ended by itself"), "correct": (plots.GREEN, "kept by correct"),
+             "majority": (plots.BLUE, "kept by majority")}  # fmt: skip
     fig, axes = plots.figure(height=3.6)
     for place, entry in enumerate(table):
-        for offset, rule in enumerate(FILTERS):
+        for offset, (part, (colour, label)) in enumerate(parts.items()):
             at = place + (offset - 1) * 0.27
-            if entry[rule] is None:
-                axes.text(at, 0.02, "not\nmeasured", ha="center", va="bottom", fontsize=6, color=plots.QUIET)
+            if entry[part] is None:
+                style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7, "color": plots.QUIET}
+                axes.text(at, 0.02, "not measured", **style)
                 continue
-            value, low, high = (entry[rule][key] for key in ("value", "low", "high"))
-            axes.bar(at, value, 0.25, color=colours[rule], label=rule if place == 0 else None)
+            value, low, high = (entry[part][key] for key in ("value", "low", "high"))
+            axes.bar(at, value, 0.25, color=colour, label=label if place == 0 else None)
             axes.plot([at, at], [low, high], color=plots.INK, linewidth=1)
     axes.set_xticks(range(len(table)), [f"{entry['category']}\n(n {entry['n']})" for entry in table])
-    axes.set(ylim=(0, 1.02), ylabel="share of the prompts kept", title="What each filter keeps")
-    axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, borderaxespad=0.2)
+    axes.set(ylim=(0, 1.02), ylabel="share of the prompts")
+    axes.grid(axis="x", visible=False)
+    axes.set_title("What each filter keeps", pad=24)
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, borderaxespad=0)
     return fig
 
 

@@ -14,7 +14,7 @@ def rows(*answers):
             for n, a in enumerate(answers)]  # fmt: skip
 
 
-ITEMS = [item(f"i{n}") for n in range(12)]
+ITEMS = [item(f"i{n}") for n in range(48)]
 GREEDY = {each["id"]: {"answer": "4" if n % 2 else "5", "correct": bool(n % 2)} for n, each in enumerate(ITEMS)}
 UNSTEADY = {each["id"]: rows(4, 5, 4, 5 if n % 2 else 6) if n % 2 else rows(5, 4, 5, 6) for n, each in enumerate(ITEMS)}
 STEADY = {each["id"]: rows(*[4 if n % 2 else 5] * 4) for n, each in enumerate(ITEMS)}
@@ -23,7 +23,8 @@ STEADY = {each["id"]: rows(*[4 if n % 2 else 5] * 4) for n, each in enumerate(IT
 def test_a_model_that_only_repeats_itself_moves_consistency_and_not_what_is_right():
     before, after = (rebenchmark.measured(ITEMS, samples, GREEDY) for samples in (UNSTEADY, STEADY))
     changed = rebenchmark.changes(before, after, 1)
-    assert changed["consistency"]["low"] > 0.3 and changed["to_greedy"]["value"] == pytest.approx(0.5)
+    assert changed["consistency"]["value"] == 0.5 and changed["consistency"]["low"] > 0
+    assert changed["to_greedy"]["value"] == pytest.approx(0.5)
     # odd prompts: 4 and 5 tie before, so half of the majority is right; even ones are wrong before and after
     assert changed["maj_at_k"]["value"] == pytest.approx(0.25)
     wrong = [rebenchmark.measured(ITEMS[::2], samples, GREEDY) for samples in (UNSTEADY, STEADY)]
@@ -77,7 +78,7 @@ def test_distinct_and_self_similarity():
     varied = {"p": [{"text": f"{n} {long[::n + 1]}", "tokens": 1} for n in range(3)]}
     same, other = (rebenchmark.diversity(samples).iloc[0] for samples in (copies, varied))
     assert same["self_similarity"] == 1.0 > other["self_similarity"]
-    assert same["distinct_2"] == pytest.approx(1 / 3) < other["distinct_2"]
+    assert same["distinct_2"] == pytest.approx(1 / 3) and other["distinct_2"] > 0.34
 
 
 def test_the_figure_draws_what_is_measured():

@@ -36,7 +36,7 @@ def test_the_pool_shares_nothing_with_tests_probes_and_held_out_splits(curated):
     known |= {content_hash(item["meta"]["question"]) for item in probes}
     assert not {content_hash(item["meta"]["question"]) for item in items} & known
     assert held["id"] not in {item["id"] for item in items}
-    assert sum(row["stands in a held-out split"] for row in table) >= 1
+    assert sum(row["in a held-out split"] for row in table) >= 1
     code = [item for item in items if item["category"] == "code"]
     graded = grade.grade_all(code, [[f"```python\n{item['gold']}\n```"] for item in code], progress=False)
     assert graded["correct"].all()  # what is asked can be answered
@@ -104,6 +104,7 @@ def test_candidates_filters_and_yields():
     assert [row["id"] for row in chosen] == ["right", "wrong"]
     with pytest.raises(ValueError, match="choose from correct"):
         selfdistill.passes(rows["right"], "best")
+    assert len(selfdistill.figure(list(table.values())).axes[0].get_xticklabels()) == 2
     told = selfdistill.agreement(list(rows.values()), 0.4)
     assert told["right_if_kept"]["value"] == 1.0 and told["right_if_refused"]["value"] == 0.5
 

@@ -152,6 +152,13 @@ def direction(estimate: dict | None) -> str:
     return "rises" if estimate["low"] > 0 else "falls" if estimate["high"] < 0 else "is not shown to move"
 
 
+def told(estimate: dict | None) -> str:
+    """`direction` with the change and its interval, to be written after a noun."""
+    from lib.workbook.gates import written
+
+    return direction(estimate) + (f" ({written(estimate)})" if estimate else "")
+
+
 def figure(changed: dict[str, dict[str, dict]], accuracy: dict[str, dict], title: str):
     """Changes with their intervals, a colour a system: the measures that are shares, then greedy accuracy.
 
