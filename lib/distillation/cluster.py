@@ -6,6 +6,7 @@ from collections import Counter
 
 from lib import stats
 
+MANY = 5000  # items from which a second thread is worth its waiting
 SHARE = 0.8  # of the items in each resample of the stability measure
 
 
@@ -21,8 +22,10 @@ def allowed(n: int, least: int, most: int, per_cluster: int) -> list[int]:
 def kmeans(vectors, k: int, seed: int, starts: int = 4):
     """A fitted KMeans with k clusters; the same vectors and seed give the same one."""
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
-    return KMeans(k, n_init=starts, random_state=seed).fit(vectors)
+    with threadpool_limits(1 if len(vectors) < MANY else None):
+        return KMeans(k, n_init=starts, random_state=seed).fit(vectors)
 
 
 def resampled(vectors, k: int, resamples: int, seed: int, known: list[str] | None = None) -> dict[str, list[float]]:
