@@ -332,6 +332,7 @@ class Teaching:
 
 
 @pytest.mark.notebook
+@pytest.mark.timeout(900)
 def test_notebooks_17_and_18_with_endpoints_by_batch_then_by_chat(run_folder, tmp_path, monkeypatch):
     for name in list(os.environ):
         if name.startswith("OPENAI") or name.endswith("_API_KEY"):
