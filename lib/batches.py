@@ -35,7 +35,7 @@ def ask(client: Client, requests: list[dict], parse: Callable[[str], object] | N
     before = {key for key in unique if _stored(client, key, parse)}
     with client.store.only_one("zz batches"):  # "zz" is the beginning of no key
         for known in client.store.batches(client.role):
-            _resume(client, known, parse, discount, poll_s, patience, errors)
+            _resume(client, known, {key: parse for key in unique}, discount, poll_s, patience, errors)
         for attempt in range(client.tries):
             missing = [key for key in unique if not errors.get(key) and not _stored(client, key, parse)]
             if attempt == 0 and missing:
@@ -43,7 +43,8 @@ def ask(client: Client, requests: list[dict], parse: Callable[[str], object] | N
                 missing = [key for key in missing if not _stored(client, key, parse)]
             while missing:
                 sent = _send(client, [(key, unique[key]) for key in missing], attempt, discount)
-                _collect(client, sent["token"], sent["batch"], parse, discount, poll_s, patience, errors)
+                parses = {key: parse for key in missing}
+                _collect(client, sent["token"], sent["batch"], parses, discount, poll_s, patience, errors)
                 missing = missing[sent["items"]:]
     rows = []
     for key in keys:
@@ -113,18 +114,21 @@ def _release(client: Client, token: str) -> None:
                                      for _, attempt in client.store.batch_items(token).values()])
 
 
-def _resume(client, known: dict, parse, discount, poll_s, patience, errors) -> None:
-    """Take up a batch that an earlier, killed run has left."""
+def _resume(client, known: dict, parses: dict, discount, poll_s, patience, errors) -> None:
+    """Take up a batch that an earlier, killed run has left; its answers to other questions are kept, too."""
     batch = known["batch"] or _find(client, known["token"])
     if batch is None:
         _release(client, known["token"])
         return
     client.store.name_batch(known["token"], batch)
-    _collect(client, known["token"], batch, parse, discount, poll_s, patience, errors)
+    _collect(client, known["token"], batch, parses, discount, poll_s, patience, errors)
 
 
-def _collect(client, token: str, batch: str, parse, discount, poll_s, patience, errors) -> None:
-    """Wait for a batch and settle all of it at once; what is refused for good goes into `errors`."""
+def _collect(client, token: str, batch: str, parses: dict, discount, poll_s, patience, errors) -> None:
+    """Wait for a batch and settle all of it at once; what is refused for good goes into `errors`.
+
+    parses: {key: parse} of what is asked for now; an answer to anything else is kept as it is, for who asks next.
+    """
     ended, files = _wait(client, batch, poll_s, patience)
     items, outcomes, settled = client.store.batch_items(token), [], set()
     for line in files:
@@ -135,7 +139,7 @@ def _collect(client, token: str, batch: str, parse, discount, poll_s, patience, 
         request, attempt = items[key]
         response = line.get("response") or {}
         if response.get("status_code") == 200:
-            answer, _, problem, used = client.read(client.clean(json.dumps(response.get("body"))), parse)
+            answer, _, problem, used = client.read(client.clean(json.dumps(response.get("body"))), parses.get(key))
             usd = client.usd(used)
             usd = None if usd is None else usd * discount
             keep = None if problem else (key, client.whole(request), {**answer, "usd": usd})

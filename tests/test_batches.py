@@ -143,7 +143,7 @@ def test_the_budget_cuts_a_batch_to_what_fits_and_stops_before_it_is_exceeded(tm
             ask(c, words(12))
         assert len(server.answered) == 5 and c.spent() == pytest.approx(16 + 40) and c.spent() <= c.budget_usd
         richer = client(server, tmp_path, prices={"m": (0.0, 1e6)}, budget_usd=1000.0)
-        assert all(texts(ask(richer, words(12)))) and len(server.answered) == len(set(server.answered)) == 11
+        assert all(texts(ask(richer, words(12)))) and len(server.answered) == len(set(server.answered)) == 10
 
 
 def test_an_unusable_answer_is_paid_and_asked_for_again(tmp_path):
@@ -158,6 +158,20 @@ def test_an_unusable_answer_is_paid_and_asked_for_again(tmp_path):
         c = client(server, tmp_path)
         rows = ask(c, words(3), parse)
     assert [row["value"] for row in rows] == ["FINE"] * 3 and states(c) == {"paid": 3, "unusable": 1}
+
+
+def test_a_batch_left_by_another_step_is_kept_whatever_this_step_accepts(tmp_path):
+    def nothing(text):
+        raise ValueError("this step wants something else")
+
+    with Server(echo) as server:
+        server.batch_faults = ["poll:reset"] * 3
+        with pytest.raises(EndpointError, match="its id is kept"):
+            ask(client(server, tmp_path), words(5), patience=2)
+        rows = ask(client(server, tmp_path, tries=1), words(7, 6), nothing)
+        assert "error" in rows[0] and len(server.batches) == 2  # its own question, in a batch of its own
+        assert texts(ask(client(server, tmp_path), words(5))) == [f"word {i}" for i in range(5)]
+        assert len(server.batches) == 2 and len(server.answered) == 5
 
 
 CHILD = """
