@@ -25,6 +25,9 @@ UPSTREAM = {
     "14_self_distill": ["00_curate", "11_merge"],
     "15_train_consistent": ["00_curate", "11_merge", "14_self_distill"],
     "16_rebenchmark": ["11_merge", "12_benchmark", "13_consistency", "15_train_consistent"],
+    "17_failures": ["00_curate", "15_train_consistent"],
+    "18_distill": ["00_curate", "11_merge", "12_benchmark", "14_self_distill", "15_train_consistent", "16_rebenchmark",
+                   "17_failures"],
 }
 UPSTREAM["50_validate"] = list(UPSTREAM)  # judges all that ran before it
 JUDGES_WHAT_EXISTS = {"50_validate"}  # runs with whatever is there; what is missing is shown as not measured
