@@ -1,0 +1,307 @@
+"""LoRA training at the shape of Llama-3.1-8B, ours and its peers on one card, with random weights: one table.
+
+    python tests/bench/train_8b.py [--parts ours gradients trl unsloth fit scaling generation] [--seconds 1500]
+
+Needs a CUDA card with 80 GB and no download. Peers (TRL, Unsloth) run where they are installed and are absent from the
+table where they are not. Every part is a process of its own and adds rows to <out>/rows.jsonl as it goes, so that a
+part that dies loses nothing; tests/bench/results/train_8b.md and .json are made from them. Lengths of real documents
+come from lengths.json beside this file. `--tiny` rehearses every line on a CPU with a toy shape; it writes no results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+RESULTS, LENGTHS = ROOT / "tests" / "bench" / "results", Path(__file__).with_name("lengths.json")
+PARTS = {"ours": 260, "gradients": 120, "fit": 150, "trl": 200, "unsloth": 150, "scaling": 260, "generation": 150}
+TINY = "--tiny" in sys.argv
+LENGTH, RANK, VOCABULARY = (64, 8, 259) if TINY else (2048, 64, 128_256)
+LAYERS = 2 if TINY else 32
+
+
+def emit(out: Path, row: dict) -> None:
+    """One finished measurement: printed, and appended to rows.jsonl."""
+    row = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+    print("ROW " + json.dumps(row), flush=True)
+    with open(out / "rows.jsonl", "a") as handle:
+        handle.write(json.dumps(row) + "\n")
+
+
+def config():
+    """The configuration of Llama-3.1-8B, or a toy of the same kind."""
+    from transformers import LlamaConfig
+
+    toy = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    full = {"hidden_size": 4096, "intermediate_size": 14_336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    return LlamaConfig(
+        vocab_size=VOCABULARY, num_hidden_layers=LAYERS, max_position_embeddings=131_072, rms_norm_eps=1e-5,
+        tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=None, rope_parameters=rope,
+        **(toy if TINY else full),
+    )  # fmt: skip
+
+
+def build(adapters: bool = True, dropout: float = 0.0):
+    """A random bf16 model of the shape, with peft's LoRA on the seven linears; B is not zero, as after some training."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from lib import models, train
+
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    with models.device():
+        model = LlamaForCausalLM._from_config(config(), dtype=torch.bfloat16, attn_implementation="sdpa")
+    model.config.use_cache = False
+    if adapters:
+        with models.device():
+            model = train.add_lora(model, RANK, 2 * RANK, dropout, 1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.01)
+    print(f"built in {time.perf_counter() - start:.1f} s", flush=True)
+    return model
+
+
+def products(layers_only: bool = False) -> int:
+    """Weights that take part in a product for every token."""
+    c = config()
+    kv = c.num_key_value_heads * c.hidden_size // c.num_attention_heads
+    layer = 2 * c.hidden_size**2 + 2 * c.hidden_size * kv + 3 * c.hidden_size * c.intermediate_size
+    return LAYERS * layer + (0 if layers_only else c.vocab_size * c.hidden_size)
+
+
+def clock() -> float:
+    """Seconds, after the device has finished all it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def fresh() -> None:
+    """Empty caches and peak counters."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib() -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def attempt(out: Path, name: str, function, *arguments, **options):
+    """Run one measurement; an error becomes a row of its own and the part goes on."""
+    start = time.perf_counter()
+    try:
+        fresh()
+        return function(*arguments, **options)
+    except Exception as error:
+        emit(out, {"name": name, "error": f"{type(error).__name__}: {str(error)[:300]}"})
+        traceback.print_exc()
+    finally:
+        fresh()
+        print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+# ---- data -------------------------------------------------------------------------------------------------------------
+
+
+def fixed(documents: int, length: int = 0, seed: int = 1):
+    """`documents` of one length, loss on every token: (input_ids, targets, lengths)."""
+    return stream([(length or LENGTH, length or LENGTH)] * documents, seed)
+
+
+def stream(pairs, seed: int = 1):
+    """Random documents of (length, answer tokens) end to end: (input_ids, targets, lengths) on the device."""
+    import torch
+
+    from lib import models
+    from lib.conversations import IGNORED
+
+    lengths = [length for length, _ in pairs]
+    ids = torch.randint(3, VOCABULARY, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
+    targets, end = ids.roll(-1), 0
+    for length, answer in pairs:
+        end += length
+        targets[end - 1] = IGNORED
+        targets[end - length : end - answer] = IGNORED
+    return ids.to(models.device()), targets.to(models.device()), lengths
+
+
+def real(tokens: int, steps: int, all_tokens: bool = False):
+    """Streams of at most `tokens` tokens of documents as long as curated ones are."""
+    pairs = [tuple(pair) for pair in json.loads(LENGTHS.read_text())["pairs"]]
+    if TINY:
+        pairs = [(max(2, length // 32), max(1, answer // 32)) for length, answer in pairs]
+    streams, current = [], []
+    for length, answer in pairs:
+        if sum(each for each, _ in current) + length > tokens:
+            streams.append(stream(current, len(streams)))
+            current = []
+            if len(streams) == steps:
+                break
+        current.append((length, length if all_tokens else answer))
+    return streams
+
+
+# ---- ours -------------------------------------------------------------------------------------------------------------
+
+
+def loop(out: Path, name: str, fast, batches, skip: int = 2, **extra) -> float:
+    """Train on the streams with AdamW and clipping as `fit` does; emits and returns tokens/s after `skip` steps."""
+    import torch
+
+    parameters = fast.adapters
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=torch.cuda.is_available())
+    marks, loss = [clock()], None
+    for ids, targets, lengths in batches:
+        loss = fast.loss(ids, targets, lengths)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        marks.append(clock())
+    seconds = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+    tokens = [len(ids) for ids, _, _ in batches]
+    speed = sum(tokens[skip:]) / sum(seconds[skip:])
+    emit(out, {"name": name, "tok_s": speed, "tokens": max(tokens), "peak_gib": peak_gib(), "loss": float(loss),
+               "tflops_4n": 4 * products() * speed / 1e12, "first_s": seconds[0],
+               "spread": [round(t / s) for t, s in zip(tokens[skip:], seconds[skip:], strict=True)], **extra})  # fmt: skip
+    return speed
+
+
+def ceilings(out: Path, model) -> None:
+    """What the card does with the layers' own products alone, and with a copy."""
+    import torch
+
+    weights = [p for name, p in model.named_parameters() if name.endswith("proj.weight") or "proj.base_layer" in name]
+    inputs = {w.shape[1]: torch.randn(8 * LENGTH // 2, w.shape[1], device=w.device, dtype=w.dtype) for w in weights}
+    seconds = []
+    for _ in range(5):
+        start = clock()
+        for weight in weights:
+            inputs[weight.shape[1]] @ weight.T
+        seconds.append(clock() - start)
+    flops = 2 * products(layers_only=True) * 8 * LENGTH // 2
+    row = {"name": "ceiling", "matmul_tflops": flops / statistics.median(seconds) / 1e12}
+    source = torch.empty(2**20 if TINY else 2**32, dtype=torch.uint8, device=weights[0].device).random_(0, 255)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(6):
+        start = clock()
+        target.copy_(source)
+        seconds.append(clock() - start)
+    emit(out, row | {"copy_tb_s": 2 * source.numel() / min(seconds) / 1e12})
+
+
+def apart(fast_lora):
+    """Replacements for `project` and `project_back` as separate products for base and adapters; returns a restorer."""
+    import torch
+
+    def project(group, x, seed):
+        narrow = fast_lora.drop(x[:, : group.width], group, seed) @ group.narrow.T
+        x[:, group.width :].copy_(narrow)
+        y = x.new_empty(len(x), group.bounds[-1])
+        for i, (first, last) in enumerate(zip(group.bounds, group.bounds[1:], strict=False)):
+            torch.mm(x[:, : group.width], group.matrix[first:last, : group.width].T, out=y[:, first:last])
+            at = slice(i * group.rank, (i + 1) * group.rank)
+            y[:, first:last].addmm_(narrow[:, at], group.matrix[first:last, group.width :][:, at].T)
+        return y
+
+    def project_back(group, dy, seed):
+        dx = dy.new_zeros(len(dy), group.width)
+        low = dy.new_empty(len(dy), len(group.narrow))
+        for i, (first, last) in enumerate(zip(group.bounds, group.bounds[1:], strict=False)):
+            dx.addmm_(dy[:, first:last], group.matrix[first:last, : group.width])
+            at = slice(i * group.rank, (i + 1) * group.rank)
+            low[:, at] = dy[:, first:last] @ group.matrix[first:last, group.width :][:, at]
+        return dx.addmm_(low, group.narrow), low
+
+    kept = fast_lora.project, fast_lora.project_back
+    fast_lora.project, fast_lora.project_back = project, project_back
+    return lambda: (setattr(fast_lora, "project", kept[0]), setattr(fast_lora, "project_back", kept[1]))
+
+
+def part_ours(out: Path) -> None:
+    """Ceilings; our speed at fixed and real lengths; then one piece taken away at a time."""
+    from lib import fast_lora
+
+    model = build()
+    attempt(out, "ceiling", ceilings, out, model)
+    model.train()
+    fast = fast_lora.FastLoRA(model)
+    most = 8 if TINY else 6
+    for documents in (4, most):  # streams of 8,192 and 12,288 tokens
+        batches = [fixed(documents, seed=i) for i in range(6)]
+        attempt(out, "fixed", loop, out, f"fixed 2048, {documents} documents", fast, batches, kind="fixed")
+    tokens = most * LENGTH
+    attempt(out, "real", loop, out, "real lengths", fast, real(tokens, 8), kind="real")
+    attempt(out, "real", loop, out, "real lengths, loss on all tokens", fast, real(tokens, 6, True), kind="piece")
+    batches = [fixed(most, seed=i) for i in range(5)]
+
+    def without(name, change, restore):
+        change()
+        try:
+            attempt(out, name, loop, out, name, fast, batches, kind="piece")
+        finally:
+            restore()
+
+    run = fast_lora.run
+    without("no compiled kernels", lambda: setattr(fast_lora, "run", lambda function, *a: function(*a)),
+            lambda: setattr(fast_lora, "run", run))  # fmt: skip
+    restore = []
+    without("base and adapter products apart", lambda: restore.append(apart(fast_lora)), lambda: restore.pop()())
+    without("every layer recomputed", lambda: setattr(fast, "recomputed", LAYERS), lambda: setattr(fast, "recomputed", 0))
+    for layer in fast.layers:
+        for group in (layer.qkv, layer.out, layer.gate_up, layer.down):
+            group.dropout = 0.05
+    attempt(out, "dropout", loop, out, "dropout 0.05", fast, batches, kind="piece")
+    attempt(out, "dropout", loop, out, "real lengths, dropout 0.05", fast, real(tokens, 6), kind="piece")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--part", choices=list(PARTS), help="run this part here, in this process")
+    parser.add_argument("--out", type=Path, help="folder of rows.jsonl; default: a temporary one")
+    parser.add_argument("--tiny", action="store_true", help="a toy shape on a CPU, to rehearse; writes no results")
+    options = parser.parse_args()
+    out = options.out or Path(tempfile.mkdtemp())
+    out.mkdir(parents=True, exist_ok=True)
+    if options.part:
+        globals()[f"part_{options.part}"](out)
+        return
+    for part in options.parts:
+        command = [sys.executable, __file__, "--part", part, "--out", str(out)] + ["--tiny"] * options.tiny
+        try:
+            subprocess.run(command, timeout=PARTS[part] * 2, check=False)
+        except subprocess.TimeoutExpired:
+            emit(out, {"name": part, "error": f"not finished in {PARTS[part] * 2} s"})
+
+
+if __name__ == "__main__":
+    main()
