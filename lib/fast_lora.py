@@ -49,23 +49,30 @@ def _groups(layer) -> list[list]:
 
 
 # ---- between the products: one kernel each when compiled --------------------------------------------------------------
+# Where an adapter has dropout, `seed` is a number on the device, and the kernel also masks what the adapter sees.
 
 
-def add_norm(h, y, weight, eps, out):
-    """h + y; its RMS norm goes into `out` [tokens, width], which may be a view into something wider."""
+def add_norm(h, y, weight, eps, out, p, seed):
+    """h + y; its RMS norm goes into `out` [tokens, width], a view into something wider. Returns (h + y, masked norm)."""
     total = h + y
     wide = total.float()
-    out.copy_((wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(h.dtype) * weight)
-    return total
+    x = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(h.dtype) * weight
+    out.copy_(x)
+    return total, None if seed is None else masked(x, p, seed)
 
 
-def norm_back(h, weight, eps, dx, dh):
-    """Gradient of h through its norm, plus `dh` that passed by; and the norm again, [tokens, width] each."""
+def norm_back(h, weight, eps, dx, dx_low, dh, out, p, seed):
+    """Gradient of h through its norm, plus `dh` that passed by, into `out`; returns the (masked) norm again."""
     wide = h.float()
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    unit, slope = wide * inverse, dx.float() * weight.float()
+    unit, slope = wide * inverse, dx.float()
+    if seed is not None:
+        slope = slope + masked(dx_low, p, seed).float()
+    slope = slope * weight.float()
     back = inverse * (slope - unit * (slope * unit).mean(-1, keepdim=True))
-    return back.to(h.dtype) + dh, unit.to(h.dtype) * weight
+    out.copy_(back.to(h.dtype) + dh)
+    x = unit.to(h.dtype) * weight
+    return x if seed is None else masked(x, p, seed)
 
 
 def rotate(heads, cos, sin, turned: int):
@@ -75,32 +82,39 @@ def rotate(heads, cos, sin, turned: int):
     return torch.cat([(x * cos[:, None] + swapped * sin[:, None]).to(heads.dtype), heads[:, turned:]], 1)
 
 
-def rotate_back(dq, dk, dv, cos, sin):
-    """Gradient of `rotate`: turn back what came for queries and keys, and join the three."""
+def rotate_back(dq, dk, dv, cos, sin, room: int):
+    """Gradient of `rotate`: turns back what came for queries and keys. [tokens, width of all three + room]."""
+
     def back(dx):
         x, half = dx.float(), dx.shape[-1] // 2
         swapped = torch.cat([x[..., half:], -x[..., :half]], -1)
-        return (x * cos[:, None] + swapped * sin[:, None]).to(dx.dtype)
+        return (x * cos[:, None] + swapped * sin[:, None]).to(dx.dtype).flatten(1)
 
-    return torch.cat([back(dq), back(dk), dv], 1)
+    return torch.cat([back(dq), back(dk), dv.flatten(1), dv.new_zeros(len(dv), room)], 1)
 
 
-def swiglu(gate_up, out):
-    """silu(gate) * up of [tokens, 2 width] into `out` [tokens, width]."""
+def swiglu(gate_up, out, p, seed):
+    """silu(gate) * up of [tokens, 2 width] into `out` [tokens, width]; returns it masked."""
     gate, up = (half.float() for half in gate_up.chunk(2, -1))
-    out.copy_(torch.nn.functional.silu(gate) * up)
+    x = (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+    out.copy_(x)
+    return None if seed is None else masked(x, p, seed)
 
 
-def swiglu_back(gate_up, dy):
-    """Gradient [tokens, 2 width] of `swiglu`, and its value again [tokens, width]."""
+def swiglu_back(gate_up, dy, dy_low, room: int, p, seed):
+    """Gradient of `swiglu` [tokens, 2 width + room], and its (masked) value again [tokens, width]."""
     gate, up = (half.float() for half in gate_up.chunk(2, -1))
     dy, open_ = dy.float(), torch.sigmoid(gate)
+    if seed is not None:
+        dy = dy + masked(dy_low, p, seed).float()
     active = gate * open_
-    d_gate = dy * up * (open_ + active * (1 - open_))
-    return torch.cat([d_gate, dy * active], -1).to(gate_up.dtype), (active * up).to(gate_up.dtype)
+    d_gate, d_up = dy * up * (open_ + active * (1 - open_)), dy * active
+    x = (active * up).to(gate_up.dtype)
+    wide = torch.cat([d_gate.to(x.dtype), d_up.to(x.dtype), x.new_zeros(len(x), room)], -1)
+    return wide, x if seed is None else masked(x, p, seed)
 
 
-def dropped(x, p: float, seed):
+def masked(x, p: float, seed):
     """Dropout whose mask is a hash (lowbias32, by C. Wellons) of position and seed: no mask is stored for backward."""
     bits = torch.arange(x.numel(), device=x.device, dtype=torch.int32).view(x.shape) ^ seed
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
@@ -109,13 +123,16 @@ def dropped(x, p: float, seed):
     return torch.where(kept, x / (1 - p), 0).to(x.dtype)
 
 
+def add_masked(dx, dx_low, p, seed):
+    """dx plus the masked gradient through the adapter."""
+    return dx + masked(dx_low, p, seed)
+
+
 def cross_entropy(logits, labels, scale):
     """Summed loss in nats and its gradient by the logits times `scale`, [rows, vocabulary]."""
-    wide = logits.float()
-    log_sum = wide.logsumexp(-1, keepdim=True)
-    at = torch.arange(logits.shape[1], device=logits.device)[None] == labels[:, None]
-    loss = (log_sum[:, 0] - wide.gather(1, labels[:, None])[:, 0]).sum()
-    return loss, (((wide - log_sum).exp() - at.float()) * scale).to(logits.dtype)
+    log_p = logits.float().log_softmax(-1)
+    hit = torch.arange(logits.shape[1], device=logits.device)[None] == labels[:, None]
+    return -log_p.gather(1, labels[:, None]).sum(), ((log_p.exp() - hit.float()) * scale).to(logits.dtype)
 
 
 _compiled = {}
@@ -125,50 +142,56 @@ def run(function, *arguments):
     """Call a function from above: compiled on a GPU, as it is elsewhere."""
     if not arguments[0].is_cuda:
         return function(*arguments)
-    if function not in _compiled:
-        _compiled[function] = torch.compile(function)
+    if function not in _compiled:  # parts of a concatenation write to their places, in the kernel that makes them
+        _compiled[function] = torch.compile(function, options={"max_pointwise_cat_inputs": 1})
     return _compiled[function](*arguments)
-
-
-def drop(x, group, seed):
-    return run(dropped, x, group.dropout, seed) if seed is not None and group.dropout else x
 
 
 # ---- products with their adapters -------------------------------------------------------------------------------------
 
 
 def _fuse(linears) -> SimpleNamespace:
-    """`[W | s B]` and A of linears that share an input. Their base weights become views into the former."""
+    """One matrix `[W, B; s A, 0]` of linears that share an input. Their base weights become views into it."""
     first = linears[0]
     name, width, rank = first.active_adapters[0], first.in_features, first.r[first.active_adapters[0]]
-    rows = [linear.out_features for linear in linears]
-    like = {"dtype": first.base_layer.weight.dtype, "device": first.base_layer.weight.device}
-    matrix = torch.zeros(sum(rows), width + rank * len(linears), **like)
-    narrow = torch.empty(rank * len(linears), width, **like)
-    bounds = [0]
-    for linear, count in zip(linears, rows, strict=True):
-        bounds.append(bounds[-1] + count)
-        view = matrix[bounds[-2] : bounds[-1], :width]
-        linear.base_layer.weight.data = view.copy_(linear.base_layer.weight.data)
+    bounds, low = [0], rank * len(linears)
+    for linear in linears:
+        bounds.append(bounds[-1] + linear.out_features)
+    base = first.base_layer.weight
+    matrix = torch.zeros(bounds[-1] + low, width + low, dtype=base.dtype, device=base.device)
+    into_a, into_b = [], []
+    for i, linear in enumerate(linears):
+        rows, at = matrix[bounds[i] : bounds[i + 1]], slice(i * rank, (i + 1) * rank)
+        linear.base_layer.weight.data = rows[:, :width].copy_(linear.base_layer.weight.data)
+        into_a.append(matrix[bounds[-1] :, :width][at])
+        into_b.append(rows[:, width:][:, at])
     return SimpleNamespace(
-        matrix=matrix, narrow=narrow, width=width, rank=rank, bounds=bounds, scale=first.scaling[name],
-        dropout=getattr(first.lora_dropout[name], "p", 0.0),
+        matrix=matrix, width=width, rows=bounds[-1], low=low, rank=rank, bounds=bounds, scale=first.scaling[name],
+        p=getattr(first.lora_dropout[name], "p", 0.0), into_a=into_a, into_b=into_b,
         A=[linear.lora_A[name].weight for linear in linears], B=[linear.lora_B[name].weight for linear in linears],
     )  # fmt: skip
 
 
-def _refresh(group) -> None:
-    """Copy the float32 adapters into the products' matrices, rounded to the base's type."""
-    for i, (a, b) in enumerate(zip(group.A, group.B, strict=True)):
-        at = slice(i * group.rank, (i + 1) * group.rank)
-        group.narrow[at].copy_(a)
-        group.matrix[group.bounds[i] : group.bounds[i + 1], group.width :][:, at].copy_(b * group.scale)
+def _narrow(group):
+    """s A of all linears of the group [rank of all, width]."""
+    return group.matrix[group.rows :, : group.width]
 
 
-def project(group, x, seed):
-    """W x + s B A drop(x) for all linears of the group. x: [tokens, width + rank of all], its last columns are filled."""
-    torch.mm(drop(x[:, : group.width], group, seed), group.narrow.T, out=x[:, group.width :])
-    return x @ group.matrix.T
+def project(group, x, seen):
+    """W x + s B A seen for all linears of the group. x: [tokens, width + low], the last columns are filled here."""
+    torch.mm(x[:, : group.width] if seen is None else seen, _narrow(group).T, out=x[:, group.width :])
+    return x @ group.matrix[: group.rows].T
+
+
+def project_back(group, dy, masks: bool):
+    """Mirror of `project`: dy [tokens, rows + low], the last columns are filled here.
+
+    Returns the gradient by x, and apart from it that through the adapters when that is to be masked yet.
+    """
+    torch.mm(dy[:, : group.rows], group.matrix[: group.rows, group.width :], out=dy[:, group.rows :])
+    if not masks:
+        return dy @ group.matrix[:, : group.width], None
+    return dy[:, : group.rows] @ group.matrix[: group.rows, : group.width], dy[:, group.rows :] @ _narrow(group)
 
 
 def outer(a, b):
@@ -176,23 +199,20 @@ def outer(a, b):
     return torch.mm(a.T, b, out_dtype=torch.float32) if a.is_cuda else (a.T @ b).float()
 
 
-def project_back(group, dy, seed):
-    """Gradients of `project` by x [tokens, width], and by x's last columns [tokens, rank of all]."""
-    wide = dy @ group.matrix
-    dx, d_low = wide[:, : group.width], wide[:, group.width :]
-    if seed is not None and group.dropout:
-        dx += drop(d_low @ group.narrow, group, seed)
-    else:
-        dx.addmm_(d_low, group.narrow)
-    return dx, d_low
-
-
-def adapter_grads(group, dy, d_low, x, low, seed):
-    """Gradients of A..., B... in float32. low: the last columns of x as `project` filled them."""
-    d_a = outer(d_low, drop(x, group, seed)).split(group.rank)
+def adapter_grads(group, dy, seen, low):
+    """Gradients of A..., B... in float32. dy: as `project_back` left it; seen: what the adapter saw; low: s A seen."""
+    d_a = outer(dy[:, group.rows :], seen).mul_(group.scale).split(group.rank)
     rows = [after - before for before, after in zip(group.bounds, group.bounds[1:], strict=False)]
-    parts = zip(dy.split(rows, 1), low.split(group.rank, 1), strict=True)
-    return (*d_a, *(outer(part, each).mul_(group.scale) for part, each in parts))
+    parts = zip(dy[:, : group.rows].split(rows, 1), low.split(group.rank, 1), strict=True)
+    return (*d_a, *(outer(part, each) for part, each in parts))
+
+
+def widened(x, room: int):
+    """x [tokens, width] followed by `room` free columns: the buffer of such a width that it heads, or a copy."""
+    tokens, width = x.shape
+    if x.stride() == (width + room, 1) and x.untyped_storage().nbytes() == tokens * (width + room) * x.element_size():
+        return x.as_strided((tokens, width + room), x.stride(), 0)
+    return torch.cat([x, x.new_empty(tokens, room)], 1)
 
 
 class BeforeAttention(torch.autograd.Function):
@@ -201,9 +221,9 @@ class BeforeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layer, cos, sin, seed, h, y, *adapters):
         group = layer.qkv
-        x = h.new_empty(len(h), group.width + len(group.narrow))
-        total = run(add_norm, h, y, layer.norm1, layer.eps, x[:, : group.width])
-        heads = project(group, x, seed).view(len(h), -1, layer.dim)
+        x = h.new_empty(len(h), group.width + group.low)
+        total, seen = run(add_norm, h, y, layer.norm1, layer.eps, x[:, : group.width], group.p, seed)
+        heads = project(group, x, seen).view(len(h), -1, layer.dim)
         heads = run(rotate, heads, cos, sin, layer.heads + layer.kv_heads)
         ctx.save_for_backward(total, x[:, group.width :].contiguous(), cos, sin, seed)
         ctx.layer = layer
@@ -211,11 +231,12 @@ class BeforeAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_total, dq, dk, dv):
-        layer, (total, low, cos, sin, seed) = ctx.layer, ctx.saved_tensors
-        d_heads = run(rotate_back, dq, dk, dv, cos, sin).flatten(1)
-        dx, d_low = project_back(layer.qkv, d_heads, seed)
-        dh, x = run(norm_back, total, layer.norm1, layer.eps, dx, d_total)
-        return None, None, None, None, dh, dh, *adapter_grads(layer.qkv, d_heads, d_low, x, low, seed)
+        layer, group, (total, low, cos, sin, seed) = ctx.layer, ctx.layer.qkv, ctx.saved_tensors
+        dy = run(rotate_back, dq, dk, dv, cos, sin, group.low)
+        dx, dx_low = project_back(group, dy, seed is not None)
+        dh = total.new_empty(len(total), group.width + layer.down.low)[:, : group.width]
+        seen = run(norm_back, total, layer.norm1, layer.eps, dx, dx_low, d_total, dh, group.p, seed)
+        return None, None, None, None, dh, dh, *adapter_grads(group, dy, seen, low)
 
 
 class AfterAttention(torch.autograd.Function):
@@ -224,16 +245,17 @@ class AfterAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layer, seeds, attended, h, *adapters):
         out, gate_up, down = layer.out, layer.gate_up, layer.down
-        x = torch.cat([attended, attended.new_empty(len(h), len(out.narrow))], 1)
-        y = project(out, x, seeds[0])
+        seen = None if seeds[0] is None else run(masked, attended, out.p, seeds[0])
+        x = torch.cat([attended, attended.new_empty(len(h), out.low)], 1)
+        y = project(out, x, seen)
         low = [x[:, out.width :].contiguous()]
-        x = h.new_empty(len(h), gate_up.width + len(gate_up.narrow))
-        total = run(add_norm, h, y, layer.norm2, layer.eps, x[:, : gate_up.width])
-        pair = project(gate_up, x, seeds[1])
+        x = h.new_empty(len(h), gate_up.width + gate_up.low)
+        total, seen = run(add_norm, h, y, layer.norm2, layer.eps, x[:, : gate_up.width], gate_up.p, seeds[1])
+        pair = project(gate_up, x, seen)
         low.append(x[:, gate_up.width :].contiguous())
-        x = h.new_empty(len(h), down.width + len(down.narrow))
-        run(swiglu, pair, x[:, : down.width])
-        y = project(down, x, seeds[2])
+        x = h.new_empty(len(h), down.width + down.low)
+        seen = run(swiglu, pair, x[:, : down.width], down.p, seeds[2])
+        y = project(down, x, seen)
         low.append(x[:, down.width :].contiguous())
         ctx.save_for_backward(attended, total, pair, *low, *seeds)
         ctx.layer = layer
@@ -242,15 +264,20 @@ class AfterAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_total, dy):
         layer, (attended, total, pair, low_out, low_in, low_down, *seeds) = ctx.layer, ctx.saved_tensors
-        dx, d_low = project_back(layer.down, dy, seeds[2])
-        d_pair, x = run(swiglu_back, pair, dx)
-        down = adapter_grads(layer.down, dy, d_low, x, low_down, seeds[2])
-        dx, d_low = project_back(layer.gate_up, d_pair, seeds[1])
-        dh, x = run(norm_back, total, layer.norm2, layer.eps, dx, d_total)
-        gate_up = adapter_grads(layer.gate_up, d_pair, d_low, x, low_in, seeds[1])
-        dx, d_low = project_back(layer.out, dh, seeds[0])
-        out = adapter_grads(layer.out, dh, d_low, attended, low_out, seeds[0])
-        return None, None, dx.contiguous(), dh, *out, *gate_up, *down
+        out, gate_up, down = layer.out, layer.gate_up, layer.down
+        dy = widened(dy, down.low)
+        dx, dx_low = project_back(down, dy, seeds[2] is not None)
+        d_pair, seen = run(swiglu_back, pair, dx, dx_low, gate_up.low, down.p, seeds[2])
+        grads = adapter_grads(down, dy, seen, low_down)
+        dx, dx_low = project_back(gate_up, d_pair, seeds[1] is not None)
+        dh = total.new_empty(len(total), out.rows + out.low)
+        seen = run(norm_back, total, layer.norm2, layer.eps, dx, dx_low, d_total, dh[:, : out.rows], gate_up.p, seeds[1])
+        grads = (*adapter_grads(gate_up, d_pair, seen, low_in), *grads)
+        dx, dx_low = project_back(out, dh, seeds[0] is not None)
+        seen = attended
+        if seeds[0] is not None:
+            dx, seen = run(add_masked, dx, dx_low, out.p, seeds[0]), run(masked, attended, out.p, seeds[0])
+        return None, None, dx, dh[:, : out.rows], *adapter_grads(out, dh, seen, low_out), *grads
 
 
 class VocabularyLoss(torch.autograd.Function):
@@ -281,9 +308,10 @@ def attention(q, k, v, lengths, borders):
     if q.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
-        grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-        longest = max(lengths)
-        return varlen_attn(q, k, v, borders, borders, longest, longest, window_size=(-1, 0), **grouped).flatten(1)
+        known, longest = inspect.signature(varlen_attn).parameters, max(lengths)
+        causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}  # torch 2.10
+        grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
+        return varlen_attn(q, k, v, borders, borders, longest, longest, **causal, **grouped).flatten(1)
     parts = zip(*(each.split(lengths) for each in (q, k, v)), strict=True)
     return torch.cat([attention(*part, [len(part[0])], None) for part in parts])
 
@@ -311,10 +339,12 @@ class FastLoRA:
         """Take over adapters that the optimiser, or a loaded checkpoint, has changed since the last call."""
         version = [p._version for p in self.adapters]
         if version != self.copied:
+            groups = [group for layer in self.layers for group in (layer.qkv, layer.out, layer.gate_up, layer.down)]
             with torch.no_grad():
-                for layer in self.layers:
-                    for group in (layer.qkv, layer.out, layer.gate_up, layer.down):
-                        _refresh(group)
+                scaled = torch._foreach_mul([a for group in groups for a in group.A], groups[0].scale)
+                torch._foreach_copy_([each for group in groups for each in group.into_a], scaled)
+                torch._foreach_copy_([each for group in groups for each in group.into_b],
+                                     [b for group in groups for b in group.B])  # fmt: skip
             self.copied = version
 
     def loss(self, input_ids, targets, lengths, items=None):
@@ -341,7 +371,7 @@ class FastLoRA:
             y = torch.zeros_like(h)
             cos, sin = (each[0] for each in self.base.rotary_emb(h[:1].float(), positions[None]))
         seeds = [[None] * 4] * len(self.layers)
-        if self.model.training and any(layer.qkv.dropout for layer in self.layers):
+        if self.model.training and any(layer.qkv.p for layer in self.layers):
             drawn = torch.randint(-(2**31), 2**31, (len(self.layers), 4), dtype=torch.int32)
             seeds = [each.unbind() for each in drawn.to(device)]
         for index, (layer, seed) in enumerate(zip(self.layers, seeds, strict=True)):

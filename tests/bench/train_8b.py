@@ -189,7 +189,7 @@ def loop(out: Path, name: str, fast, batches, skip: int = 2, **extra) -> float:
     seconds = [after - before for before, after in zip(marks, marks[1:], strict=False)]
     tokens = [len(ids) for ids, _, _ in batches]
     speed = sum(tokens[skip:]) / sum(seconds[skip:])
-    emit(out, {"name": name, "tok_s": speed, "tokens": max(tokens), "peak_gib": peak_gib(), "loss": float(loss),
+    emit(out, {"name": name, "tok_s": speed, "tokens": max(tokens), "peak_gib": peak_gib(), "loss": float(loss.detach()),
                "tflops_4n": 4 * products() * speed / 1e12, "first_s": seconds[0],
                "spread": [round(t / s) for t, s in zip(tokens[skip:], seconds[skip:], strict=True)], **extra})  # fmt: skip
     return speed
@@ -222,24 +222,27 @@ def apart(fast_lora):
     """Replacements for `project` and `project_back` as separate products for base and adapters; returns a restorer."""
     import torch
 
-    def project(group, x, seed):
-        narrow = fast_lora.drop(x[:, : group.width], group, seed) @ group.narrow.T
-        x[:, group.width :].copy_(narrow)
-        y = x.new_empty(len(x), group.bounds[-1])
-        for i, (first, last) in enumerate(zip(group.bounds, group.bounds[1:], strict=False)):
-            torch.mm(x[:, : group.width], group.matrix[first:last, : group.width].T, out=y[:, first:last])
-            at = slice(i * group.rank, (i + 1) * group.rank)
-            y[:, first:last].addmm_(narrow[:, at], group.matrix[first:last, group.width :][:, at].T)
+    def narrow(group, i):
+        return slice(group.bounds[i], group.bounds[i + 1]), slice(i * group.rank, (i + 1) * group.rank)
+
+    def project(group, x, seen):
+        base, low = x[:, : group.width], x[:, group.width :]
+        low.copy_((base if seen is None else seen) @ group.matrix[group.rows :, : group.width].T)
+        y = x.new_empty(len(x), group.rows)
+        for i in range(len(group.A)):
+            rows, at = narrow(group, i)
+            torch.mm(base, group.matrix[rows, : group.width].T, out=y[:, rows])
+            y[:, rows].addmm_(low[:, at], group.matrix[rows, group.width :][:, at].T)
         return y
 
-    def project_back(group, dy, seed):
-        dx = dy.new_zeros(len(dy), group.width)
-        low = dy.new_empty(len(dy), len(group.narrow))
-        for i, (first, last) in enumerate(zip(group.bounds, group.bounds[1:], strict=False)):
-            dx.addmm_(dy[:, first:last], group.matrix[first:last, : group.width])
-            at = slice(i * group.rank, (i + 1) * group.rank)
-            low[:, at] = dy[:, first:last] @ group.matrix[first:last, group.width :][:, at]
-        return dx.addmm_(low, group.narrow), low
+    def project_back(group, dy, masks):
+        assert not masks
+        dx, low = dy.new_zeros(len(dy), group.width), dy[:, group.rows :]
+        for i in range(len(group.A)):
+            rows, at = narrow(group, i)
+            dx.addmm_(dy[:, rows], group.matrix[rows, : group.width])
+            low[:, at] = dy[:, rows] @ group.matrix[rows, group.width :][:, at]
+        return dx.addmm_(low, group.matrix[group.rows :, : group.width]), None
 
     kept = fast_lora.project, fast_lora.project_back
     fast_lora.project, fast_lora.project_back = project, project_back
@@ -278,9 +281,170 @@ def part_ours(out: Path) -> None:
     without("every layer recomputed", lambda: setattr(fast, "recomputed", LAYERS), lambda: setattr(fast, "recomputed", 0))
     for layer in fast.layers:
         for group in (layer.qkv, layer.out, layer.gate_up, layer.down):
-            group.dropout = 0.05
+            group.p = 0.05
     attempt(out, "dropout", loop, out, "dropout 0.05", fast, batches, kind="piece")
     attempt(out, "dropout", loop, out, "real lengths, dropout 0.05", fast, real(tokens, 6), kind="piece")
+
+
+def part_gradients(out: Path) -> None:
+    """Loss and gradients at full depth, ours and peft's under autocast, against a float32 reference document by document."""
+    import torch
+
+    from lib import fast_lora, train
+
+    model = build()
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    ids, targets, lengths = real(LENGTH, 1)[0]
+    learned = int((targets >= 0).sum())
+    documents = list(zip(ids.split(lengths), targets.split(lengths), strict=True))
+
+    def taken():
+        grads = [p.grad.float().clone() for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return grads
+
+    def one_by_one(dtype):
+        total = 0.0
+        for each, wanted in documents:
+            with train.autocast(dtype):
+                hidden = model.get_base_model().model(input_ids=each[None], use_cache=False)[0][0][wanted >= 0]
+                logits = model.get_base_model().lm_head(hidden).float()
+            loss = torch.nn.functional.cross_entropy(logits, wanted[wanted >= 0], reduction="sum") / learned
+            loss.backward()
+            total += float(loss.detach())
+        return total, taken()
+
+    found = {"peft, bf16 autocast": one_by_one("bfloat16")}
+    fast = fast_lora.FastLoRA(model)
+    loss = fast.loss(ids, targets, lengths)
+    loss.backward()
+    found["ours"] = float(loss.detach()), taken()
+    del fast
+    model.float()
+    fresh()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    reference, exact = one_by_one("float32")
+    norm = sum(each.square().sum() for each in exact).sqrt()
+    for name, (loss, grads) in found.items():
+        errors = [float((a - b).norm() / b.norm()) for a, b in zip(grads, exact, strict=True)]
+        total = sum((a - b).square().sum() for a, b in zip(grads, exact, strict=True)).sqrt() / norm
+        emit(out, {"name": f"gradients, {name}", "kind": "gradients", "loss": loss, "reference_loss": reference,
+                   "documents": len(lengths), "tokens": sum(lengths), "relative_error": float(total),
+                   "median_tensor": statistics.median(errors), "worst_tensor": max(errors)})  # fmt: skip
+
+
+# ---- peers ------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Trainer callback that notes the time after each step."""
+
+    def __new__(cls):
+        from transformers import TrainerCallback
+
+        class Marks(TrainerCallback):
+            marks = []
+
+            def on_step_begin(self, *arguments, **named):
+                self.marks = self.marks or [clock()]
+
+            def on_step_end(self, *arguments, **named):
+                self.marks = [*self.marks, clock()]
+
+        return Marks()
+
+
+def sft(out: Path, name: str, model, micro: int, documents, steps: int, packing: bool = False, **options) -> None:
+    """TRL's SFTTrainer on documents of (length, answer tokens); tokens are those of documents, never padding."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from tests import tiny
+
+    for owner in (model, model.get_base_model()):  # what an earlier Trainer left on the model would turn autocast off
+        for key in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            owner.__dict__.pop(key, None)
+    made = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, VOCABULARY, (length,), generator=made).tolist() for length, _ in documents]
+    arguments = SFTConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=micro, max_steps=steps, max_length=LENGTH, bf16=True,
+        packing=packing, save_strategy="no", report_to="none", learning_rate=1e-4, logging_strategy="no",
+        disable_tqdm=True, use_cpu=TINY, include_num_input_tokens_seen="no", **options,
+    )  # fmt: skip
+    marks = Clock()
+    trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_dict({"input_ids": rows}),
+                         processing_class=tiny.tokenizer(), callbacks=[marks])  # fmt: skip
+    seen, collate = [], trainer.data_collator
+
+    def counted(examples):
+        seen.append(sum(len(example["input_ids"]) for example in examples))
+        return collate(examples)
+
+    trainer.data_collator = counted
+    trainer.train()
+    seconds = [after - before for before, after in zip(marks.marks, marks.marks[1:], strict=False)]
+    skip = 2 if steps > 3 else 1
+    speed = sum(seen[skip:steps]) / sum(seconds[skip:])
+    emit(out, {"name": name, "kind": "peer", "tok_s": speed, "tokens": micro * LENGTH, "peak_gib": peak_gib(),
+               "spread": [round(t / s) for t, s in zip(seen[skip:steps], seconds[skip:], strict=False)]})  # fmt: skip
+
+
+def part_trl(out: Path) -> None:
+    """TRL as a user calls it: its defaults at fixed length, and its packing of real documents."""
+    model = build()
+    whole = [(LENGTH, LENGTH)] * 64
+    pairs = json.loads(LENGTHS.read_text())["pairs"]
+    if TINY:
+        pairs = [(max(2, length // 32), 1) for length, _ in pairs]
+    attempt(out, "trl", sft, out, "TRL default, fixed 2048", model, 8, whole, 5)
+    attempt(out, "trl", sft, out, "TRL packing, real lengths", model, 4, pairs, 5, packing=True)
+    attempt(out, "trl", sft, out, "TRL default (padded), real lengths", model, 8, pairs, 8)
+    model.gradient_checkpointing_disable()
+    attempt(out, "trl", sft, out, "TRL with Liger, nothing recomputed, fixed 2048", model, 4, whole, 5,
+            use_liger_kernel=True, gradient_checkpointing=False)  # fmt: skip
+
+
+def part_unsloth(out: Path) -> None:
+    """Unsloth's bf16 LoRA at fixed length, in the same loop as ours, nothing recomputed."""
+    import unsloth  # noqa: F401 I001 (patches the libraries that are imported after it)
+    import torch
+    from unsloth import FastLanguageModel
+
+    from lib import train
+    from tests import tiny
+
+    folder = tempfile.mkdtemp()
+    model = build(adapters=False)
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    del model
+    fresh()
+    model, _ = FastLanguageModel.from_pretrained(folder, max_seq_length=LENGTH, dtype=torch.bfloat16,
+                                                 load_in_4bit=False, fix_tokenizer=False, local_files_only=True)  # fmt: skip
+    model = FastLanguageModel.get_peft_model(
+        model, r=RANK, target_modules=train.LINEARS, lora_alpha=2 * RANK, lora_dropout=0, bias="none",
+        use_gradient_checkpointing=False, random_state=1, max_seq_length=LENGTH,
+    )  # fmt: skip
+    FastLanguageModel.for_training(model, use_gradient_checkpointing=False)
+
+    class Peer:
+        adapters = [p for p in model.parameters() if p.requires_grad]
+
+        @staticmethod
+        def loss(ids, targets, lengths):
+            with torch.autocast("cuda", torch.bfloat16):
+                rows = ids.view(len(lengths), -1)
+                return model(input_ids=rows, labels=rows).loss
+
+    for documents in (2, 4):
+        batches = [fixed(documents, seed=i) for i in range(6)]
+        attempt(out, "unsloth", loop, out, f"Unsloth {unsloth.__version__}, fixed 2048, {documents} documents", Peer,
+                batches, kind="unsloth")  # fmt: skip
 
 
 def main() -> None:
