@@ -4,9 +4,9 @@ What a step costs beside its base products is bytes: every LoRA scale-and-add, n
 writes a tensor of [tokens, 14336]. So
 
 - a flat stream of tokens holds whole documents end to end, attention is cut at their borders, and nothing is padding;
-- linears that share an input are one matrix `[W | s B]`, applied to `[x | drop(x) A^T]`: base product and LoRA in one
-  pass, and one product `dy [W | s B]` gives back both gradients. The base weights become views into that matrix;
-- what lies between the products is written in plain PyTorch and compiled into one kernel each on a GPU;
+- linears that share an input are one matrix `[W, B; s A, 0]`: `[x, s A x]` times its upper rows is base and LoRA in one
+  product, `[dy, B dy]` times its left columns is the gradient of both. The base weights become views into it;
+- what lies between the products is one kernel each (lib.fast_kernels);
 - backward keeps six tensors a layer and computes norms and activation again while it reads them anyway;
 - adapters stay peft's own float32 parameters: optimiser, clipping, checkpoints and saving know nothing of this file.
 
@@ -22,8 +22,12 @@ from types import SimpleNamespace
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from lib import fast_kernels as kernels
 from lib.conversations import IGNORED
+from lib.fast_kernels import run
 
+MOST, LEAST = 12_288, 4096  # tokens held at once: above, products get no faster; below, they get slower
+RESERVE = 2 * 2**30  # bytes for the allocator's gaps and the libraries' workspaces
 LOGIT_ROWS = 4096  # positions whose logits exist at once: 1 GiB at a vocabulary of 128 K
 
 
@@ -46,108 +50,6 @@ def _groups(layer) -> list[list]:
     """The linears of a layer that share an input."""
     a, m = layer.self_attn, layer.mlp
     return [[a.q_proj, a.k_proj, a.v_proj], [a.o_proj], [m.gate_proj, m.up_proj], [m.down_proj]]
-
-
-# ---- between the products: one kernel each when compiled --------------------------------------------------------------
-# Where an adapter has dropout, `seed` is a number on the device, and the kernel also masks what the adapter sees.
-
-
-def add_norm(h, y, weight, eps, out, p, seed):
-    """h + y; its RMS norm goes into `out` [tokens, width], a view into something wider. Returns (h + y, masked norm)."""
-    total = h + y
-    wide = total.float()
-    x = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(h.dtype) * weight
-    out.copy_(x)
-    return total, None if seed is None else masked(x, p, seed)
-
-
-def norm_back(h, weight, eps, dx, dx_low, dh, out, p, seed):
-    """Gradient of h through its norm, plus `dh` that passed by, into `out`; returns the (masked) norm again."""
-    wide = h.float()
-    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    unit, slope = wide * inverse, dx.float()
-    if seed is not None:
-        slope = slope + masked(dx_low, p, seed).float()
-    slope = slope * weight.float()
-    back = inverse * (slope - unit * (slope * unit).mean(-1, keepdim=True))
-    out.copy_(back.to(h.dtype) + dh)
-    x = unit.to(h.dtype) * weight
-    return x if seed is None else masked(x, p, seed)
-
-
-def rotate(heads, cos, sin, turned: int):
-    """Rotary embedding of the first `turned` of [tokens, heads, dim]; the others pass. cos, sin: [tokens, dim]."""
-    x, half = heads[:, :turned].float(), heads.shape[-1] // 2
-    swapped = torch.cat([-x[..., half:], x[..., :half]], -1)
-    return torch.cat([(x * cos[:, None] + swapped * sin[:, None]).to(heads.dtype), heads[:, turned:]], 1)
-
-
-def rotate_back(dq, dk, dv, cos, sin, room: int):
-    """Gradient of `rotate`: turns back what came for queries and keys. [tokens, width of all three + room]."""
-
-    def back(dx):
-        x, half = dx.float(), dx.shape[-1] // 2
-        swapped = torch.cat([x[..., half:], -x[..., :half]], -1)
-        return (x * cos[:, None] + swapped * sin[:, None]).to(dx.dtype).flatten(1)
-
-    return torch.cat([back(dq), back(dk), dv.flatten(1), dv.new_zeros(len(dv), room)], 1)
-
-
-def swiglu(gate_up, out, p, seed):
-    """silu(gate) * up of [tokens, 2 width] into `out` [tokens, width]; returns it masked."""
-    gate, up = (half.float() for half in gate_up.chunk(2, -1))
-    x = (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
-    out.copy_(x)
-    return None if seed is None else masked(x, p, seed)
-
-
-def swiglu_back(gate_up, dy, dy_low, room: int, p, seed):
-    """Gradient of `swiglu` [tokens, 2 width + room], and its (masked) value again [tokens, width]."""
-    gate, up = (half.float() for half in gate_up.chunk(2, -1))
-    dy, open_ = dy.float(), torch.sigmoid(gate)
-    if seed is not None:
-        dy = dy + masked(dy_low, p, seed).float()
-    active = gate * open_
-    d_gate, d_up = dy * up * (open_ + active * (1 - open_)), dy * active
-    x = (active * up).to(gate_up.dtype)
-    wide = torch.cat([d_gate.to(x.dtype), d_up.to(x.dtype), x.new_zeros(len(x), room)], -1)
-    return wide, x if seed is None else masked(x, p, seed)
-
-
-def masked(x, p: float, seed):
-    """Dropout whose mask is a hash (lowbias32, by C. Wellons) of position and seed: no mask is stored for backward."""
-    bits = torch.arange(x.numel(), device=x.device, dtype=torch.int32).view(x.shape) ^ seed
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
-        bits = (bits ^ ((bits >> shift) & (2 ** (32 - shift) - 1))) * factor
-    kept = ((bits >> 8) & 0xFFFFFF) >= int(p * 2**24)
-    return torch.where(kept, x / (1 - p), 0).to(x.dtype)
-
-
-def add_masked(dx, dx_low, p, seed):
-    """dx plus the masked gradient through the adapter."""
-    return dx + masked(dx_low, p, seed)
-
-
-def cross_entropy(logits, labels, scale):
-    """Summed loss in nats and its gradient by the logits times `scale`, [rows, vocabulary]."""
-    log_p = logits.float().log_softmax(-1)
-    hit = torch.arange(logits.shape[1], device=logits.device)[None] == labels[:, None]
-    return -log_p.gather(1, labels[:, None]).sum(), ((log_p.exp() - hit.float()) * scale).to(logits.dtype)
-
-
-_compiled = {}
-
-
-def run(function, *arguments):
-    """Call a function from above: compiled on a GPU, as it is elsewhere."""
-    if not arguments[0].is_cuda:
-        return function(*arguments)
-    if function not in _compiled:  # parts of a concatenation write to their places, in the kernel that makes them
-        _compiled[function] = torch.compile(function, options={"max_pointwise_cat_inputs": 1})
-    return _compiled[function](*arguments)
-
-
-# ---- products with their adapters -------------------------------------------------------------------------------------
 
 
 def _fuse(linears) -> SimpleNamespace:
@@ -222,9 +124,9 @@ class BeforeAttention(torch.autograd.Function):
     def forward(ctx, layer, cos, sin, seed, h, y, *adapters):
         group = layer.qkv
         x = h.new_empty(len(h), group.width + group.low)
-        total, seen = run(add_norm, h, y, layer.norm1, layer.eps, x[:, : group.width], group.p, seed)
+        total, seen = run(kernels.add_norm, h, y, layer.norm1, layer.eps, x[:, : group.width], group.p, seed)
         heads = project(group, x, seen).view(len(h), -1, layer.dim)
-        heads = run(rotate, heads, cos, sin, layer.heads + layer.kv_heads)
+        heads = run(kernels.rotate, heads, cos, sin, layer.heads + layer.kv_heads)
         ctx.save_for_backward(total, x[:, group.width :].contiguous(), cos, sin, seed)
         ctx.layer = layer
         return total, *heads.split([layer.heads, layer.kv_heads, layer.kv_heads], 1)
@@ -232,10 +134,10 @@ class BeforeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_total, dq, dk, dv):
         layer, group, (total, low, cos, sin, seed) = ctx.layer, ctx.layer.qkv, ctx.saved_tensors
-        dy = run(rotate_back, dq, dk, dv, cos, sin, group.low)
+        dy = run(kernels.rotate_back, dq, dk, dv, cos, sin, group.low)
         dx, dx_low = project_back(group, dy, seed is not None)
         dh = total.new_empty(len(total), group.width + layer.down.low)[:, : group.width]
-        seen = run(norm_back, total, layer.norm1, layer.eps, dx, dx_low, d_total, dh, group.p, seed)
+        seen = run(kernels.norm_back, total, layer.norm1, layer.eps, dx, dx_low, d_total, dh, group.p, seed)
         return None, None, None, None, dh, dh, *adapter_grads(group, dy, seen, low)
 
 
@@ -245,16 +147,17 @@ class AfterAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layer, seeds, attended, h, *adapters):
         out, gate_up, down = layer.out, layer.gate_up, layer.down
-        seen = None if seeds[0] is None else run(masked, attended, out.p, seeds[0])
+        seen = None if seeds[0] is None else run(kernels.masked, attended, out.p, seeds[0])
         x = torch.cat([attended, attended.new_empty(len(h), out.low)], 1)
         y = project(out, x, seen)
         low = [x[:, out.width :].contiguous()]
         x = h.new_empty(len(h), gate_up.width + gate_up.low)
-        total, seen = run(add_norm, h, y, layer.norm2, layer.eps, x[:, : gate_up.width], gate_up.p, seeds[1])
+        into = x[:, : gate_up.width]
+        total, seen = run(kernels.add_norm, h, y, layer.norm2, layer.eps, into, gate_up.p, seeds[1])
         pair = project(gate_up, x, seen)
         low.append(x[:, gate_up.width :].contiguous())
         x = h.new_empty(len(h), down.width + down.low)
-        seen = run(swiglu, pair, x[:, : down.width], down.p, seeds[2])
+        seen = run(kernels.swiglu, pair, x[:, : down.width], down.p, seeds[2])
         y = project(down, x, seen)
         low.append(x[:, down.width :].contiguous())
         ctx.save_for_backward(attended, total, pair, *low, *seeds)
@@ -267,17 +170,19 @@ class AfterAttention(torch.autograd.Function):
         out, gate_up, down = layer.out, layer.gate_up, layer.down
         dy = widened(dy, down.low)
         dx, dx_low = project_back(down, dy, seeds[2] is not None)
-        d_pair, seen = run(swiglu_back, pair, dx, dx_low, gate_up.low, down.p, seeds[2])
+        d_pair, seen = run(kernels.swiglu_back, pair, dx, dx_low, gate_up.low, down.p, seeds[2])
         grads = adapter_grads(down, dy, seen, low_down)
         dx, dx_low = project_back(gate_up, d_pair, seeds[1] is not None)
-        dh = total.new_empty(len(total), out.rows + out.low)
-        seen = run(norm_back, total, layer.norm2, layer.eps, dx, dx_low, d_total, dh[:, : out.rows], gate_up.p, seeds[1])
+        wide = total.new_empty(len(total), out.rows + out.low)
+        dh = wide[:, : out.rows]
+        seen = run(kernels.norm_back, total, layer.norm2, layer.eps, dx, dx_low, d_total, dh, gate_up.p, seeds[1])
         grads = (*adapter_grads(gate_up, d_pair, seen, low_in), *grads)
-        dx, dx_low = project_back(out, dh, seeds[0] is not None)
+        dx, dx_low = project_back(out, wide, seeds[0] is not None)
         seen = attended
         if seeds[0] is not None:
-            dx, seen = run(add_masked, dx, dx_low, out.p, seeds[0]), run(masked, attended, out.p, seeds[0])
-        return None, None, dx, dh[:, : out.rows], *adapter_grads(out, dh, seen, low_out), *grads
+            dx = run(kernels.add_masked, dx, dx_low, out.p, seeds[0])
+            seen = run(kernels.masked, attended, out.p, seeds[0])
+        return None, None, dx, dh, *adapter_grads(out, wide, seen, low_out), *grads
 
 
 class VocabularyLoss(torch.autograd.Function):
@@ -288,7 +193,7 @@ class VocabularyLoss(torch.autograd.Function):
         loss, grad = torch.zeros((), device=hidden.device), torch.empty_like(hidden)
         for first in range(0, len(hidden), LOGIT_ROWS):
             at = slice(first, first + LOGIT_ROWS)
-            nats, d_logits = run(cross_entropy, hidden[at] @ matrix.T, labels[at], scale)
+            nats, d_logits = run(kernels.cross_entropy, hidden[at] @ matrix.T, labels[at], scale)
             loss += nats
             torch.mm(d_logits, matrix, out=grad[at])
         ctx.save_for_backward(grad)
@@ -300,7 +205,7 @@ class VocabularyLoss(torch.autograd.Function):
 
 
 def attention(q, k, v, lengths, borders):
-    """Causal attention inside each document. q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim]; returns [tokens, -1]."""
+    """Causal attention inside each document. q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim]. [tokens, -1]."""
     if len(set(lengths)) == 1:  # equal documents are a plain batch: the fastest kernel there is takes them
         batch = [each.unflatten(0, (len(lengths), -1)).transpose(1, 2) for each in (q, k, v)]
         out = scaled_dot_product_attention(*batch, is_causal=True, enable_gqa=True).transpose(1, 2)
@@ -317,7 +222,7 @@ def attention(q, k, v, lengths, borders):
 
 
 class FastLoRA:
-    """The fast forward of a peft Llama. Makes the base weights views into `[W | s B]`; the model stays usable as it was."""
+    """The fast forward of a peft Llama. Base weights become views into the fused matrices; the model works as before."""
 
     def __init__(self, model):
         assert not obstacle(model), obstacle(model)
@@ -334,6 +239,30 @@ class FastLoRA:
                 norm1=layer.input_layernorm.weight, norm2=layer.post_attention_layernorm.weight,
             ))  # fmt: skip
         self.adapters = [p for p in model.parameters() if p.requires_grad]
+
+    def plan(self, longest: int, free: float | None = None) -> tuple[int, int]:
+        """Tokens to hold at once and layers to recompute, for `free` bytes of memory (default: what the GPU has left).
+
+        More tokens make larger products, up to MOST; fewer cost less than recomputing, down to LEAST, or to the longest
+        document. Adapter gradients and the optimiser's two moments, 12 bytes a parameter, are still to come.
+        """
+        if free is None:
+            torch.cuda.empty_cache()
+            free = torch.cuda.mem_get_info()[0]
+        layer, width = self.layers[0], self.layers[0].qkv.width
+        groups = (layer.qkv, layer.out, layer.gate_up, layer.down)
+        kept = 2 * (2 * width + layer.qkv.rows + layer.out.width + layer.gate_up.rows + sum(g.low for g in groups))
+        kept += 4 * layer.heads  # log-sum-exp of attention
+        passing = 2 * (4 * layer.gate_up.rows + 8 * width)  # what one layer's backward holds for a while
+        fixed = 12 * sum(p.numel() for p in self.adapters) + 4 * min(LOGIT_ROWS, MOST) * len(self.head) + RESERVE
+        room = free - fixed
+        for tokens in range(MOST, max(LEAST, longest) - 1, -1024):
+            if tokens * (passing + kept * len(self.layers)) <= room:
+                return tokens, 0
+        tokens = max(LEAST, longest)
+        spare = int((room - tokens * passing) // (tokens * kept))
+        # a recomputed layer still keeps the two parts of its residual stream
+        return tokens, min(len(self.layers), max(0, len(self.layers) - max(0, spare - 1)))
 
     def refresh(self) -> None:
         """Take over adapters that the optimiser, or a loaded checkpoint, has changed since the last call."""

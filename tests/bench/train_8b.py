@@ -59,7 +59,7 @@ def config():
 
 
 def build(adapters: bool = True, dropout: float = 0.0):
-    """A random bf16 model of the shape, with peft's LoRA on the seven linears; B is not zero, as after some training."""
+    """A random bf16 model of the shape, with peft's LoRA on the seven linears; B is not zero, as if trained a little."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -128,7 +128,7 @@ def attempt(out: Path, name: str, function, *arguments, **options):
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
 
 
-# ---- data -------------------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 
 def fixed(documents: int, length: int = 0, seed: int = 1):
@@ -169,7 +169,7 @@ def real(tokens: int, steps: int, all_tokens: bool = False):
     return streams
 
 
-# ---- ours -------------------------------------------------------------------------------------------------------------
+# ---- ours ----------------------------------------------------------------------------------------
 
 
 def loop(out: Path, name: str, fast, batches, skip: int = 2, **extra) -> float:
@@ -189,9 +189,10 @@ def loop(out: Path, name: str, fast, batches, skip: int = 2, **extra) -> float:
     seconds = [after - before for before, after in zip(marks, marks[1:], strict=False)]
     tokens = [len(ids) for ids, _, _ in batches]
     speed = sum(tokens[skip:]) / sum(seconds[skip:])
-    emit(out, {"name": name, "tok_s": speed, "tokens": max(tokens), "peak_gib": peak_gib(), "loss": float(loss.detach()),
-               "tflops_4n": 4 * products() * speed / 1e12, "first_s": seconds[0],
-               "spread": [round(t / s) for t, s in zip(tokens[skip:], seconds[skip:], strict=True)], **extra})  # fmt: skip
+    spread = [round(t / s) for t, s in zip(tokens[skip:], seconds[skip:], strict=True)]
+    emit(out, {"name": name, "tok_s": speed, "tokens": max(tokens), "peak_gib": peak_gib(),
+               "loss": float(loss.detach()), "tflops_4n": 4 * products() * speed / 1e12, "first_s": seconds[0],
+               "spread": spread, **extra})  # fmt: skip
     return speed
 
 
@@ -278,7 +279,8 @@ def part_ours(out: Path) -> None:
             lambda: setattr(fast_lora, "run", run))  # fmt: skip
     restore = []
     without("base and adapter products apart", lambda: restore.append(apart(fast_lora)), lambda: restore.pop()())
-    without("every layer recomputed", lambda: setattr(fast, "recomputed", LAYERS), lambda: setattr(fast, "recomputed", 0))
+    without("every layer recomputed", lambda: setattr(fast, "recomputed", LAYERS),
+            lambda: setattr(fast, "recomputed", 0))  # fmt: skip
     for layer in fast.layers:
         for group in (layer.qkv, layer.out, layer.gate_up, layer.down):
             group.p = 0.05
@@ -287,7 +289,7 @@ def part_ours(out: Path) -> None:
 
 
 def part_gradients(out: Path) -> None:
-    """Loss and gradients at full depth, ours and peft's under autocast, against a float32 reference document by document."""
+    """Loss and gradients at full depth, ours and peft's under autocast, against float32 document by document."""
     import torch
 
     from lib import fast_lora, train
@@ -337,7 +339,7 @@ def part_gradients(out: Path) -> None:
                    "median_tensor": statistics.median(errors), "worst_tensor": max(errors)})  # fmt: skip
 
 
-# ---- peers ------------------------------------------------------------------------------------------------------------
+# ---- peers ---------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -424,8 +426,10 @@ def part_unsloth(out: Path) -> None:
     tiny.tokenizer().save_pretrained(folder)
     del model
     fresh()
-    model, _ = FastLanguageModel.from_pretrained(folder, max_seq_length=LENGTH, dtype=torch.bfloat16,
-                                                 load_in_4bit=False, fix_tokenizer=False, local_files_only=True)  # fmt: skip
+    model, _ = FastLanguageModel.from_pretrained(
+        folder, max_seq_length=LENGTH, dtype=torch.bfloat16, load_in_4bit=False, fix_tokenizer=False,
+        local_files_only=True,
+    )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
         model, r=RANK, target_modules=train.LINEARS, lora_alpha=2 * RANK, lora_dropout=0, bias="none",
         use_gradient_checkpointing=False, random_state=1, max_seq_length=LENGTH,
