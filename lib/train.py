@@ -71,7 +71,9 @@ def fast_path(model, dtype: str):
     return (None, reason) if reason else (fast_lora.FastLoRA(model), "")
 
 
-def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None, fingerprint: str = "") -> dict:
+def fit(
+    model, tokenizer, train, valid, folder: Path, settings: dict, probe=None, fingerprint: str = "", callbacks=()
+) -> dict:
     """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with the same losses.
 
     On a GPU a Llama takes lib.fast_lora; everything else takes its own forward. Run under `accelerate launch`, every
@@ -172,7 +174,7 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
         train_dataset=train.select_columns(columns),
         eval_dataset=valid.select_columns(columns),
         data_collator=batches.flat,
-        callbacks=[watcher],
+        callbacks=[watcher, *callbacks],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if settings["early_stopping_patience"]:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 RESULTS, LENGTHS = ROOT / "tests" / "bench" / "results", Path(__file__).with_name("lengths.json")
-PARTS = {"ours": 260, "gradients": 120, "fit": 150, "trl": 200, "unsloth": 150, "scaling": 260, "generation": 150}
+PARTS = {"ours": 260, "gradients": 120, "fit": 150, "trl": 200, "unsloth": 150, "scaling": 260, "generation": 150, "curve": 3600}
 TINY = "--tiny" in sys.argv
 LENGTH, RANK, VOCABULARY = (64, 8, 259) if TINY else (2048, 64, 128_256)
 LAYERS = 2 if TINY else 32
@@ -289,6 +289,77 @@ def part_ours(out: Path) -> None:
     attempt(out, "dropout", loop, out, "real lengths, dropout 0.05", fast, real(tokens, 6), kind="piece")
 
 
+class Bare:
+    """What `fit` needs of a data set: columns and rows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, key):
+        return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
+
+    def select_columns(self, columns):
+        return self
+
+
+def part_fit(out: Path) -> None:
+    """`lib.train.fit` itself, as notebook 10 calls it: Trainer, logging, clipping, real lengths, 64 conversations a step.
+
+    Started by `accelerate launch` it measures as many GPUs as there are processes; the first one reports.
+    """
+    import torch
+    from accelerate import PartialState
+
+    from lib import train
+
+    state = PartialState(cpu=TINY)
+    if not TINY:
+        torch.cuda.set_device(state.local_process_index)
+    pairs = json.loads(LENGTHS.read_text())["pairs"]
+    if TINY:
+        pairs = [(max(2, length // 32), max(1, answer // 32)) for length, answer in pairs]
+    effective, steps = (8, 6) if TINY else (64 * max(1, int(os.environ.get("STEP_TIMES", "2"))), 14)
+    made, rows = torch.Generator().manual_seed(1), []
+    for length, answer in pairs[: effective * steps]:
+        ids = torch.randint(3, VOCABULARY, (length,), generator=made).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (length - answer) + ids[length - answer :], "length": length})
+    settings = {"epochs": 1, "max_steps": steps, "learning_rate": 5e-6, "warmup_share": 0.1, "micro_tokens": 0,
+                "effective_batch": effective, "eval_steps": 10_000, "early_stopping_patience": 0, "seed": 1,
+                "dtype": "bfloat16"}  # fmt: skip
+    dropout = float(os.environ.get("DROPOUT", "0.05"))
+    model = build(dropout=dropout)
+    fresh()
+    marks = Clock()
+    folder = Path(tempfile.mkdtemp())
+    result = train.fit(model, None, Bare(rows), Bare(rows[:8]), folder, settings, None, "x", callbacks=[marks])
+    seconds = [after - before for before, after in zip(marks.marks, marks.marks[1:], strict=False)]
+    seen = [row["num_input_tokens_seen"] for row in result["history"] if "loss" in row]
+    skip = 4
+    speed = (seen[-1] - seen[skip - 1]) / sum(seconds[skip:])
+    if state.is_main_process:
+        emit(out, {"name": f"fit, real lengths, dropout {dropout}, {state.num_processes} GPU", "kind": "fit",
+                   "gpus": state.num_processes, "tok_s": speed, "peak_gib": peak_gib(), "path": result["path"],
+                   "conversations_a_step": effective, "tokens_a_step": round(seen[-1] / len(seen)), "dropout": dropout,
+                   "spread": [round((b - a) / s) for a, b, s in zip(seen, seen[1:], seconds[1:], strict=False)]})  # fmt: skip
+    state.destroy_process_group()
+
+
+def part_scaling(out: Path) -> None:
+    """`fit` on one GPU and on all, each GPU with as many conversations a step."""
+    import torch
+
+    gpus = torch.cuda.device_count() or 2
+    for processes in sorted({1, gpus}):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes),
+                   "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                   "--main_process_port", "0", *(["--cpu"] if TINY else ["--multi_gpu"] if processes > 1 else []),
+                   __file__, "--part", "fit", "--out", str(out), *(["--tiny"] if TINY else [])]  # fmt: skip
+        subprocess.run(command, check=False, env=os.environ | {"STEP_TIMES": str(2 * processes), "PYTHONPATH": str(ROOT)})
+
+
 def part_gradients(out: Path) -> None:
     """Loss and gradients at full depth, ours and peft's under autocast, against float32 document by document."""
     import torch
@@ -338,6 +409,52 @@ def part_gradients(out: Path) -> None:
         emit(out, {"name": f"gradients, {name}", "kind": "gradients", "loss": loss, "reference_loss": reference,
                    "documents": len(lengths), "tokens": sum(lengths), "relative_error": float(total),
                    "median_tensor": statistics.median(errors), "worst_tensor": max(errors)})  # fmt: skip
+
+
+def part_curve(out: Path, steps: int = 200) -> None:
+    """Loss over 200 steps of the real SmolLM2 on its packaged conversations: peft's forward against ours, on a CPU too.
+
+    Both start from one adapter, see the same batches without dropout and run in bf16 products (ours in bf16 throughout).
+    How far two runs of peft itself part that differ by rounding alone, float32 against bf16, is the noise beside it.
+    """
+    import numpy as np
+    import torch
+
+    from lib import batches, conversations, fast_lora, models, train
+
+    rows = [json.loads(line) for line in Path(os.environ["CURVE_ROWS"]).read_text().splitlines()]
+    curves = {}
+    for name, base in (("peft bf16", "float32"), ("ours bf16", "bfloat16"), ("peft float32", "float32")):
+        model, tokenizer = models.load("smollm2-135m-instruct", base)
+        encoded = [conversations.encode(tokenizer, conversations.messages_of(row), 160) for row in rows]
+        encoded = [each for each in encoded if any(label >= 0 for label in each["labels"])]
+        model = train.add_lora(model, 16, 32, 0.0, 1).train()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.0)
+        fast, losses, start = fast_lora.FastLoRA(model) if name.startswith("ours") else None, [], time.process_time()
+        for step in range(steps):
+            batch = batches.flat([encoded[(2 * step + i) % len(encoded)] for i in range(2)])
+            piece = batches.cut(batch, 10**6, padded=False)[0]
+            if fast:
+                loss = fast.loss(**piece)
+            else:
+                with train.autocast("float32" if name.endswith("32") else "bfloat16"):
+                    loss = batches.plain_loss(model, **piece)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(float(loss.detach()))
+            if step % 20 == 19:
+                print(f"{name}: step {step + 1}, loss {np.mean(losses[-20:]):.4f}", flush=True)
+        curves[name] = losses
+        emit(out, {"name": f"curve, {name}", "kind": "curve", "first_20": float(np.mean(losses[:20])),
+                   "last_20": float(np.mean(losses[-20:])), "cpu_s": time.process_time() - start})  # fmt: skip
+    for one, two in (("ours bf16", "peft bf16"), ("peft float32", "peft bf16")):
+        gap = np.abs(np.array(curves[one]) - np.array(curves[two]))
+        emit(out, {"name": f"curve, {one} against {two}", "kind": "curve", "mean_gap": float(gap.mean()),
+                   "largest_gap": float(gap.max()), "last_20_gap": float(gap[-20:].mean())})  # fmt: skip
+    (out / "curve.json").write_text(json.dumps(curves))
 
 
 # ---- peers ---------------------------------------------------------------------------------------
