@@ -39,15 +39,15 @@ def rotate(heads, cos, sin, turned: int):
     return torch.cat([(x * cos[:, None] + swapped * sin[:, None]).to(heads.dtype), heads[:, turned:]], 1)
 
 
-def rotate_back(dq, dk, dv, cos, sin, room: int):
-    """Gradient of `rotate`: turns back what came for queries and keys. [tokens, width of all three + room]."""
+def rotate_back(dq, dk, dv, cos, sin, out):
+    """Gradient of `rotate`, into `out` [tokens, heads of all three, dim]: turns back what came for queries and keys."""
 
     def back(dx):
         x, half = dx.float(), dx.shape[-1] // 2
         swapped = torch.cat([x[..., half:], -x[..., :half]], -1)
-        return (x * cos[:, None] + swapped * sin[:, None]).to(dx.dtype).flatten(1)
+        return (x * cos[:, None] + swapped * sin[:, None]).to(dx.dtype)
 
-    return torch.cat([back(dq), back(dk), dv.flatten(1), dv.new_zeros(len(dv), room)], 1)
+    out.copy_(torch.cat([back(dq), back(dk), dv], 1))
 
 
 def swiglu(gate_up, out, p, seed):
@@ -96,9 +96,13 @@ _compiled = {}
 
 
 def run(function, *arguments):
-    """Call a function from above: compiled on a GPU, as it is elsewhere."""
+    """Call a function from above: compiled on a GPU, or in its Triton form where there is one; as it is elsewhere."""
     if not arguments[0].is_cuda:
         return function(*arguments)
-    if function not in _compiled:  # parts of a concatenation write to their places, in the kernel that makes them
-        _compiled[function] = torch.compile(function, options={"max_pointwise_cat_inputs": 1})
+    if function is swiglu_back:
+        from lib import fast_triton
+
+        return fast_triton.swiglu_back(*arguments)
+    if function not in _compiled:
+        _compiled[function] = torch.compile(function)
     return _compiled[function](*arguments)

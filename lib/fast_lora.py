@@ -134,7 +134,8 @@ class BeforeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_total, dq, dk, dv):
         layer, group, (total, low, cos, sin, seed) = ctx.layer, ctx.layer.qkv, ctx.saved_tensors
-        dy = run(kernels.rotate_back, dq, dk, dv, cos, sin, group.low)
+        dy = dq.new_empty(len(dq), group.rows + group.low)
+        run(kernels.rotate_back, dq, dk, dv, cos, sin, dy[:, : group.rows].unflatten(1, (-1, layer.dim)))
         dx, dx_low = project_back(group, dy, seed is not None)
         dh = total.new_empty(len(total), group.width + layer.down.low)[:, : group.width]
         seen = run(kernels.norm_back, total, layer.norm1, layer.eps, dx, dx_low, d_total, dh, group.p, seed)
@@ -222,14 +223,14 @@ def attention(q, k, v, lengths, borders):
 
 
 class FastLoRA:
-    """The fast forward of a peft Llama. Base weights become views into the fused matrices; the model works as before."""
+    """The fast forward of a peft Llama. Base weights become views into fused matrices; the model works as before."""
 
     def __init__(self, model):
         assert not obstacle(model), obstacle(model)
         self.model, causal = model, model.get_base_model()
         self.base, self.head = causal.model, causal.lm_head.weight
         self.recomputed = 0  # layers whose activations are made twice instead of kept
-        self.layers, self.copied = [], None
+        self.layers = []
         for layer in self.base.layers:
             qkv, out, gate_up, down = (_fuse(group) for group in _groups(layer))
             config = layer.self_attn.config
@@ -265,22 +266,23 @@ class FastLoRA:
         return tokens, min(len(self.layers), max(0, len(self.layers) - max(0, spare - 1)))
 
     def refresh(self) -> None:
-        """Take over adapters that the optimiser, or a loaded checkpoint, has changed since the last call."""
-        version = [p._version for p in self.adapters]
-        if version != self.copied:
-            groups = [group for layer in self.layers for group in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-            with torch.no_grad():
-                scaled = torch._foreach_mul([a for group in groups for a in group.A], groups[0].scale)
-                torch._foreach_copy_([each for group in groups for each in group.into_a], scaled)
-                torch._foreach_copy_([each for group in groups for each in group.into_b],
-                                     [b for group in groups for b in group.B])  # fmt: skip
-            self.copied = version
+        """Take over the adapters as they are now, rounded to the base's type."""
+        groups = [group for layer in self.layers for group in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        with torch.no_grad():
+            scaled = torch._foreach_mul([a for group in groups for a in group.A], groups[0].scale)
+            torch._foreach_copy_([each for group in groups for each in group.into_a], scaled)
+            low = [b for group in groups for b in group.B]
+            torch._foreach_copy_([each for group in groups for each in group.into_b], low)
 
-    def loss(self, input_ids, targets, lengths, items=None):
+    def loss(self, input_ids, targets, lengths, items=None, changed=True):
         """Negative log-likelihood of the targets, summed and divided by `items` (default: their number), in nats.
 
         input_ids, targets: [tokens], documents of `lengths` end to end; targets are the labels moved one to the left.
+        changed: False if the adapters are those of the call before. (Their version counters do not tell: fused
+        optimisers leave them as they are.)
         """
+        if changed:
+            self.refresh()
         learned = (targets != IGNORED).nonzero().squeeze(1)
         scale = 1 / torch.as_tensor(items if items is not None else len(learned), device=targets.device).float()
         h, y = self.hidden(input_ids, lengths)
@@ -291,7 +293,6 @@ class FastLoRA:
         """Residual stream [tokens, width] before the last norm, in two parts to be added."""
         from torch.utils.checkpoint import checkpoint
 
-        self.refresh()
         device = input_ids.device
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device, non_blocking=True)
         borders = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)

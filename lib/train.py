@@ -76,7 +76,7 @@ def fit(
 ) -> dict:
     """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with the same losses.
 
-    On a GPU a Llama takes lib.fast_lora; everything else takes its own forward. Run under `accelerate launch`, every
+    On a GPU a Llama takes lib.fast_lora; everything else takes its own forward. Run under torchrun, every
     process trains on its share of each step's conversations.
 
     Args:
@@ -135,12 +135,12 @@ def fit(
         budget = settings["micro_tokens"] or planned
     original = model.forward
 
-    def forward(*arguments, piece=None, items=None, **named):
+    def forward(*arguments, piece=None, items=None, first=True, **named):
         """A piece of a flat batch gives its loss; anything else is answered as before."""
         if piece is None:
             return original(*arguments, **named)
         if fast:
-            return fast.loss(**piece, items=items)
+            return fast.loss(**piece, items=items, changed=first)
         with autocast(settings["dtype"]):
             return batches.plain_loss(model, **piece, items=items)
 
@@ -156,7 +156,7 @@ def fit(
                 # gradients of several GPUs are averaged once, with the last piece
                 alone = model.no_sync() if ranks > 1 and piece is not cut[-1] else contextlib.nullcontext()
                 with alone:
-                    loss = model(piece=piece, items=num_items_in_batch) * ranks
+                    loss = model(piece=piece, items=num_items_in_batch, first=piece is cut[0]) * ranks
                     self.accelerator.backward(loss)
                 total += loss.detach()
             return total

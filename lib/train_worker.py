@@ -1,12 +1,13 @@
-"""One of several processes that train one adapter, a GPU each: `accelerate launch -m lib.train_worker job.json`.
+"""One of several processes that train one adapter, a GPU each: `torchrun -m lib.train_worker job.json`.
 
-`launch` writes the job, starts accelerate and brings the result back, so that a notebook trains on all visible GPUs.
+`launch` writes the job, starts torchrun (accelerate inside the Trainer does the rest) and brings the result back, so that a notebook trains on all visible GPUs.
 Plain data parallelism: frozen weights are on every GPU, gradients of the adapters alone are exchanged, once a step.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,10 +36,9 @@ def launch(model, data: dict, folder: Path, job: dict, processes: int, cpu: bool
     device = next(model.parameters()).device
     model.to("cpu")
     torch.cuda.empty_cache()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes),
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-               "--cpu" if cpu else "--multi_gpu", "-m", "lib.train_worker", str(shared / "job.json")]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+               "-m", "lib.train_worker", str(shared / "job.json")]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ({"ACCELERATE_USE_CPU": "true"} if cpu else {}))
     if done.returncode:
         raise RuntimeError(f"training on {processes} GPUs failed with exit code {done.returncode}; its lines above say "
                            "why. Run the cell again to go on from the last checkpoint")  # fmt: skip

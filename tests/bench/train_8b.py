@@ -308,7 +308,7 @@ class Bare:
 def part_fit(out: Path) -> None:
     """`lib.train.fit` itself, as notebook 10 calls it: Trainer, logging, clipping, real lengths, 64 conversations a step.
 
-    Started by `accelerate launch` it measures as many GPUs as there are processes; the first one reports.
+    Started by `torchrun` it measures as many GPUs as there are processes; the first one reports.
     """
     import torch
     from accelerate import PartialState
@@ -353,11 +353,10 @@ def part_scaling(out: Path) -> None:
 
     gpus = torch.cuda.device_count() or 2
     for processes in sorted({1, gpus}):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes),
-                   "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-                   "--main_process_port", "0", *(["--cpu"] if TINY else ["--multi_gpu"] if processes > 1 else []),
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
                    __file__, "--part", "fit", "--out", str(out), *(["--tiny"] if TINY else [])]  # fmt: skip
-        subprocess.run(command, check=False, env=os.environ | {"STEP_TIMES": str(2 * processes), "PYTHONPATH": str(ROOT)})
+        times = {"STEP_TIMES": str(2 * processes), "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, check=False, env=os.environ | times | ({"ACCELERATE_USE_CPU": "true"} if TINY else {}))
 
 
 def part_gradients(out: Path) -> None:
