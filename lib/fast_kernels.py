@@ -6,7 +6,10 @@ sees. x and what goes with it are [tokens, width].
 
 from __future__ import annotations
 
+import inspect
+
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 
 def add_norm(h, y, weight, eps, out, p, seed):
@@ -106,3 +109,20 @@ def run(function, *arguments):
     if function not in _compiled:
         _compiled[function] = torch.compile(function)
     return _compiled[function](*arguments)
+
+
+def attention(q, k, v, lengths, borders):
+    """Causal attention inside each document. q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim]. [tokens, -1]."""
+    if len(set(lengths)) == 1:  # equal documents are a plain batch: the fastest kernel there is takes them
+        batch = [each.unflatten(0, (len(lengths), -1)).transpose(1, 2) for each in (q, k, v)]
+        out = scaled_dot_product_attention(*batch, is_causal=True, enable_gqa=True).transpose(1, 2)
+        return out.reshape(len(q), -1)
+    if q.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn
+
+        known, longest = inspect.signature(varlen_attn).parameters, max(lengths)
+        causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}  # torch 2.10
+        grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
+        return varlen_attn(q, k, v, borders, borders, longest, longest, **causal, **grouped).flatten(1)
+    parts = zip(*(each.split(lengths) for each in (q, k, v)), strict=True)
+    return torch.cat([attention(*part, [len(part[0])], None) for part in parts])

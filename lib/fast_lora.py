@@ -16,11 +16,9 @@ they are tested against peft. Dropout is drawn once for linears that share an in
 
 from __future__ import annotations
 
-import inspect
 from types import SimpleNamespace
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from lib import fast_kernels as kernels
 from lib.conversations import IGNORED
@@ -205,23 +203,6 @@ class VocabularyLoss(torch.autograd.Function):
         return ctx.saved_tensors[0] * d_loss.to(ctx.saved_tensors[0].dtype), None, None, None
 
 
-def attention(q, k, v, lengths, borders):
-    """Causal attention inside each document. q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim]. [tokens, -1]."""
-    if len(set(lengths)) == 1:  # equal documents are a plain batch: the fastest kernel there is takes them
-        batch = [each.unflatten(0, (len(lengths), -1)).transpose(1, 2) for each in (q, k, v)]
-        out = scaled_dot_product_attention(*batch, is_causal=True, enable_gqa=True).transpose(1, 2)
-        return out.reshape(len(q), -1)
-    if q.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-
-        known, longest = inspect.signature(varlen_attn).parameters, max(lengths)
-        causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}  # torch 2.10
-        grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
-        return varlen_attn(q, k, v, borders, borders, longest, longest, **causal, **grouped).flatten(1)
-    parts = zip(*(each.split(lengths) for each in (q, k, v)), strict=True)
-    return torch.cat([attention(*part, [len(part[0])], None) for part in parts])
-
-
 class FastLoRA:
     """The fast forward of a peft Llama. Base weights become views into fused matrices; the model works as before."""
 
@@ -314,5 +295,5 @@ class FastLoRA:
     def _layer(self, layer, h, y, cos, sin, seed, lengths, borders):
         first, others = layer.qkv, (layer.out, layer.gate_up, layer.down)
         h, q, k, v = BeforeAttention.apply(layer, cos, sin, seed[0], h, y, *first.A, *first.B)
-        attended = attention(q, k, v, lengths, borders)
+        attended = kernels.attention(q, k, v, lengths, borders)
         return AfterAttention.apply(layer, seed[1:], attended, h, *[p for group in others for p in group.A + group.B])

@@ -1,4 +1,4 @@
-"""The one kernel that the compiler does not make well: it reads the inputs of `swiglu_back` twice to fill its two halves.
+"""The one kernel that the compiler makes badly: it reads the inputs of `swiglu_back` twice to fill two halves.
 
 Written in Triton; imported on a GPU alone. Its plain form, and its test oracle, is lib.fast_kernels.swiglu_back.
 """

@@ -35,14 +35,14 @@ def peak_memory_bytes() -> int:
 def measured_on() -> str:
     """Where and when the speed behind `estimates` was measured, as a phrase."""
     found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    return f"{found['useful_tok_s']:,.0f} tokens/s on {found['device']}, {found['date']}, documents of real lengths"
+    return f"{found['fit_tok_s']:,.0f} tokens/s on {found['device']}, {found['date']}, documents of real lengths"
 
 
 def estimates(tokens: int, parameters: int, rates: dict[str, float]) -> list[dict]:
     """Hours and dollars of training an 8B on `tokens` tokens, a row for each card in `rates` (USD an hour).
 
-    From the measured tokens/s of this code; a card that was not measured is scaled by its dense bf16 peak, which flatters
-    the faster card's memory and so errs on the slow side. Empty for another size of model, or without a measurement.
+    From the speed of `fit` with dropout on documents of real lengths; a card that was not measured is scaled by its dense
+    bf16 peak, a guess. Empty for another size of model, or without a measurement.
     """
     if not MEASURED.exists() or not 0.9 < parameters / 8.03e9 < 1.1:
         return []
@@ -50,7 +50,7 @@ def estimates(tokens: int, parameters: int, rates: dict[str, float]) -> list[dic
     own = next(value for name, value in PEAK_TFLOPS.items() if name in found["device"])
     rows = []
     for card, rate in rates.items():
-        hours = tokens / found["useful_tok_s"] * own / PEAK_TFLOPS[card] / 3600
+        hours = tokens / found["fit_tok_s"] * own / PEAK_TFLOPS[card] / 3600
         rows.append({"card": card, "hours": f"{hours:.1f}", "USD": f"{hours * rate:.0f}",
                      "speed": "measured" if card in found["device"] else "scaled by peak, not measured"})  # fmt: skip
     return rows

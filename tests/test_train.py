@@ -222,7 +222,7 @@ def test_mfu_is_absent_where_the_peak_is_unknown():
 
 
 def test_an_estimate_follows_the_measurement_and_is_absent_for_other_sizes(tmp_path, monkeypatch):
-    record = {"device": "NVIDIA H100 80GB HBM3", "useful_tok_s": 18_000.0, "date": "2026-11-25"}
+    record = {"device": "NVIDIA H100 80GB HBM3", "fit_tok_s": 18_000.0, "date": "2026-11-25"}
     (tmp_path / "train_8b.json").write_text(json.dumps(record))
     monkeypatch.setattr(throughput, "MEASURED", tmp_path / "train_8b.json")
     a100, h100 = throughput.estimates(18_000 * 3600 * 10, int(8.03e9), {"A100": 2.0, "H100": 4.0})
@@ -235,7 +235,7 @@ def test_an_estimate_follows_the_measurement_and_is_absent_for_other_sizes(tmp_p
 
 @pytest.mark.slow
 def test_two_processes_train_the_adapter_that_one_would(tmp_path):
-    """torchrun with two CPU processes, through `train_worker.launch`: same losses as one process, adapter brought back."""
+    """torchrun with two CPU processes: the losses of one process, and the adapter brought back."""
     from lib import train_worker
 
     name = tiny.checkpoint(tmp_path / "model")
