@@ -35,13 +35,14 @@ def peak_memory_bytes() -> int:
 def measured_on() -> str:
     """Where and when the speed behind `estimates` was measured, as a phrase."""
     found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    return f"{found['fit_tok_s']:,.0f} tokens/s on {found['device']}, {found['date']}, documents of real lengths"
+    speed = f"{found['fit_tok_s']:,.0f} tokens/s"
+    return f"{speed} on {found['device']}, {found['date']}, documents of real lengths"
 
 
 def estimates(tokens: int, parameters: int, rates: dict[str, float]) -> list[dict]:
     """Hours and dollars of training an 8B on `tokens` tokens, a row for each card in `rates` (USD an hour).
 
-    From the speed of `fit` with dropout on documents of real lengths; a card that was not measured is scaled by its dense
+    From the speed of `fit` with dropout on documents of real lengths; a card not measured is scaled by its dense
     bf16 peak, a guess. Empty for another size of model, or without a measurement.
     """
     if not MEASURED.exists() or not 0.9 < parameters / 8.03e9 < 1.1:

@@ -1,7 +1,7 @@
 """One of several processes that train one adapter, a GPU each: `torchrun -m lib.train_worker job.json`.
 
-`launch` writes the job, starts torchrun (accelerate inside the Trainer does the rest) and brings the result back: a notebook
-trains on all visible GPUs.
+`launch` writes the job, starts torchrun (accelerate inside the Trainer does the rest) and brings the result back, so
+that a notebook trains on all visible GPUs.
 Plain data parallelism: frozen weights are on every GPU, gradients of the adapters alone are exchanged, once a step.
 """
 

@@ -579,7 +579,8 @@ def write(out: Path, folder: Path) -> None:
     about = json.loads(noted.read_text()) if noted.exists() else device()
     fastest = max((r for r in rows if r.get("kind") == "fixed"), key=lambda r: r["tok_s"], default={})
     record = about | {
-        "fixed_tok_s": best("fixed 2048"), "useful_tok_s": best("real lengths", "real"), "fit_tok_s": best("fit, real lengths, dropout 0.05, 1 GPU"),
+        "fixed_tok_s": best("fixed 2048"), "useful_tok_s": best("real lengths", "real"),
+        "fit_tok_s": best("fit, real lengths, dropout 0.05, 1 GPU"),
         "peak_gib": fastest.get("peak_gib"), "trl_fixed_tok_s": best("TRL default, fixed"),
         "trl_packed_tok_s": best("TRL packing"), "unsloth_tok_s": best("Unsloth"),
         "matmul_ceiling_tflops": max((r["matmul_tflops"] for r in rows if "matmul_tflops" in r), default=None),
