@@ -58,6 +58,13 @@ class Job:
             raise FileNotFoundError(f"{params.shown(path, self.root)} is missing: run notebook {name} first")
         return json.loads(path.read_text(encoding="utf-8"))["metrics"]
 
+    def settings(self, name: str) -> dict:
+        """The parameters that an earlier notebook of this run was executed with, so that none is typed twice."""
+        path = self.out / "metrics" / f"{name}.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{params.shown(path, self.root)} is missing: run notebook {name} first")
+        return json.loads(path.read_text(encoding="utf-8"))["provenance"]["params"]
+
 
 def say(text: str) -> None:
     """Display Markdown."""
@@ -93,9 +100,12 @@ def start(name: str, values: dict, *, root: Path = ROOT) -> Job:
     if missing:
         raise params.ParameterError(f"notebook {name}: run the parameters cell first, it sets {missing[0]}")
     here = {key: params.check(f"notebook {name}", key, values[key], p.default) for key, p in declared.items()}
+    params.known_dtype(f"notebook {name}", here)
     record = {
         "commit": provenance.commit(root), "device": provenance.device(), "versions": provenance.versions(),
     }  # fmt: skip
+    if here.get("dtype") == "auto":  # decided once, here; all that follows and the record see what it came to
+        here["dtype"] = values["dtype"] = record["device"]["fast_dtype"]
     out = root / Path(here.get("out", "outputs/smollm2")).expanduser()
     record["earlier_seconds"] = float(os.environ.get("WORKBOOK_EARLIER_SECONDS", 0))
     began = datetime.now(UTC).isoformat(timespec="seconds")

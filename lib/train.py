@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from lib import batches, checkpoints, models
+from lib import checkpoints, models, sharpen, streams
 from lib.conversations import IGNORED, collate
 from lib.files import atomic_write_json
 
@@ -71,9 +71,8 @@ def fast_path(model, dtype: str):
     return (None, reason) if reason else (fast_lora.FastLoRA(model), "")
 
 
-def fit(
-    model, tokenizer, train, valid, folder: Path, settings: dict, probe=None, fingerprint: str = "", callbacks=()
-) -> dict:
+def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None, fingerprint: str = "",
+        targets: Path | None = None, callbacks=()) -> dict:
     """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with the same losses.
 
     On a GPU a Llama takes lib.fast_lora; everything else takes its own forward. Run under torchrun, every
@@ -85,6 +84,8 @@ def fit(
             in memory at once; 0 chooses by free memory, and recomputes activations only where even few do not fit.
         probe: function() -> score in [0, 1], called at every evaluation; None for no probe.
         fingerprint: of data and settings; checkpoints of another fingerprint are discarded, not continued.
+        targets: soft targets of some of the examples by their id, written by `sharpen.write`.
+        callbacks: further ones of transformers' Trainer.
     Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens, seconds, resumed_from,
         path (a sentence)}; tokens are non-padding ones, seconds exclude evaluation. Gradients are clipped at norm 1,
         nothing decays.
@@ -119,6 +120,7 @@ def fit(
         disable_tqdm=True,
         seed=settings["seed"],
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one GPU; several take lib.train_worker
     ranks, rank, effective = arguments.world_size, arguments.process_index, settings["effective_batch"]
     if effective % ranks:
         raise ValueError(f"effective_batch {effective} is not a multiple of {ranks} GPUs")
@@ -127,12 +129,15 @@ def fit(
     with arguments.main_process_first(desc="checkpoints"):
         first = checkpoints.resume_from(folder, fingerprint) if rank == 0 else None
         resume = first or checkpoints.complete(folder, clean=False)
-    fast, reason = fast_path(model, settings["dtype"])
-    longest = max(train["length"])
-    budget = settings["micro_tokens"] or 4096
+    soft = sharpen.read(targets)
+    fast, reason = (None, "soft targets") if soft else fast_path(model, settings["dtype"])
+    on_gpu = torch.cuda.is_available()
     if fast:
-        planned, fast.recomputed = fast.plan(longest)
-        budget = settings["micro_tokens"] or planned
+        planned, fast.recomputed = fast.plan(max(train["length"]))
+    else:  # on a CPU shorter runs cost nothing and are padded less
+        planned = 4096 if on_gpu else 1024
+        arguments.gradient_checkpointing = on_gpu and sum(p.numel() for p in model.parameters()) > 1e9
+    budget = settings["micro_tokens"] or planned
     original = model.forward
 
     def forward(*arguments, piece=None, items=None, first=True, **named):
@@ -142,16 +147,16 @@ def fit(
         if fast:
             return fast.loss(**piece, items=items, changed=first)
         with autocast(settings["dtype"]):
-            return batches.plain_loss(model, **piece, items=items)
+            return streams.plain_loss(model, **piece, items=items)
 
     class Trainer(transformers.Trainer):
         def _get_train_sampler(self, dataset=None):
-            return batches.level_sampler(list(train["length"]), effective, ranks, rank, settings["seed"])
+            return streams.level_sampler(list(train["length"]), effective, ranks, rank, settings["seed"])
 
         def training_step(self, model, inputs, num_items_in_batch=None):
             model.train()
             inputs, total = self._prepare_inputs(inputs), 0.0
-            cut = batches.cut(inputs, budget, padded=fast is None)
+            cut = streams.cut(inputs, budget, padded=fast is None)
             for piece in cut:
                 # gradients of several GPUs are averaged once, with the last piece
                 alone = model.no_sync() if ranks > 1 and piece is not cut[-1] else contextlib.nullcontext()
@@ -163,17 +168,17 @@ def fit(
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             items = (inputs["shift_labels"] != IGNORED).sum()
-            loss = sum(model(piece=piece, items=items) for piece in batches.cut(inputs, budget, padded=fast is None))
+            loss = sum(model(piece=piece, items=items) for piece in streams.cut(inputs, budget, padded=fast is None))
             return (loss, {}) if return_outputs else loss
 
-    columns = ["input_ids", "labels", "length"]
+    columns = ["id", "input_ids", "labels", "length"]
     watcher = checkpoints.watcher(folder, probe if ranks == 1 else None)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=train.select_columns(columns),
         eval_dataset=valid.select_columns(columns),
-        data_collator=batches.flat,
+        data_collator=lambda examples: streams.flat(examples, soft),
         callbacks=[watcher, *callbacks],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -217,12 +222,12 @@ def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
     scratch.rename(folder)
 
 
-def base_record(name: str, dtype: str, revision: str) -> dict:
-    """What an adapter must say about its base, for `merge.check_base`."""
+def base_record(name: str, dtype: str, revision: str, quantised: bool = False) -> dict:
+    """What an adapter must say about its base, for `merge.check_base`; quantised: it was trained on NF4 (QLoRA)."""
     return {
         "base": name,
         "base_key": models.key(name, revision=revision),
         "base_revision": models.resolve_revision(name, revision),
         "base_dtype": dtype,
-        "base_quantised": False,
+        "base_quantised": quantised,
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import batches, conversations, fast_kernels, fast_lora, models, train
+from lib import conversations, fast_kernels, fast_lora, models, streams, train
 from lib.files import write_jsonl
 from tests import tiny
 from tests.test_train import SETTINGS, rows
@@ -170,6 +170,6 @@ def test_fit_takes_the_fast_path_and_learns_the_same(tmp_path, monkeypatch):
 
 def test_flat_batches_put_the_next_token_under_each_token():
     example = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}
-    flat = batches.flat([example, {"input_ids": [4, 5, 6, 7], "labels": [-100, -100, 6, 7]}])
+    flat = streams.flat([example, {"input_ids": [4, 5, 6, 7], "labels": [-100, -100, 6, 7]}])
     assert flat["input_ids"].tolist() == [4, 5, 6, 7, 1, 2, 3] and flat["lengths"] == [4, 3]
     assert flat["shift_labels"].tolist() == [-100, 6, 7, -100, 2, 3, -100]

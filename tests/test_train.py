@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import batches, conversations, models, throughput, train
+from lib import conversations, models, streams, throughput, train
 from lib.files import ROOT, write_jsonl
 from tests import tiny
 
@@ -108,12 +108,12 @@ def test_the_plain_loss_of_a_flat_batch_and_its_gradient_equal_the_models_own(tm
     adapted = train.add_lora(model, 4, 8, 0.0, 1)
     write_jsonl(tmp_path / "train.jsonl", rows(6))
     data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
-    flat = batches.flat(list(data))
+    flat = streams.flat(list(data))
     items = int((flat["shift_labels"] != conversations.IGNORED).sum())
     assert items == sum(data["answer_tokens"])
 
     def cut(budget):
-        return sum(batches.plain_loss(adapted, **p, items=items) for p in batches.cut(flat, budget, padded=True))
+        return sum(streams.plain_loss(adapted, **p, items=items) for p in streams.cut(flat, budget, padded=True))
 
     padded = conversations.collate(list(data), tokenizer.pad_token_id)
     gradients = []
@@ -130,7 +130,7 @@ def test_the_plain_loss_of_a_flat_batch_and_its_gradient_equal_the_models_own(tm
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(20, 700), st.booleans())
 def test_pieces_hold_every_document_once_and_keep_the_budget(lengths, budget, padded):
     lengths = sorted(lengths, reverse=True)
-    runs = batches.pieces(lengths, budget, padded)
+    runs = streams.pieces(lengths, budget, padded)
     assert [i for first, last in runs for i in range(first, last)] == list(range(len(lengths)))
     for first, last in runs:
         size = lengths[first] * (last - first) if padded else sum(lengths[first:last])
@@ -140,7 +140,7 @@ def test_pieces_hold_every_document_once_and_keep_the_budget(lengths, budget, pa
 def test_every_gpu_gets_as_many_tokens():
     """Four processes: each step's conversations once among them, token counts within one long document."""
     lengths = [int(x) for x in np.random.default_rng(0).lognormal(5, 0.8, 512)]
-    each = [list(batches.level_sampler(lengths, 64, 4, rank, seed=1)) for rank in range(4)]
+    each = [list(streams.level_sampler(lengths, 64, 4, rank, seed=1)) for rank in range(4)]
     for step in range(8):
         shares = [each[rank][step] for rank in range(4)]
         assert len({i for share in shares for i in share}) == sum(map(len, shares)) == 64

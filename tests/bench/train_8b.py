@@ -416,7 +416,7 @@ def part_curve(out: Path, steps: int = 200) -> None:
     import numpy as np
     import torch
 
-    from lib import batches, conversations, fast_lora, models, train
+    from lib import conversations, fast_lora, models, streams, train
 
     rows = [json.loads(line) for line in Path(os.environ["CURVE_ROWS"]).read_text().splitlines()]
     curves = {}
@@ -429,13 +429,13 @@ def part_curve(out: Path, steps: int = 200) -> None:
         optimiser = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.0)
         fast, losses, start = fast_lora.FastLoRA(model) if name.startswith("ours") else None, [], time.process_time()
         for step in range(steps):
-            batch = batches.flat([encoded[(2 * step + i) % len(encoded)] for i in range(2)])
-            piece = batches.cut(batch, 10**6, padded=False)[0]
+            batch = streams.flat([encoded[(2 * step + i) % len(encoded)] for i in range(2)])
+            piece = streams.cut(batch, 10**6, padded=False)[0]
             if fast:
                 loss = fast.loss(**piece)
             else:
                 with train.autocast("float32" if name.endswith("32") else "bfloat16"):
-                    loss = batches.plain_loss(model, **piece)
+                    loss = streams.plain_loss(model, **piece)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()

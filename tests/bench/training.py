@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def main() -> None:
     import torch
 
-    from lib import batches, models, train
+    from lib import models, streams, train
     from lib.conversations import IGNORED
 
     parser = argparse.ArgumentParser()
@@ -37,7 +37,7 @@ def main() -> None:
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     best = {}
     for _ in range(3):
-        sides = {"model": lambda: adapted(**batch).loss, "ours": lambda: batches.plain_loss(adapted, **flat)}
+        sides = {"model": lambda: adapted(**batch).loss, "ours": lambda: streams.plain_loss(adapted, **flat)}
         for name, loss in sides.items():
             start = clock()
             with train.autocast("bfloat16"):
