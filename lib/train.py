@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-import time
 from pathlib import Path
 
-from lib import models
+from lib import checkpoints, models, sharpen, streams
 from lib.conversations import IGNORED, collate
 from lib.files import atomic_write_json
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # what `fit` takes from a notebook's parameters
-SETTINGS = ("epochs", "max_steps", "learning_rate", "warmup_share", "effective_batch", "micro_batch", "eval_steps",
-            "gradient_checkpointing", "early_stopping_patience", "seed", "dtype")  # fmt: skip
-
-# Dense bf16 peak of a card in TFLOP/s, from the vendor's data sheets; a device that is not listed gets no MFU.
-PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "L40S": 362.0, "RTX 4090": 165.0}
+SETTINGS = ("epochs", "max_steps", "learning_rate", "warmup_share", "effective_batch", "micro_tokens", "eval_steps",
+            "early_stopping_patience", "seed", "dtype")  # fmt: skip
 
 
 def add_lora(model, r: int, alpha: int, dropout: float, seed: int):
@@ -63,68 +58,42 @@ def example_losses(model, examples, pad_id: int, dtype: str, batch_tokens: int =
     return losses
 
 
-def assistant_loss(model, batch: dict, items=None):
-    """Summed negative log-likelihood of the label tokens over `items` (default: their number), in nats.
+def fast_path(model, dtype: str):
+    """lib.fast_lora over `model` where it pays: a Llama on a GPU, in bf16 throughout. Else None, and the reason."""
+    from lib import fast_lora
 
-    Equal to the model's own loss; but the projection onto the vocabulary, a fifth of a small model's work, runs on the
-    positions that carry loss alone. Ratio to the model's own loss: tests/bench/training.py. A batch with `target_ids`
-    has the divergence from these targets as its loss (see `lib.sharpen`), of which this is the case of one-hot ones.
-    """
-    from torch.nn.functional import cross_entropy
-
-    from lib import sharpen
-
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    labels = batch["labels"][:, 1:]
-    learned = labels != IGNORED
-    hidden = causal.get_decoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
-    logits = causal.get_output_embeddings()(hidden[:, :-1][learned]).float()
-    if "target_ids" in batch:
-        nats = sharpen.divergence(logits, batch["target_ids"], batch["target_probabilities"])
-    else:
-        nats = cross_entropy(logits, labels[learned], reduction="sum")
-    return nats / (items if items is not None else learned.sum())
-
-
-def complete_checkpoint(folder: Path) -> Path | None:
-    """Newest checkpoint whose writing finished; torn ones, left by a kill, are deleted."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in found:
-        if not (path / "complete.json").exists():
-            shutil.rmtree(path)
-    whole = [path for path in found if path.exists()]
-    return whole[-1] if whole else None
+    base = next(p for p in model.parameters() if not p.requires_grad)
+    if not base.is_cuda:
+        return None, "no GPU"
+    if dtype != "bfloat16" or str(base.dtype) != "torch.bfloat16":
+        return None, f"the base is held in {base.dtype} and products run in {dtype}"
+    reason = fast_lora.obstacle(model)
+    return (None, reason) if reason else (fast_lora.FastLoRA(model), "")
 
 
 def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None, fingerprint: str = "",
-        targets: Path | None = None) -> dict:
+        targets: Path | None = None, callbacks=()) -> dict:
     """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with the same losses.
+
+    On a GPU a Llama takes lib.fast_lora; everything else takes its own forward. Run under torchrun, every
+    process trains on its share of each step's conversations.
 
     Args:
         settings: a value for each name in SETTINGS; max_steps 0 goes by epochs, early_stopping_patience 0 never stops
-            early, dtype is that of matrix products while weights keep theirs.
+            early, dtype is that of matrix products while weights keep theirs. micro_tokens is how many tokens are held
+            in memory at once; 0 chooses by free memory, and recomputes activations only where even few do not fit.
         probe: function() -> score in [0, 1], called at every evaluation; None for no probe.
         fingerprint: of data and settings; checkpoints of another fingerprint are discarded, not continued.
         targets: soft targets of some of the examples by their id, written by `sharpen.write`.
-    Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens, seconds, resumed_from};
-        tokens are non-padding ones, seconds exclude evaluation. Gradients are clipped at norm 1, nothing decays.
+        callbacks: further ones of transformers' Trainer.
+    Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens, seconds, resumed_from,
+        path (a sentence)}; tokens are non-padding ones, seconds exclude evaluation. Gradients are clipped at norm 1,
+        nothing decays.
     """
     import torch
     import transformers
     from peft.helpers import disable_input_dtype_casting
 
-    from lib import sharpen
-
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = folder / "fingerprint.json"
-    if not stamp.exists() or json.loads(stamp.read_text())["fingerprint"] != fingerprint:
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
-        atomic_write_json(stamp, {"fingerprint": fingerprint})
-    resume = complete_checkpoint(folder)
-    effective, micro = settings["effective_batch"], settings["micro_batch"]
-    if effective % micro:
-        raise ValueError(f"effective_batch {effective} is not a multiple of micro_batch {micro}")
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings["epochs"],
@@ -134,12 +103,6 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
         warmup_steps=settings["warmup_share"],
         weight_decay=0.0,
         max_grad_norm=1.0,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=effective // micro,
-        gradient_checkpointing=settings["gradient_checkpointing"],
-        train_sampling_strategy="group_by_length",
-        length_column_name="length",
         eval_strategy="steps",
         eval_steps=settings["eval_steps"],
         save_strategy="steps",
@@ -150,40 +113,89 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
         prediction_loss_only=True,
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
-        bf16=settings["dtype"] == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
         report_to=[],
         disable_tqdm=True,
         seed=settings["seed"],
     )
-    columns, soft = ["id", "input_ids", "labels", "length"], sharpen.read(targets)
-    watcher = _watcher(folder, probe)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one GPU; several take lib.train_worker
+    ranks, rank, effective = arguments.world_size, arguments.process_index, settings["effective_batch"]
+    if effective % ranks:
+        raise ValueError(f"effective_batch {effective} is not a multiple of {ranks} GPUs")
+    arguments.per_device_train_batch_size = effective // ranks
+    arguments.per_device_eval_batch_size = max(1, min(effective // ranks, 16))
+    with arguments.main_process_first(desc="checkpoints"):
+        first = checkpoints.resume_from(folder, fingerprint) if rank == 0 else None
+        resume = first or checkpoints.complete(folder, clean=False)
+    soft = sharpen.read(targets)
+    fast, reason = (None, "soft targets") if soft else fast_path(model, settings["dtype"])
+    on_gpu = torch.cuda.is_available()
+    if fast:
+        planned, fast.recomputed = fast.plan(max(train["length"]))
+    else:  # on a CPU shorter runs cost nothing and are padded less
+        planned = 4096 if on_gpu else 1024
+        arguments.gradient_checkpointing = on_gpu and sum(p.numel() for p in model.parameters()) > 1e9
+    budget = settings["micro_tokens"] or planned
+    original = model.forward
+
+    def forward(*arguments, piece=None, items=None, first=True, **named):
+        """A piece of a flat batch gives its loss; anything else is answered as before."""
+        if piece is None:
+            return original(*arguments, **named)
+        if fast:
+            return fast.loss(**piece, items=items, changed=first)
+        with autocast(settings["dtype"]):
+            return streams.plain_loss(model, **piece, items=items)
 
     class Trainer(transformers.Trainer):
+        def _get_train_sampler(self, dataset=None):
+            return streams.level_sampler(list(train["length"]), effective, ranks, rank, settings["seed"])
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            inputs, total = self._prepare_inputs(inputs), 0.0
+            cut = streams.cut(inputs, budget, padded=fast is None)
+            for piece in cut:
+                # gradients of several GPUs are averaged once, with the last piece
+                alone = model.no_sync() if ranks > 1 and piece is not cut[-1] else contextlib.nullcontext()
+                with alone:
+                    loss = model(piece=piece, items=num_items_in_batch, first=piece is cut[0]) * ranks
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+            return total
+
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if model is not self.accelerator.unwrap_model(model):  # wrapped for several GPUs: its forward synchronises
-                assert "target_ids" not in inputs, "soft targets are trained on one GPU: set CUDA_VISIBLE_DEVICES=0"
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            with autocast(settings["dtype"]):
-                loss = assistant_loss(model, inputs, num_items_in_batch)
+            items = (inputs["shift_labels"] != IGNORED).sum()
+            loss = sum(model(piece=piece, items=items) for piece in streams.cut(inputs, budget, padded=fast is None))
             return (loss, {}) if return_outputs else loss
 
+    columns = ["id", "input_ids", "labels", "length"]
+    watcher = checkpoints.watcher(folder, probe if ranks == 1 else None)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=train.select_columns(columns),
         eval_dataset=valid.select_columns(columns),
-        data_collator=lambda examples: sharpen.attach(collate(examples, tokenizer.pad_token_id), examples, soft),
-        callbacks=[watcher],
+        data_collator=lambda examples: streams.flat(examples, soft),
+        callbacks=[watcher, *callbacks],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if settings["early_stopping_patience"]:
         trainer.add_callback(transformers.EarlyStoppingCallback(settings["early_stopping_patience"]))
     # peft would cast every adapter input to float32; under autocast that only costs time
     casting = disable_input_dtype_casting(model) if settings["dtype"] == "bfloat16" else contextlib.nullcontext()
-    with casting:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        model.forward = forward
+        with casting:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        model.__dict__.pop("forward")
+    if fast:
+        path = f"the fast path, {budget:,} tokens at once, {fast.recomputed} of {len(fast.layers)} layers recomputed"
+    else:
+        path = f"the model's own forward ({reason}), {budget:,} tokens at once"
     return {
         "history": trainer.state.log_history,
         "probe": watcher.scores,
@@ -192,61 +204,8 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
         "tokens": int(trainer.state.num_input_tokens_seen),
         "seconds": watcher.seconds,
         "resumed_from": int(resume.name.split("-")[1]) if resume else 0,
+        "path": f"{path}, {ranks} process{'es' if ranks > 1 else ''}",
     }
-
-
-def _watcher(folder: Path, probe):
-    """Trainer callback: progress lines, task probe, training seconds over all sessions, mark of a whole checkpoint."""
-    import transformers
-
-    class Watcher(transformers.TrainerCallback):
-        def __init__(self):
-            self.scores, self.seconds, self.printed = [], 0.0, 0.0
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            checkpoint = complete_checkpoint(folder)
-            if checkpoint:
-                mark = json.loads((checkpoint / "complete.json").read_text())
-                self.scores, self.seconds = mark["probe"], mark["seconds"]
-                print(f"resuming from step {state.global_step} of {state.max_steps}", flush=True)
-            self.started = time.perf_counter()
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            now = time.perf_counter()
-            if "loss" in (logs or {}) and now - self.printed > 10:
-                self.printed = now
-                rate = state.num_input_tokens_seen / max(self.seconds + now - self.started, 1e-9)
-                print(
-                    f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.3f}  {rate:.0f} tok/s", flush=True
-                )
-
-        def on_step_end(self, args, state, control, **kwargs):
-            if control.should_evaluate or control.should_save or control.should_training_stop:
-                self._pause()
-
-        def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
-            line = f"step {state.global_step}/{state.max_steps}  validation loss {metrics['eval_loss']:.4f}"
-            if probe is not None and not any(score["step"] == state.global_step for score in self.scores):
-                model.eval()
-                self.scores.append({"step": state.global_step, "score": probe()})
-                line += f"  probe {self.scores[-1]['score']:.3f}"
-            print(line, flush=True)
-            self.started = time.perf_counter()
-
-        def on_save(self, args, state, control, **kwargs):
-            self._pause()
-            path = folder / f"checkpoint-{state.global_step}"
-            atomic_write_json(path / "complete.json", {"seconds": self.seconds, "probe": self.scores})
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self._pause()
-
-        def _pause(self):
-            now = time.perf_counter()
-            self.seconds += now - self.started
-            self.started = now
-
-    return Watcher()
 
 
 def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
@@ -261,26 +220,6 @@ def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
     atomic_write_json(scratch / "training.json", record)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-
-
-def mfu(tokens_per_second: float, parameters: int, device_name: str) -> float | None:
-    """Model FLOPs utilisation of LoRA training: 4 FLOPs a parameter and token (forward, and backward to the inputs).
-
-    None where the peak of the device is not known.
-    """
-    peak = next((value for name, value in PEAK_TFLOPS.items() if name in device_name), None)
-    return 4 * parameters * tokens_per_second / (peak * 1e12) if peak else None
-
-
-def peak_memory_bytes() -> int:
-    """Peak memory of the device (CUDA) or of this process (CPU), bytes."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def base_record(name: str, dtype: str, revision: str, quantised: bool = False) -> dict:

@@ -279,8 +279,8 @@ def run_folder(tmp_path_factory):
         "11_merge": {"merged_dtype": "float32"}, "14_self_distill": {"max_length": 1500},
         "12_benchmark": {"batch_size": 16, "max_new_tokens": 8, "max_new_tokens_code": 8},
         "15_train_consistent": {
-            "warmup_share": 0.1, "effective_batch": 4, "micro_batch": 4, "lora_r": 4, "lora_alpha": 8,
-            "lora_dropout": 0.0, "gradient_checkpointing": False, "eval_steps": 50}}
+            "warmup_share": 0.1, "effective_batch": 4, "micro_tokens": 0, "lora_r": 4, "lora_alpha": 8,
+            "lora_dropout": 0.0, "eval_steps": 50}}
     for name, values in settings.items():
         atomic_write_json(out / "metrics" / f"{name}.json", {"metrics": {}, "provenance": {"params": values}})
     return out

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lib import conversations, models, sharpen, train
+from lib import conversations, models, sharpen, streams
 from lib.files import write_jsonl
 from tests import tiny
 
@@ -76,9 +76,11 @@ def test_targets_survive_the_disk_and_belong_to_positions_with_loss(small):
     targets = sharpen.read(folder / "t.safetensors")
     examples = [row for row in data if row["id"] in ("r0", "r1", "r4")]
     batch = sharpen.attach(conversations.collate(examples, tokenizer.pad_token_id), examples, targets)
+    pieces = streams.cut(streams.flat(examples, targets), 60, padded=True)
+    assert len(pieces) > 1 and sum(len(piece["target_ids"]) for piece in pieces) == len(batch["target_ids"])
     learned = batch["labels"][:, 1:] != conversations.IGNORED
     assert len(batch["target_ids"]) == int(learned.sum())
-    own = train.assistant_loss(model, {k: v for k, v in batch.items()}, 1)
+    own = sum(streams.plain_loss(model, **piece, items=1) for piece in pieces)
     by_hand = 0.0
     for example in examples:
         logits = model(torch.tensor([example["input_ids"]])).logits[0, :-1]
@@ -113,7 +115,7 @@ def test_training_towards_a_temperature_sharpens_the_model(small):
 
     folder, name, rows = small
     values = {"epochs": 30, "max_steps": 0, "learning_rate": 0.02, "warmup_share": 0.0, "effective_batch": 3,
-              "micro_batch": 3, "gradient_checkpointing": False, "early_stopping_patience": 0, "eval_steps": 60,
+              "micro_tokens": 0, "early_stopping_patience": 0, "eval_steps": 60,
               "seed": 3, "dtype": "float32", "base_dtype": "float32", "max_length": 200, "lora_r": 8,
               "lora_alpha": 16, "lora_dropout": 0.0, "four_bit": False}  # fmt: skip
     soft = [row | {"target_temperature": 0.3} for row in rows[:3]]

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lib import conversations, models, train
+from lib import conversations, models, streams, throughput, train
 from lib.files import ROOT, write_jsonl
 from tests import tiny
 
@@ -27,8 +29,7 @@ SETTINGS = {
     "learning_rate": 0.01,
     "warmup_share": 0.1,
     "effective_batch": 4,
-    "micro_batch": 2,
-    "gradient_checkpointing": False,
+    "micro_tokens": 100,
     "early_stopping_patience": 0,
     "eval_steps": 3,
     "seed": 3,
@@ -101,22 +102,50 @@ def test_padding_changes_no_loss(tmp_path):
         assert loss == pytest.approx(np.mean(each), abs=1e-4)
 
 
-def test_the_assistants_loss_and_its_gradient_equal_the_models_own(tmp_path):
+def test_the_plain_loss_of_a_flat_batch_and_its_gradient_equal_the_models_own(tmp_path):
+    """Whole, cut in pieces, and by the model's own forward on padded rows."""
     model, tokenizer = models.load(tiny.checkpoint(tmp_path / "model"), "float32")
     adapted = train.add_lora(model, 4, 8, 0.0, 1)
     write_jsonl(tmp_path / "train.jsonl", rows(6))
     data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
-    batch = conversations.collate(list(data), tokenizer.pad_token_id)
+    flat = streams.flat(list(data))
+    items = int((flat["shift_labels"] != conversations.IGNORED).sum())
+    assert items == sum(data["answer_tokens"])
+
+    def cut(budget):
+        return sum(streams.plain_loss(adapted, **p, items=items) for p in streams.cut(flat, budget, padded=True))
+
+    padded = conversations.collate(list(data), tokenizer.pad_token_id)
     gradients = []
-    for loss in (adapted(**batch).loss, train.assistant_loss(adapted, batch)):
+    for loss in (adapted(**padded).loss, cut(10**6), cut(120)):
         adapted.zero_grad()
         loss.backward()
         gradients.append([p.grad.clone() for p in adapted.parameters() if p.grad is not None] + [loss.detach()])
     assert len(gradients[0]) == 2 * 7 * 2 + 1
-    for theirs, ours in zip(*gradients, strict=True):
-        assert np.allclose(theirs, ours, rtol=1e-4, atol=1e-6)
-    halved = train.assistant_loss(adapted, batch, 2 * int((batch["labels"][:, 1:] != conversations.IGNORED).sum()))
-    assert float(halved) == pytest.approx(float(gradients[1][-1]) / 2)
+    for theirs, *ours in zip(*gradients, strict=True):
+        for each in ours:
+            assert np.allclose(theirs, each, rtol=1e-4, atol=1e-6)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(20, 700), st.booleans())
+def test_pieces_hold_every_document_once_and_keep_the_budget(lengths, budget, padded):
+    lengths = sorted(lengths, reverse=True)
+    runs = streams.pieces(lengths, budget, padded)
+    assert [i for first, last in runs for i in range(first, last)] == list(range(len(lengths)))
+    for first, last in runs:
+        size = lengths[first] * (last - first) if padded else sum(lengths[first:last])
+        assert last - first == 1 or size <= budget
+
+
+def test_every_gpu_gets_as_many_tokens():
+    """Four processes: each step's conversations once among them, token counts within one long document."""
+    lengths = [int(x) for x in np.random.default_rng(0).lognormal(5, 0.8, 512)]
+    each = [list(streams.level_sampler(lengths, 64, 4, rank, seed=1)) for rank in range(4)]
+    for step in range(8):
+        shares = [each[rank][step] for rank in range(4)]
+        assert len({i for share in shares for i in share}) == sum(map(len, shares)) == 64
+        tokens = [sum(lengths[i] for i in share) for share in shares]
+        assert max(tokens) - min(tokens) < 0.1 * sum(tokens) / 4 + max(lengths[i] for s in shares for i in s)
 
 
 SCRIPT = """
@@ -187,11 +216,45 @@ def test_other_data_discards_old_checkpoints(tmp_path):
     assert resumed == [0, 4, 0]
 
 
-def test_batches_that_do_not_divide_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="multiple of micro_batch"):
-        train.fit(None, None, None, None, tmp_path, {**SETTINGS, "micro_batch": 3}, None, "x")
-
-
 def test_mfu_is_absent_where_the_peak_is_unknown():
-    assert train.mfu(1000, 8e9, "AMD EPYC") is None
-    assert train.mfu(10_000, 8e9, "NVIDIA H100 80GB HBM3") == pytest.approx(4 * 8e9 * 1e4 / 989e12)
+    assert throughput.mfu(1000, 8e9, "AMD EPYC") is None
+    assert throughput.mfu(10_000, 8e9, "NVIDIA H100 80GB HBM3") == pytest.approx(4 * 8e9 * 1e4 / 989e12)
+
+
+def test_an_estimate_follows_the_measurement_and_is_absent_for_other_sizes(tmp_path, monkeypatch):
+    record = {"device": "NVIDIA H100 80GB HBM3", "fit_tok_s": 18_000.0, "date": "2026-11-25"}
+    (tmp_path / "train_8b.json").write_text(json.dumps(record))
+    monkeypatch.setattr(throughput, "MEASURED", tmp_path / "train_8b.json")
+    a100, h100 = throughput.estimates(18_000 * 3600 * 10, int(8.03e9), {"A100": 2.0, "H100": 4.0})
+    assert h100 == {"card": "H100", "hours": "10.0", "USD": "40", "speed": "measured"}
+    assert a100["hours"] == f"{10 * 989 / 312:.1f}" and "not measured" in a100["speed"]
+    assert throughput.estimates(10**9, int(135e6), {"H100": 4.0}) == []
+    monkeypatch.setattr(throughput, "MEASURED", tmp_path / "none.json")
+    assert throughput.estimates(10**9, int(8.03e9), {"H100": 4.0}) == []
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapter_that_one_would(tmp_path):
+    """torchrun with two CPU processes: the losses of one process, and the adapter brought back."""
+    from lib import train_worker
+
+    name = tiny.checkpoint(tmp_path / "model")
+    write_jsonl(tmp_path / "train.jsonl", rows(16))
+    settings, results, weights = {**SETTINGS, "eval_steps": 10}, [], []
+    for processes in (1, 2):
+        model, tokenizer = models.load(name, "float32")
+        data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+        adapted = train.add_lora(model, 4, 8, 0.0, settings["seed"])
+        folder, held_out = tmp_path / f"ck{processes}", data.select(range(4))
+        if processes == 1:
+            results.append(train.fit(adapted, tokenizer, data, held_out, folder, settings, None, "x"))
+        else:
+            job = {"model": name, "base_dtype": "float32", "model_revision": "", "lora_r": 4, "lora_alpha": 8,
+                   "lora_dropout": 0.0, "settings": settings, "fingerprint": "x"}  # fmt: skip
+            splits = {"train": data, "valid": held_out}
+            results.append(train_worker.launch(adapted, splits, folder, job, processes, cpu=True))
+        weights.append([p.detach().numpy() for p in adapted.parameters() if p.requires_grad])
+    one, two = ([row["loss"] for row in result["history"] if "loss" in row] for result in results)
+    assert len(one) == 4 and one == pytest.approx(two, rel=1e-4)
+    assert "2 processes" in results[1]["path"] and results[0]["tokens"] == results[1]["tokens"]
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(*weights, strict=True))

@@ -15,7 +15,7 @@ from lib.files import ROOT, read_jsonl, write_jsonl
 from tests import tiny
 
 VALUES = {"epochs": 2, "max_steps": 0, "learning_rate": 0.01, "warmup_share": 0.1, "effective_batch": 4,
-          "micro_batch": 2, "gradient_checkpointing": False, "early_stopping_patience": 0, "eval_steps": 2, "seed": 3,
+          "micro_tokens": 100, "early_stopping_patience": 0, "eval_steps": 2, "seed": 3,
           "dtype": "float32", "base_dtype": "float32", "max_length": 200, "lora_r": 4, "lora_alpha": 8,
           "lora_dropout": 0.1, "four_bit": False}  # fmt: skip
 

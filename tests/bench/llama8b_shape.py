@@ -46,7 +46,7 @@ def main() -> None:
     import torch
     import yaml
 
-    from lib import conversations, generate, merge, models, train
+    from lib import conversations, generate, merge, models, throughput, train
     from lib.files import write_jsonl
 
     parser = argparse.ArgumentParser()
@@ -84,7 +84,7 @@ def main() -> None:
         held_out, folder = data.select(range(8)), scratch / "checkpoints"
         result = train.fit(adapted, tokenizer, data, held_out, folder, settings, None, "x")
         speed = result["tokens"] / result["seconds"]
-        used = train.mfu(speed, model.num_parameters(), torch.cuda.get_device_name())
+        used = throughput.mfu(speed, model.num_parameters(), torch.cuda.get_device_name())
         losses = [row["loss"] for row in result["history"] if "loss" in row]
         measured = {"tokens": result["tokens"], "tokens_per_second": speed, "mfu": used, "losses": losses}
         peak("train", start, **measured)

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def main() -> None:
     import torch
 
-    from lib import models, train
+    from lib import models, streams, train
     from lib.conversations import IGNORED
 
     parser = argparse.ArgumentParser()
@@ -31,10 +31,13 @@ def main() -> None:
     labels = ids.clone()
     labels[:, : int(options.length * (1 - options.answer))] = IGNORED
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    lengths = [options.length] * 8
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    flat = {"input_ids": ids.flatten(), "targets": targets.flatten(), "lengths": lengths}
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     best = {}
     for _ in range(3):
-        sides = {"model": lambda: adapted(**batch).loss, "ours": lambda: train.assistant_loss(adapted, batch)}
+        sides = {"model": lambda: adapted(**batch).loss, "ours": lambda: streams.plain_loss(adapted, **flat)}
         for name, loss in sides.items():
             start = clock()
             with train.autocast("bfloat16"):
