@@ -1,0 +1,1 @@
+"""Phase 2: smaller models, measured in bytes on disk and in what they still answer."""
