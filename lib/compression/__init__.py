@@ -1,1 +1,1 @@
-"""Phase 2: smaller models, measured in bytes on disk and in what they still answer."""
+"""Compression: sizes on disk and their bound, plans for a budget, GGUF, packing, recovery, calibration."""
