@@ -92,7 +92,9 @@ def test_tokens_and_greedy_answers_agree_with_transformers(plain):
         answers = other.generate(rows, max_new_tokens=6)
     for ids, (answer,) in zip(rows, answers, strict=True):
         whole = loaded.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=2)[0].tolist()
-        assert answer["ids"] == [token for token in whole[len(ids) :] if token != 2]
+        written = whole[len(ids) :]
+        ends = [place for place, token in enumerate(written) if token in (0, 2)]  # llama.cpp ends at <|endoftext|> too
+        assert answer["ids"] == written[: ends[0] if ends else None]
 
 
 def test_logprobs_are_those_of_the_sequence_and_batches_change_nothing(plain):
@@ -117,7 +119,8 @@ def test_samples_differ_repeat_and_follow_the_distribution(plain):
     assert [row["ids"] for row in first] == [row["ids"] for row in again] != [row["ids"] for row in other]
     top = int(probabilities.argmax())
     share = np.mean([row["ids"] == [top] for row in first])
-    assert share == pytest.approx(probabilities[top], abs=4 * (probabilities[top] / 400) ** 0.5 + 0.01)
+    expected = float(probabilities[top])
+    assert share == pytest.approx(expected, abs=4 * (expected / 400) ** 0.5 + 0.01)
 
 
 @pytest.mark.parametrize("ftype", ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M", "IQ2_XXS", "IQ1_S"])
@@ -268,7 +271,7 @@ def broken(folder, tmp_path, **changes):
 @pytest.mark.parametrize("changes, words", [
     ({"model_type": "qwen2"}, "knows Llama"), ({"attention_bias": True}, "biases"),
     ({"tie_word_embeddings": False}, "no lm_head"), ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
-    ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"), ({"vocab_size": 200}, "no row"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"), ({"vocab_size": 200}, "no row"),
 ])  # fmt: skip
 def test_a_config_that_does_not_fit_is_refused_in_one_sentence(plain, tmp_path, changes, words):
     folder = broken(plain[0], tmp_path, **changes)

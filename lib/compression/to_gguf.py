@@ -154,7 +154,7 @@ def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
     config, tokenizer, settings = checked(folder)
     out, heads = Path(out), config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
-    tied, seen, embedding = bool(config.get("tie_word_embeddings")), set(), None
+    tied, seen, tables = bool(config.get("tie_word_embeddings")), set(), []
     kind = gguf.GGMLQuantizationType[dtype]
     with _writer(out) as writer:
         _metadata(writer, config, dtype, Path(folder).name)
@@ -165,15 +165,15 @@ def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
         for name, weight in tensors(folder):
             seen.add(name)
-            if name == "model.embed_tokens.weight":
-                embedding = weight
-            if name == "lm_head.weight" and tied:
-                if embedding is not None and not np.array_equal(weight, embedding):
+            if tied and name in ("model.embed_tokens.weight", "lm_head.weight"):
+                tables.append(weight)
+                if len(tables) == 2 and not np.array_equal(*tables):
                     raise ValueError(
-                        f"{folder}: config.json says tie_word_embeddings, but lm_head differs from embed_tokens; set it to "
-                        "false, or the trained output table is lost"
+                        f"{folder}: config.json says tie_word_embeddings, but lm_head differs from embed_tokens; set "
+                        "it to false, or the trained output table is lost"
                     )
-                continue
+                if name == "lm_head.weight":
+                    continue
             target = names.get_name(name, try_suffixes=(".weight",))
             if target is None:
                 raise ValueError(f"{folder}: tensor {name} has no place in a Llama GGUF")
