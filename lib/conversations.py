@@ -79,6 +79,8 @@ def dataset(path: Path, tokenizer, max_length: int, limit: int, seed: int, cache
         for row in read_jsonl(path):
             if chosen is None or row["id"] in chosen:
                 example = encode(tokenizer, messages_of(row), max_length)
+                if row.get("cut"):  # a text that ended at its token limit teaches no end
+                    _forget_end(example["labels"])
                 answered = sum(label != IGNORED for label in example["labels"])
                 yield {"id": row["id"], **example, "answer_tokens": answered, "length": len(example["input_ids"])}
 
@@ -103,6 +105,13 @@ def dataset(path: Path, tokenizer, max_length: int, limit: int, seed: int, cache
             f"{path}: no row has an assistant token within {max_length} tokens; raise max_length or look at 00_curate"
         )
     return data.select(kept), counts
+
+
+def _forget_end(labels: list[int]) -> None:
+    """Take the loss off the last token that carries it: the end of turn, in a conversation that was not cut."""
+    last = max((place for place, label in enumerate(labels) if label != IGNORED), default=None)
+    if last is not None:
+        labels[last] = IGNORED
 
 
 def mask_table(tokenizer, example: dict) -> list[dict]:

@@ -8,14 +8,23 @@ from pathlib import Path
 
 from lib import models
 
+REFERENCE, REFERENCE_4BIT = "adapter on base (reference)", "adapter on 4-bit base (reference, as trained)"
+WRONG = "merged through 4-bit base (wrong)"
+SERVED = "bfloat16"  # what GPUs serve a merged model in
+LOADED = f"merged, loaded in {SERVED}"
 
-def check_base(adapter: Path, base: str, revision: str = "") -> dict:
-    """Training record of the adapter; raises ValueError unless it was trained on exactly this full-precision base."""
+
+def check_base(adapter: Path, base: str, revision: str = "", allow_quantised: bool = False) -> dict:
+    """Training record of the adapter; raises ValueError unless it was trained on exactly this full-precision base.
+
+    allow_quantised: accept an adapter that saw this base in 4 bits (QLoRA). It fits the full-precision weights only
+    about, so whoever allows it must measure by how much: `audit` takes the 4-bit model that was trained as reference.
+    """
     path = adapter / "training.json"
     if not path.exists():
         raise ValueError(f"{adapter}: no training.json, so its base is unknown; train it with 10_train_base")
     record = json.loads(path.read_text(encoding="utf-8"))
-    if record["base_quantised"]:
+    if record["base_quantised"] and not allow_quantised:
         raise ValueError(f"{adapter} was trained on a quantised base; it cannot be merged honestly (see 10_train_base)")
     if (found := models.key(base, revision=revision)) != record["base_key"]:
         raise ValueError(
@@ -64,14 +73,15 @@ def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = Fal
     return model.eval() if four_bit else model.float().eval()
 
 
-def merge(base: str, adapter: Path, folder: Path, base_dtype: str, merged_dtype: str, revision: str = "") -> Path:
-    """Merge in float32 onto the base as training held it, round once to `merged_dtype`, write a checkpoint atomically.
+def merge(base: str, adapter: Path, folder: Path, base_dtype: str, merged_dtype: str, revision: str = "",
+          allow_quantised: bool = False) -> Path:
+    """Merge in float32 onto the full-precision base, round once to `merged_dtype`, write a checkpoint atomically.
 
     Raises ValueError when the adapter belongs to another base (see `check_base`) or a merged weight is not finite.
     """
     import torch
 
-    check_base(adapter, base, revision)
+    check_base(adapter, base, revision, allow_quantised)
     merged = load_adapted(base, adapter, base_dtype, revision).merge_and_unload(safe_merge=True)
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -112,6 +122,70 @@ def compare_logits(reference, other, sequences: list[list[int]]) -> list[dict]:
                 }
             )
     return rows
+
+
+def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], items: list[dict], *, base_dtype: str,
+          merged_dtype: str, task_tokens: int, seed: int, revision: str = "", wrong_ways: bool = True) -> dict:
+    """Is the merged checkpoint the model that was trained? Logits, greedy tokens and task score of each variant.
+
+    The reference is what was trained: the adapter on the full-precision base, or on the 4-bit base where the adapter's
+    record says so. Each variant is loaded, compared on the same sequences of token ids, asked the same items greedily,
+    and dropped. Rounding to SERVED is measured whatever this machine computes in. wrong_ways: the 4-bit routes too.
+    Returns {reference, rows (`audit_table`), kl ({variant: nats}), logits ({variant: rows of `compare_logits`}),
+        answers ({variant: texts}), yardstick (label of the untouched base, rounded against itself), metrics}.
+    """
+    import gc
+
+    import numpy as np
+
+    from lib import generate, stats
+    from lib.evaluation import grade
+
+    quantised = check_base(adapter, base, revision, allow_quantised=True)["base_quantised"]
+    reference = REFERENCE_4BIT if quantised else REFERENCE
+    variants = {
+        reference: lambda: load_adapted(base, adapter, base_dtype, revision, four_bit=quantised),
+        "merged": lambda: load_rounded(str(merged), merged_dtype),
+        LOADED: lambda: load_rounded(str(merged), SERVED),
+    }
+    if quantised:
+        variants["adapter on full-precision base"] = lambda: load_adapted(base, adapter, base_dtype, revision)
+    if wrong_ways:
+        variants["merged, then 4-bit"] = lambda: load_rounded(str(merged), base_dtype, four_bit=True)
+        if not quantised:
+            variants["adapter on 4-bit base"] = lambda: load_adapted(base, adapter, base_dtype, revision, four_bit=True)
+        variants[WRONG] = lambda: merge_through_four_bit(base, adapter, base_dtype, revision)
+    untouched = [load_rounded(base, kind, revision) for kind in (base_dtype, SERVED)]
+    floor = compare_logits(*untouched, sequences)
+    del untouched
+    tokenizer, prompts = models.load_tokenizer(base, revision), [item["prompt"] for item in items]
+    trained, logits, answers = variants[reference](), {}, {}
+    for label, load in variants.items():
+        other = load()
+        logits[label] = compare_logits(trained, other, sequences)
+        texts = generate.generate(other, tokenizer, prompts, max_new_tokens=task_tokens, progress=label)
+        answers[label] = [samples[0]["text"] for samples in texts]
+        del other
+        gc.collect()
+    yardstick = f"yardstick: untouched base, {base_dtype} against {SERVED}"
+    logits[yardstick] = floor
+    graded = {label: grade.grade_all(items, [[text] for text in own], progress=False) for label, own in answers.items()}
+    right = {label: frame["correct"].astype(float).to_numpy() for label, frame in graded.items()}
+    rows = audit_table(logits, answers, right, seed)
+    kl, compared = {row["variant"]: row["KL (nats)"] for row in rows}, logits["merged"]
+    positions = sum(row["positions"] for row in compared)
+    found = {
+        "base_is_full_precision": int(not quantised),
+        "greedy_identity": stats.proportion(sum(row["same_top"] for row in compared), positions),
+        "max_logit_delta": float(np.max([row["max_abs"] for row in compared])),
+        "mean_kl": stats.mean_ci([row["kl"] for row in compared], seed, unit="nats"),
+        "task_score_delta": stats.paired_difference(right["merged"], right[reference], seed, unit="share"),
+        "kl_wrong_way": float(kl[WRONG]) if wrong_ways else None,
+        "kl_format_floor": float(kl[yardstick]),
+        "merged_bytes": models.bytes_on_disk(str(merged)),
+    }
+    return {"reference": reference, "rows": rows, "kl": kl, "logits": logits, "answers": answers,
+            "yardstick": yardstick, "metrics": found}  # fmt: skip
 
 
 def audit_table(logits: dict, answers: dict, right: dict, seed: int) -> list[dict]:

@@ -162,6 +162,33 @@ def load(name: str, dtype: str = "bfloat16", revision: str = ""):
     return model.to(device()).eval(), load_tokenizer(name, revision)
 
 
+def load_four_bit(name: str, dtype: str = "bfloat16", revision: str = ""):
+    """Model whose linears are NF4 (bitsandbytes), to train an adapter on (QLoRA, Dettmers et al. 2023); its tokenizer.
+
+    Matrix products run in `dtype`. What is not a linear (norms, tables) is float32. On CPUs with AVX512-BF16 the
+    library repacks a layer's weights in its first evaluation and could not train it afterwards; that is turned off.
+    """
+    import bitsandbytes
+    import torch
+    import transformers
+
+    from lib import decoding
+
+    decoding.register_attention()
+    transformers.utils.logging.disable_progress_bar()
+    kind = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        resolve(name), revision=revision or None, dtype=torch.float32, attn_implementation=decoding.ATTENTION,
+        device_map={"": device()}, quantization_config=kind,
+    )  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model.eval(), load_tokenizer(name, revision)
+
+
 def weight_files(name: str) -> list[Path]:
     """Safetensors files of a local checkpoint."""
     return sorted(Path(resolve(name)).glob("*.safetensors"))

@@ -19,6 +19,8 @@ import yaml
 
 from lib.files import ROOT
 
+DTYPES = ("auto", "bfloat16", "float32")  # of matrix products; auto is resolved by `run.start`
+
 
 class ParameterError(ValueError):
     """A parameter, profile or gate file that cannot be used. The message is one sentence for the user."""
@@ -235,9 +237,16 @@ def effective(
         values |= apply(shown(path, root), read_flat(path, root), own, f"notebook {name}")
         mine = {key: value for key, value in (overrides or {}).items() if key in own}
         result[name] = values | apply("-p on the command line", mine, own, f"notebook {name}")
+        known_dtype(f"profile {profile}, notebook {name}", result[name])
         _folders_exist(result[name], {path: read_flat(path, root), folder / "common.yaml": common}, mine, root)
     apply("-p on the command line", overrides or {}, known, "the run")
     return result
+
+
+def known_dtype(where: str, values: dict) -> None:
+    """ParameterError when `dtype` is declared and is none of DTYPES."""
+    if (value := values.get("dtype", "auto")) not in DTYPES:
+        raise ParameterError(f"{where}: dtype is {value!r}; {nearest(value, DTYPES)}")
 
 
 def _folders_exist(values: dict, files: dict[Path, dict], overrides: dict, root: Path) -> None:

@@ -93,9 +93,12 @@ def start(name: str, values: dict, *, root: Path = ROOT) -> Job:
     if missing:
         raise params.ParameterError(f"notebook {name}: run the parameters cell first, it sets {missing[0]}")
     here = {key: params.check(f"notebook {name}", key, values[key], p.default) for key, p in declared.items()}
+    params.known_dtype(f"notebook {name}", here)
     record = {
         "commit": provenance.commit(root), "device": provenance.device(), "versions": provenance.versions(),
     }  # fmt: skip
+    if here.get("dtype") == "auto":  # decided once, here; all that follows and the record see what it came to
+        here["dtype"] = values["dtype"] = record["device"]["fast_dtype"]
     out = root / Path(here.get("out", "outputs/smollm2")).expanduser()
     record["earlier_seconds"] = float(os.environ.get("WORKBOOK_EARLIER_SECONDS", 0))
     began = datetime.now(UTC).isoformat(timespec="seconds")

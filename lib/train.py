@@ -67,16 +67,22 @@ def assistant_loss(model, batch: dict, items=None):
     """Summed negative log-likelihood of the label tokens over `items` (default: their number), in nats.
 
     Equal to the model's own loss; but the projection onto the vocabulary, a fifth of a small model's work, runs on the
-    positions that carry loss alone. Ratio to the model's own loss: tests/bench/training.py.
+    positions that carry loss alone. Ratio to the model's own loss: tests/bench/training.py. A batch with `target_ids`
+    has the divergence from these targets as its loss (see `lib.sharpen`), of which this is the case of one-hot ones.
     """
     from torch.nn.functional import cross_entropy
+
+    from lib import sharpen
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     labels = batch["labels"][:, 1:]
     learned = labels != IGNORED
     hidden = causal.get_decoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
     logits = causal.get_output_embeddings()(hidden[:, :-1][learned]).float()
-    nats = cross_entropy(logits, labels[learned], reduction="sum")
+    if "target_ids" in batch:
+        nats = sharpen.divergence(logits, batch["target_ids"], batch["target_probabilities"])
+    else:
+        nats = cross_entropy(logits, labels[learned], reduction="sum")
     return nats / (items if items is not None else learned.sum())
 
 
@@ -90,7 +96,8 @@ def complete_checkpoint(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None, fingerprint: str = "") -> dict:
+def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None, fingerprint: str = "",
+        targets: Path | None = None) -> dict:
     """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with the same losses.
 
     Args:
@@ -98,12 +105,15 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
             early, dtype is that of matrix products while weights keep theirs.
         probe: function() -> score in [0, 1], called at every evaluation; None for no probe.
         fingerprint: of data and settings; checkpoints of another fingerprint are discarded, not continued.
+        targets: soft targets of some of the examples by their id, written by `sharpen.write`.
     Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens, seconds, resumed_from};
         tokens are non-padding ones, seconds exclude evaluation. Gradients are clipped at norm 1, nothing decays.
     """
     import torch
     import transformers
     from peft.helpers import disable_input_dtype_casting
+
+    from lib import sharpen
 
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "fingerprint.json"
@@ -147,12 +157,13 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
         disable_tqdm=True,
         seed=settings["seed"],
     )
-    columns = ["input_ids", "labels", "length"]
+    columns, soft = ["id", "input_ids", "labels", "length"], sharpen.read(targets)
     watcher = _watcher(folder, probe)
 
     class Trainer(transformers.Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if model is not self.accelerator.unwrap_model(model):  # wrapped for several GPUs: its forward synchronises
+                assert "target_ids" not in inputs, "soft targets are trained on one GPU: set CUDA_VISIBLE_DEVICES=0"
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             with autocast(settings["dtype"]):
                 loss = assistant_loss(model, inputs, num_items_in_batch)
@@ -163,7 +174,7 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
         args=arguments,
         train_dataset=train.select_columns(columns),
         eval_dataset=valid.select_columns(columns),
-        data_collator=lambda examples: collate(examples, tokenizer.pad_token_id),
+        data_collator=lambda examples: sharpen.attach(collate(examples, tokenizer.pad_token_id), examples, soft),
         callbacks=[watcher],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -272,12 +283,12 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def base_record(name: str, dtype: str, revision: str) -> dict:
-    """What an adapter must say about its base, for `merge.check_base`."""
+def base_record(name: str, dtype: str, revision: str, quantised: bool = False) -> dict:
+    """What an adapter must say about its base, for `merge.check_base`; quantised: it was trained on NF4 (QLoRA)."""
     return {
         "base": name,
         "base_key": models.key(name, revision=revision),
         "base_revision": models.resolve_revision(name, revision),
         "base_dtype": dtype,
-        "base_quantised": False,
+        "base_quantised": quantised,
     }

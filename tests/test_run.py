@@ -12,6 +12,7 @@ import pytest
 from lib import plots, run
 from lib.params import ParameterError
 from lib.workbook import provenance
+from tests.conftest import PARAMETERS
 
 VALUES = {"out": "outputs/tiny", "k": 3, "rate": 0.5, "data": "packaged", "hourly_rate": 0.0}
 
@@ -141,3 +142,27 @@ def test_commit_marks_changed_code_but_not_outputs(tmp_path):
     assert provenance.commit(tmp_path) == clean and len(clean) == 12
     (tmp_path / "a").write_text("2")
     assert provenance.commit(tmp_path) == f"{clean} modified"
+
+
+def test_dtype_auto_becomes_what_the_device_is_fast_in_and_the_record_says_so(project, monkeypatch):
+    parameters = PARAMETERS + '\ndtype = "auto"  # of matrix products'
+    project.notebook("01_first", parameters=parameters)
+    device = provenance.device()
+    assert device["fast_dtype"] in ("bfloat16", "float32")
+    for fast in ("bfloat16", "float32"):
+        monkeypatch.setattr(provenance, "device", lambda fast=fast: device | {"fast_dtype": fast})
+        scope = VALUES | {"dtype": "auto"}
+        job = run.start("01_first", scope, root=project.root)
+        assert scope["dtype"] == job.params["dtype"] == fast
+    with pytest.raises(ParameterError, match="dtype is 'float16'; the nearest valid one"):
+        start(project, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("information", "fast"),
+    [("flags : fpu avx2 fma", "float32"), ("flags : avx512f avx512_bf16", "bfloat16"), ("Features : bf16", "bfloat16")],
+)
+def test_a_processor_without_bfloat16_products_is_told_from_its_flags(monkeypatch, information, fast):
+    monkeypatch.setattr(provenance.shutil, "which", lambda name: None)
+    monkeypatch.setattr(provenance.Path, "read_text", lambda self: information)
+    assert provenance.device()["fast_dtype"] == fast

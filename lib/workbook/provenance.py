@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib import metadata
@@ -32,7 +33,11 @@ def commit(root: Path = ROOT) -> str:
 
 
 def device() -> dict:
-    """Processor, usable cores, memory in GiB, and the GPUs that nvidia-smi lists, if any."""
+    """Processor, usable cores, memory in GiB, the GPUs that nvidia-smi lists, if any, and `fast_dtype`.
+
+    fast_dtype is bfloat16 where the device multiplies it natively. Elsewhere a matrix product in bfloat16 is emulated:
+    on a processor with AVX2 alone it took eight times as long as in float32.
+    """
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -41,13 +46,18 @@ def device() -> dict:
         processor = names[0].strip() if names else processor
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count() or 1
-    result = {"cpu": processor, "cores": cores}
+    result = {"cpu": processor, "cores": cores, "fast_dtype": "float32"}
+    if information.exists() and re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", information.read_text()):
+        result["fast_dtype"] = "bfloat16"
     if "SC_PHYS_PAGES" in os.sysconf_names:
         result["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     if shutil.which("nvidia-smi"):
         listed = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
         if listed:
             result["gpu"] = listed.splitlines()
+            capability = _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader") or "0"
+            native = min(float(each) for each in capability.split()) >= 8.0  # Ampere and newer
+            result["fast_dtype"] = "bfloat16" if native else "float32"
     return result
 
 
