@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lib.compression import from_gguf, gguf_types, imatrix, llamacpp, runtime, to_gguf
+from lib.compression import adapter_gguf, from_gguf, gguf_types, imatrix, llamacpp, runtime, to_gguf
 from tests import tiny
 
 PROMPTS = [f"Item {n}: what is {n} + {n}?" for n in range(20)]
@@ -83,8 +83,8 @@ def test_tokens_and_greedy_answers_agree_with_transformers(plain):
 
     folder, path = plain
     tokenizer = bpe()
-    texts = [tokenizer.apply_chat_template([{"role": "user", "content": each}], add_generation_prompt=True, tokenize=False)
-             for each in PROMPTS]  # fmt: skip
+    texts = [tokenizer.apply_chat_template([{"role": "user", "content": each}], add_generation_prompt=True,
+    tokenize=False)          for each in PROMPTS]  # fmt: skip
     rows = [tokenizer(text)["input_ids"] for text in texts]
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with runtime.Gguf(path, threads=1, sequences=8, context=2048) as other:
@@ -123,11 +123,19 @@ def test_samples_differ_repeat_and_follow_the_distribution(plain):
     assert share == pytest.approx(expected, abs=4 * (expected / 400) ** 0.5 + 0.01)
 
 
-@pytest.mark.parametrize("ftype", ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M", "IQ2_XXS", "IQ1_S"])
+@pytest.mark.parametrize(
+    "ftype", ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M", "IQ2_XXS", "IQ1_S"]
+)
 @pytest.mark.parametrize("hidden", [256, 288], ids=["rows of 256", "rows of 288"])
 def test_the_planned_types_and_bytes_are_those_that_llama_cpp_writes(tmp_path, ftype, hidden):
-    folder = model(tmp_path / "model", hidden_size=hidden, num_hidden_layers=9, num_attention_heads=8, num_key_value_heads=2,
-                   head_dim=32)
+    folder = model(
+        tmp_path / "model",
+        hidden_size=hidden,
+        num_hidden_layers=9,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=32,
+    )
     source = to_gguf.write(folder, tmp_path / "f16.gguf")
     weights = {name: np.ones(shape[-1], np.float32) for name, shape in gguf_types.tensors(arch_of(folder)).items()}
     path = llamacpp.quantize(source, tmp_path / "q.gguf", ftype, weights, threads=1)
@@ -217,10 +225,12 @@ def test_an_adapter_shifts_the_logits_as_peft_does_and_switches_off_again(plain,
     import torch
     from transformers import AutoModelForCausalLM
 
-    path = to_gguf.write_adapter(adapter, plain[0], tmp_path / "adapter.gguf", "F32")
+    path = adapter_gguf.write(adapter, plain[0], tmp_path / "adapter.gguf", "F32")
     base = to_gguf.write(plain[0], tmp_path / "f32.gguf", "F32")
     ids = bpe()("Does the adapter arrive?")["input_ids"]
-    loaded = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(plain[0], dtype=torch.float32), adapter)
+    loaded = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(plain[0], dtype=torch.float32), adapter
+    )
     with torch.inference_mode():
         expected = loaded(torch.tensor([ids])).logits[0].numpy()
     with runtime.Gguf(base, threads=1, adapters=[path]) as found:
@@ -313,7 +323,10 @@ def test_llama_3_s_splitting_rules_are_known():
     rules = {"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": to_gguf.LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}  # fmt: skip
-    assert to_gguf.pre_tokenizer({"model": {"type": "BPE", "merges": ["a b"]}, "pre_tokenizer": rules, "normalizer": None}) == "llama-bpe"
+    assert (
+        to_gguf.pre_tokenizer({"model": {"type": "BPE", "merges": ["a b"]}, "pre_tokenizer": rules, "normalizer": None})
+        == "llama-bpe"
+    )
     with pytest.raises(ValueError, match="Unigram"):
         to_gguf.pre_tokenizer({"model": {"type": "Unigram"}})
 
@@ -333,7 +346,7 @@ def test_wrong_magic_a_cut_file_and_a_foreign_adapter_are_refused(plain, adapter
     with pytest.raises(ValueError, match="unknown"):
         llamacpp.quantize(plain[1], tmp_path / "y.gguf", "Q9_K")
     small = model(tmp_path / "small", hidden_size=64)
-    path = to_gguf.write_adapter(adapter, small, tmp_path / "adapter.gguf")
+    path = adapter_gguf.write(adapter, small, tmp_path / "adapter.gguf")
     with pytest.raises(ValueError, match="does not fit"):
         runtime.Gguf(to_gguf.write(small, tmp_path / "small.gguf"), adapters=[path])
     assert not list(tmp_path.glob("*partial*"))

@@ -1,4 +1,5 @@
-"""Packing is lossless and refuses everything that is off; calibration measures what it says; recovery picks the hardest."""
+"""Packing is lossless and refuses everything that is off; calibration measures what it says; hard_examplesy picks the
+hardest."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from lib.compression import calibrate, pack, recover, sizes
+from lib.compression import calibrate, hard_examples, pack, sizes
 
 
 @pytest.fixture
@@ -105,7 +106,9 @@ def test_memory_stays_bounded_while_unpacking(tmp_path):
         "pack.unpack(sys.argv[1], sys.argv[2]); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, packed, tmp_path / "out"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, packed, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 32_000, "kilobytes above the start"
 
 
@@ -177,10 +180,10 @@ def test_signals_come_from_the_tokens_that_spell_the_answer():
 
 def test_the_hardest_rows_come_first_and_too_few_are_refused():
     found = {"nats": [2.0, 30.0, 8.0], "tokens": [2, 10, 2]}
-    assert recover.hardest({"id": ["a", "b", "c"]}, found, 2) == [
+    assert hard_examples.hardest({"id": ["a", "b", "c"]}, found, 2) == [
         ("c", pytest.approx(math.exp(4))), ("b", pytest.approx(math.exp(3)))]  # fmt: skip
     with pytest.raises(ValueError, match="score more rows"):
-        recover.hardest({"id": ["a"]}, {"nats": [1.0], "tokens": [1]}, 2)
+        hard_examples.hardest({"id": ["a"]}, {"nats": [1.0], "tokens": [1]}, 2)
 
 
 class Teacher:
@@ -196,7 +199,7 @@ def test_a_teacher_s_whole_answers_replace_gold_and_the_rest_stays(tmp_path):
     from lib.files import read_jsonl
 
     rows = [{"id": str(n), "instruction": f"question {n}", "response": f"gold {n}"} for n in range(3)]
-    about = recover.improved(rows, tmp_path / "rows.jsonl", Teacher())
+    about = hard_examples.improved(rows, tmp_path / "rows.jsonl", Teacher())
     assert about == {"rows": 3, "answered": 1, "source": "stand-in"}
     assert [row["response"] for row in read_jsonl(tmp_path / "rows.jsonl")] == ["better", "gold 1", "gold 2"]
-    assert recover.improved(rows, tmp_path / "rows.jsonl")["source"] == "gold"
+    assert hard_examples.improved(rows, tmp_path / "rows.jsonl")["source"] == "gold"

@@ -1,4 +1,5 @@
-"""Confidence of answers and its calibration: what a probability of the model is worth, fitted on one split, told on another.
+"""Confidence of answers and its calibration: what a probability of the model is worth, fitted on one split, told on
+another.
 
 Everything works on plain lists: confidence in [0, 1] and right (bool) of each answer.
 """
@@ -14,9 +15,10 @@ TINY = 1e-6
 def signals(row: dict, answer: str | None, agreement: float | None = None) -> dict[str, float]:
     """Confidence signals of one generated answer, each in [0, 1].
 
-    sequence: probability of the whole text; mean token: its geometric mean a token; answer token: geometric mean over the
-    tokens that spell the extracted answer (absent when the text does not hold it literally); agreement: share of the samples
-    that give the same answer (absent when there are none). row: {"logprobs", "pieces"} as `recover.answer` writes them.
+    sequence: probability of the whole text; mean token: its geometric mean a token; answer token: geometric mean over
+    the tokens that spell the extracted answer (absent when the text does not hold it literally); agreement: share of
+    the samples that give the same answer (absent when there are none). row: {"logprobs", "pieces"} as `ladder.answer`
+    writes them.
     """
     total = sum(row["logprobs"])
     found = {"sequence": math.exp(total), "mean token": math.exp(total / max(1, len(row["logprobs"])))}
@@ -52,7 +54,9 @@ def fit(method: str, confidence, right):
 
     x, y = logit(confidence), np.asarray(right, int)
     if method != "raw" and len(set(y.tolist())) < 2:
-        raise ValueError(f"all {len(y)} answers of the fitting split are {'right' if y[0] else 'wrong'}: nothing to fit")
+        raise ValueError(
+            f"all {len(y)} answers of the fitting split are {'right' if y[0] else 'wrong'}: nothing to fit"
+        )
     if method == "raw":
         apply, about = (lambda c: np.asarray(c, float)), {}
     elif method == "temperature":
@@ -99,7 +103,8 @@ def bins(confidence, right, count: int = 10) -> list[dict]:
 def ece(confidence, right, count: int = 10) -> float:
     """Expected calibration error over equal-mass bins: mean |accuracy - confidence|, weighed by n (Naeini et al. 2015).
 
-    Biased upwards in small samples: with n answers in b bins a perfectly calibrated model shows about sqrt(b / n) / 2.5.
+    Biased upwards in small samples: with n answers in b bins a perfectly calibrated model shows about sqrt(b / n) /
+    2.5.
     """
     import numpy as np
 
@@ -123,7 +128,9 @@ def measures(confidence, right, seed: int = 0, resamples: int = 1000) -> dict[st
     tests = {"ece": ece, "brier": lambda a, b: float(((a - b) ** 2).mean()), "aurc": risk_area,
              "accuracy": lambda a, b: float(b.mean())}  # fmt: skip
     draws = rng.integers(0, len(c), (resamples, len(c)))
-    found = {name: _estimate(test(c, y), [test(c[d], y[d]) for d in draws]) | {"n": len(c)} for name, test in tests.items()}
+    found = {
+        name: _estimate(test(c, y), [test(c[d], y[d]) for d in draws]) | {"n": len(c)} for name, test in tests.items()
+    }
     found["ece"]["floor"] = float(np.mean([ece(c, rng.random(len(c)) < c) for _ in range(200)]))
     if 0 < y.mean() < 1:
         spread = [auroc(c[d], y[d]) for d in draws if 0 < y[d].mean() < 1]
@@ -137,8 +144,8 @@ def measures(confidence, right, seed: int = 0, resamples: int = 1000) -> dict[st
 
 
 def auroc(confidence, right) -> float:
-    """Chance that a right answer has more confidence than a wrong one, ties half: the rank-sum form of the area under ROC."""
-    import numpy as np
+    """Chance that a right answer has more confidence than a wrong one, ties half: the rank-sum form of the area under
+    ROC.""" import numpy as np
     from scipy.stats import rankdata
 
     y = np.asarray(right, bool)
@@ -174,8 +181,8 @@ def risk_area(confidence, right) -> float:
 
 
 def best_threshold(confidence, right) -> float:
-    """Confidence from which answers are kept so that most decisions are right: keep what is right, pass on what is wrong."""
-    import numpy as np
+    """Confidence from which answers are kept so that most decisions are right: keep what is right, pass on what is
+    wrong.""" import numpy as np
 
     c, y = np.asarray(confidence, float), np.asarray(right, bool)
     candidates = np.append(np.unique(c), np.inf)
@@ -200,6 +207,8 @@ def figure(curves: dict[str, tuple], count: int = 10):
         curve = risk_coverage(confidence, right)
         right_axes.step([x for x, _ in curve], [y for _, y in curve], where="post", color=colour, label=label)
     left.set(xlabel="confidence", ylabel="share right", title="Reliability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    right_axes.set(xlabel="coverage", ylabel="error among the covered", title="Risk and coverage", xlim=(0, 1), ylim=(0, 1))
+    right_axes.set(
+        xlabel="coverage", ylabel="error among the covered", title="Risk and coverage", xlim=(0, 1), ylim=(0, 1)
+    )
     left.legend(fontsize=8)
     return fig

@@ -17,7 +17,9 @@ def reader(path: str | Path):
     with open(path, "rb") as handle:
         magic = handle.read(4)
     if magic != b"GGUF":
-        raise ValueError(f"{path}: not a GGUF file (it begins with {magic!r}, not b'GGUF'); convert the checkpoint first")
+        raise ValueError(
+            f"{path}: not a GGUF file (it begins with {magic!r}, not b'GGUF'); convert the checkpoint first"
+        )
     try:
         found = gguf.GGUFReader(str(path))
     except (ValueError, IndexError) as error:

@@ -1,4 +1,5 @@
-"""What a GGUF file keeps of its source model: loss, divergence, token agreement and speed, measured on the file itself."""
+"""What a GGUF file keeps of its source model: loss, divergence, token agreement and speed, measured on the file
+itself."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import time
 from pathlib import Path
 
 from lib import stats
+from lib.files import write_jsonl
 
 
 def reference(folder: str, examples, keep: Path) -> Path:
-    """Log-probabilities of the 16-bit source model at every answer token, float32 [answer tokens, vocabulary] in `keep`.
+    """Log-probabilities of the 16-bit source model at every answer token, float32 [answer tokens, vocabulary] in
+    `keep`.
 
     folder: checkpoint, computed by transformers in float32. examples: `conversations.dataset`; rows follow its order.
     On disk, because a vocabulary of 128 thousand makes gigabytes of them.
@@ -42,8 +45,8 @@ def answer_places(example: dict) -> list[int]:
 def divergence(model, examples, keep: Path) -> dict[str, list]:
     """A loaded `runtime.Gguf` against `reference`, summed a conversation over the assistant's tokens.
 
-    Returns {"nats" (loss), "tokens", "right" (most likely token is the written one), "same" (most likely token is the source
-    model's), "kl" (nats from the source model), "seconds"} lists in the order of `examples`.
+    Returns {"nats" (loss), "tokens", "right" (most likely token is the written one), "same" (most likely token is the
+    source model's), "kl" (nats from the source model), "seconds"} lists in the order of `examples`.
     """
     import numpy as np
 
@@ -114,8 +117,8 @@ def point(path: Path, examples, keep: Path, prompt: list[int], *, tokens: int, t
 
 
 def estimates(row: dict, seed: int) -> dict[str, dict]:
-    """{"perplexity", "kl" (mean nats a token), "agreement" (share of tokens)} of a `point`, intervals over conversations."""
-    import numpy as np
+    """{"perplexity", "kl" (mean nats a token), "agreement" (share of tokens)} of a `point`, intervals over
+    conversations.""" import numpy as np
 
     from lib.compression.measure import perplexity
 
@@ -130,9 +133,11 @@ def estimates(row: dict, seed: int) -> dict[str, dict]:
 
 
 def answer_agreement(model, loaded, tokenizer, prompts: list[str], tokens: int) -> list[dict]:
-    """Greedy answers of a GGUF against transformers in float32: {"prompt", "same_ids", "same_text", "theirs", "ours", "first"}.
+    """Greedy answers of a GGUF against transformers in float32: {"prompt", "same_ids", "same_text", "theirs", "ours",
+    "first"}.
 
-    same_ids: llama.cpp's tokenizer gives the prompt's ids; first: place of the first different token, None when all are equal.
+    same_ids: llama.cpp's tokenizer gives the prompt's ids; first: place of the first different token, None when all
+    are equal.
     """
     from lib import generate
 
@@ -151,15 +156,37 @@ def answer_agreement(model, loaded, tokenizer, prompts: list[str], tokens: int) 
     return rows
 
 
+def answer(model, tokenizer, items: list[dict], out: Path, *, system: str, max_new_tokens: int, seed: int, n: int = 1,
+           temperature: float = 0.0) -> None:  # fmt: skip
+    """Answers of a loaded `runtime.Gguf` to evaluation items, raw, as generations-<system>.jsonl for `answers.read`.
+
+    Rows: {"id", "sample", "text", "tokens", "finish", "seconds", "logprobs", "pieces" (text of each token)}.
+    """
+    from lib import generate
+    from lib.evaluation import answers
+
+    texts = [generate.render(tokenizer, generate.as_messages(item["prompt"])) for item in items]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    samples = model.generate(ids, max_new_tokens=max_new_tokens, n=n, temperature=temperature, seed=seed)
+    write_jsonl(answers.path(out, system), (
+        {"id": item["id"], "sample": number, "text": tokenizer.decode(row["ids"], skip_special_tokens=True),
+         "tokens": len(row["logprobs"]), "finish": row["finish"], "seconds": row["seconds"],
+         "logprobs": [round(value, 5) for value in row["logprobs"]],
+         "pieces": [tokenizer.decode([token]) for token in row["ids"]]}
+        for item, rows in zip(items, samples, strict=True) for number, row in enumerate(rows)))  # fmt: skip
+
+
 def figure(curves: dict[str, list[dict]], budget: float | None = None):
-    """Bytes on disk against perplexity and against KL, a curve a source; rows {"label", "bytes", "perplexity", "kl"}."""
-    from lib import plots
+    """Bytes on disk against perplexity and against KL, a curve a source; rows {"label", "bytes", "perplexity",
+    "kl"}.""" from lib import plots
 
     fig, axes = plots.figure(2, 1, 11, 4.2)
     for place, key in enumerate(("perplexity", "kl")):
         for (name, rows), colour in zip(curves.items(), plots.CYCLE, strict=False):
             rows = sorted((row for row in rows if row[key] > 0), key=lambda row: row["bytes"])
-            axes[place].plot([row["bytes"] / 1e6 for row in rows], [row[key] for row in rows], "o-", color=colour, label=name)
+            axes[place].plot(
+                [row["bytes"] / 1e6 for row in rows], [row[key] for row in rows], "o-", color=colour, label=name
+            )
             for row in rows:
                 axes[place].annotate(row["label"], (row["bytes"] / 1e6, row[key]), fontsize=7, xytext=(3, 4),
                                      textcoords="offset points")  # fmt: skip

@@ -26,12 +26,8 @@ def save(model, tokenizer, folder: Path, dtype: str) -> None:
     """Write a plain checkpoint with its tokenizer under a temporary name, then rename; weights rounded to `dtype`."""
     import torch
 
-    from lib import decoding
-
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
-    if model.config._attn_implementation == decoding.ATTENTION:
-        model.config._attn_implementation = "sdpa"  # ours is this process's; a reader's transformers lacks it
     model.to(getattr(torch, dtype)).save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)

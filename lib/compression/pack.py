@@ -1,4 +1,5 @@
-"""Lossless packing with zstd: streamed both ways in bounded memory, checked by SHA-256, refused when anything is off."""
+"""Lossless packing with zstd: streamed both ways in bounded memory, checked by SHA-256, refused when anything is
+off."""
 
 from __future__ import annotations
 
@@ -31,9 +32,9 @@ def pack(source: str | Path, out: str | Path, *, level: int = 10, window_log: in
          threads: int = 0) -> dict:  # fmt: skip
     """Compress `source` to `out` and write `out`.json, the manifest, after it. Returns the manifest with "seconds".
 
-    Manifest: {"source", "bytes", "sha256" (of the source), "packed", "packed_bytes", "packed_sha256", "level", "window_log",
-    "dictionary" (file name or "") and "dictionary_sha256"}; a dictionary is written beside `out`, since nobody can unpack
-    without it, and counts as packed bytes.
+    Manifest: {"source", "bytes", "sha256" (of the source), "packed", "packed_bytes", "packed_sha256", "level",
+    "window_log", "dictionary" (file name or "") and "dictionary_sha256"}; a dictionary is written beside `out`, since
+    nobody can unpack without it, and counts as packed bytes.
     """
     import zstandard
 
@@ -76,16 +77,19 @@ def pack(source: str | Path, out: str | Path, *, level: int = 10, window_log: in
 def unpack(packed: str | Path, out: str | Path, *, most_bytes: int = 0) -> dict:
     """Decompress `packed` to `out`, which appears only when size and SHA-256 are those of the manifest beside `packed`.
 
-    most_bytes: refuse a manifest that promises more than this; 0 allows what it promises. Decompression itself stops at the
-    promised size, so a file that would unfold to terabytes is refused after that many bytes.
-    Returns {"bytes", "sha256", "seconds", "megabytes_per_second"}. Raises Refused, or FileNotFoundError without a manifest.
+    most_bytes: refuse a manifest that promises more than this; 0 allows what it promises. Decompression itself stops
+    at the promised size, so a file that would unfold to terabytes is refused after that many bytes.
+    Returns {"bytes", "sha256", "seconds", "megabytes_per_second"}. Raises Refused, or FileNotFoundError without a
+    manifest.
     """
     import zstandard
 
     packed, out = Path(packed), Path(out)
     manifest = _manifest(packed)
     if most_bytes and manifest["bytes"] > most_bytes:
-        raise Refused(f"{packed.name} unpacks to {manifest['bytes']:,} bytes, {most_bytes:,} are allowed; raise the limit")
+        raise Refused(
+            f"{packed.name} unpacks to {manifest['bytes']:,} bytes, {most_bytes:,} are allowed; raise the limit"
+        )
     words = {}
     if manifest["dictionary"]:
         content = packed.with_name(Path(manifest["dictionary"]).name).read_bytes()
@@ -124,7 +128,14 @@ def unpack(packed: str | Path, out: str | Path, *, most_bytes: int = 0) -> dict:
     return {"bytes": size, "sha256": seen.hexdigest(), "seconds": seconds, "megabytes_per_second": size / 1e6 / seconds}
 
 
-FIELDS = {"bytes": int, "sha256": str, "packed_bytes": int, "window_log": int, "dictionary": str, "dictionary_sha256": str}
+FIELDS = {
+    "bytes": int,
+    "sha256": str,
+    "packed_bytes": int,
+    "window_log": int,
+    "dictionary": str,
+    "dictionary_sha256": str,
+}
 
 
 def _manifest(packed: Path) -> dict:
@@ -156,4 +167,6 @@ def dictionary(source: str | Path, size: int = 112_640, pieces: int = 2000, leng
     try:
         return zstandard.train_dictionary(size, samples).as_bytes()
     except zstandard.ZstdError as error:
-        raise ValueError(f"{source.name}: no dictionary can be trained on it ({error}); use more or longer pieces") from error
+        raise ValueError(
+            f"{source.name}: no dictionary can be trained on it ({error}); use more or longer pieces"
+        ) from error

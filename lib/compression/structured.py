@@ -49,7 +49,7 @@ def activation_statistics(model, sequences: list[list[int]], batch: int = 8) -> 
             hook.remove()
 
     def contribution(kind, linear):
-        return torch.stack([squares[kind][index] / tokens * linear(layer).weight.float().pow(2).sum(0).double().cpu()
+        return torch.stack([squares[kind][index] / tokens * linear(layer).weight.detach().float().pow(2).sum(0).double().cpu()
                             for index, layer in enumerate(layers)])
 
     columns = contribution("attention", lambda layer: layer.self_attn.o_proj)
