@@ -145,7 +145,8 @@ def measures(confidence, right, seed: int = 0, resamples: int = 1000) -> dict[st
 
 def auroc(confidence, right) -> float:
     """Chance that a right answer has more confidence than a wrong one, ties half: the rank-sum form of the area under
-    ROC.""" import numpy as np
+    ROC."""
+    import numpy as np
     from scipy.stats import rankdata
 
     y = np.asarray(right, bool)
@@ -182,7 +183,8 @@ def risk_area(confidence, right) -> float:
 
 def best_threshold(confidence, right) -> float:
     """Confidence from which answers are kept so that most decisions are right: keep what is right, pass on what is
-    wrong.""" import numpy as np
+    wrong."""
+    import numpy as np
 
     c, y = np.asarray(confidence, float), np.asarray(right, bool)
     candidates = np.append(np.unique(c), np.inf)

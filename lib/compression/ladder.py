@@ -118,7 +118,8 @@ def point(path: Path, examples, keep: Path, prompt: list[int], *, tokens: int, t
 
 def estimates(row: dict, seed: int) -> dict[str, dict]:
     """{"perplexity", "kl" (mean nats a token), "agreement" (share of tokens)} of a `point`, intervals over
-    conversations.""" import numpy as np
+    conversations."""
+    import numpy as np
 
     from lib.compression.measure import perplexity
 
@@ -178,7 +179,8 @@ def answer(model, tokenizer, items: list[dict], out: Path, *, system: str, max_n
 
 def figure(curves: dict[str, list[dict]], budget: float | None = None):
     """Bytes on disk against perplexity and against KL, a curve a source; rows {"label", "bytes", "perplexity",
-    "kl"}.""" from lib import plots
+    "kl"}."""
+    from lib import plots
 
     fig, axes = plots.figure(2, 1, 11, 4.2)
     for place, key in enumerate(("perplexity", "kl")):

@@ -62,7 +62,8 @@ class Gguf:
 
     def set_adapters(self, scales: list[float]) -> None:
         """Scale of every adapter from now on, 0 for off; the cache is emptied, since it holds what the old ones
-        computed.""" assert len(scales) == len(self.adapters), (scales, len(self.adapters))
+        computed."""
+        assert len(scales) == len(self.adapters), (scales, len(self.adapters))
         on = [(adapter, scale) for adapter, scale in zip(self.adapters, scales, strict=True) if scale]
         handles = (c.c_void_p * max(1, len(on)))(*(adapter for adapter, _ in on))
         strengths = (c.c_float * max(1, len(on)))(*(scale for _, scale in on))
@@ -84,7 +85,8 @@ class Gguf:
 
     def decode(self, rows: list[tuple[int, int, int, bool]]):
         """Compute (token, position, sequence, wants logits) rows; returns float32 [those that want, vocabulary], a
-        copy.""" import numpy as np
+        copy."""
+        import numpy as np
 
         assert len(rows) <= self.capacity, f"{len(rows)} tokens in one batch, {self.capacity} fit"
         batch, wanted = self.batch, 0

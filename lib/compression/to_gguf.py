@@ -29,7 +29,8 @@ PRE_TOKENIZERS = {
 
 def pre_tokenizer(tokenizer_json: dict) -> str:
     """llama.cpp's name of the splitting rules of a tokenizer.json, found by their hash. ValueError for unknown
-    rules.""" if tokenizer_json["model"].get("type") != "BPE":
+    rules."""
+    if tokenizer_json["model"].get("type") != "BPE":
         raise ValueError(
             f"tokenizer of type {tokenizer_json['model'].get('type')}: only byte-level BPE is converted here"
         )
@@ -67,8 +68,8 @@ def checked(folder: str | Path) -> tuple[dict, dict, dict]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "llama":
         raise ValueError(
-            f"{folder}: architecture {config.get('model_type')!r}; this writer knows Llama (model_type llama) only,
-            convert " "others with llama.cpp's own converter"
+            f"{folder}: architecture {config.get('model_type')!r}; this writer knows Llama (model_type llama) only, "
+            "convert others with llama.cpp's own converter"
         )
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise ValueError(f"{folder}: attention or MLP biases are not converted; Llama checkpoints have none")
