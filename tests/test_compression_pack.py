@@ -69,7 +69,10 @@ def test_a_cut_a_longer_and_an_exploding_file_are_refused(source, tmp_path):
     refused(tmp_path, packed, "are allowed", most_bytes=1000)
     import zstandard
 
-    packed.write_bytes(zstandard.ZstdCompressor().compress(bytes(50_000_000)))  # 50 MB out of a few kB
+    bomb = zstandard.ZstdCompressor().compress(bytes(50_000_000))  # 50 MB out of a few kB
+    packed.write_bytes(bomb)
+    manifest = json.loads((tmp_path / "x.zst.json").read_text()) | {"packed_bytes": len(bomb)}
+    (tmp_path / "x.zst.json").write_text(json.dumps(manifest))
     refused(tmp_path, packed, "holds more than the 3,000,000 bytes")
 
 

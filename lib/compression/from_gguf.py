@@ -63,7 +63,6 @@ def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
     """
     import gguf
     import numpy as np
-    from safetensors.numpy import save_file
 
     config, _, _ = checked(like)
     out, heads = Path(out), config["num_attention_heads"]
@@ -89,6 +88,31 @@ def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
     if table != (config["vocab_size"], config["hidden_size"]):
         raise ValueError(f"{path}: its table is {table}, that of {Path(like).name} {config['vocab_size']} rows of "
                          f"{config['hidden_size']}")  # fmt: skip
+    return _save(found, config, like, out)
+
+
+def dense(model, like: str | Path, out: str | Path) -> Path:
+    """Write the dense weights of a transformers model that was loaded from quantised ones, as checkpoint `out`.
+
+    like: the 16-bit checkpoint folder; tensors that it does not have (scales, zero points) stay behind.
+    """
+    from safetensors import safe_open
+
+    config, _, _ = checked(like)
+    names = set()
+    for path in Path(like).glob("*.safetensors"):
+        with safe_open(path, "pt") as handle:
+            names |= set(handle.keys())
+    state = model.state_dict()
+    if missing := names - state.keys() - {"lm_head.weight"}:
+        raise ValueError(f"the loaded model has no {sorted(missing)[0]}; its weights are still packed")
+    found = {name: state[name].detach().float().cpu().numpy() for name in names if name in state}
+    return _save(found, config, like, Path(out))
+
+
+def _save(found: dict, config: dict, like: str | Path, out: Path) -> Path:
+    from safetensors.numpy import save_file
+
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -116,6 +116,35 @@ def point(path: Path, examples, keep: Path, prompt: list[int], *, tokens: int, t
             "tokens_per_second": rate, **found}  # fmt: skip
 
 
+def rung(source: Path, ftype: str, out: Path, matrix, examples, keep: Path, prompt: list[int], settings: dict) -> dict:
+    """Quantise the 16-bit GGUF `source` to `out` and measure it as `point` does; ftype F16 measures the source itself.
+
+    The result is kept beside `out` as JSON, and taken from there while source, matrix, rows and settings are the same.
+    settings: {"tokens", "threads", "keep" (leave the file), "requantize", "stamp" (names source, matrix and rows)}.
+    """
+    import json
+
+    from lib.compression import llamacpp
+    from lib.files import atomic_write_json
+
+    told, whole = out.with_name(f"{out.name}.json"), {**settings, "ftype": ftype, "imatrix": bool(matrix)}
+    if told.exists() and (out.exists() or not settings["keep"] or ftype == "F16"):
+        found = json.loads(told.read_text(encoding="utf-8"))
+        if found["settings"] == whole:
+            return found
+    began = time.perf_counter()
+    if ftype != "F16":
+        llamacpp.quantize(source, out, ftype, matrix, requantize=settings["requantize"], threads=settings["threads"])
+    seconds = time.perf_counter() - began
+    path = out if ftype != "F16" else source
+    found = point(path, examples, keep, prompt, tokens=settings["tokens"], threads=settings["threads"])
+    found |= {"settings": whole, "ftype": ftype, "quantise_seconds": seconds}
+    if not settings["keep"] and ftype != "F16":
+        out.unlink()
+    atomic_write_json(told, found)
+    return found
+
+
 def estimates(row: dict, seed: int) -> dict[str, dict]:
     """{"perplexity", "kl" (mean nats a token), "agreement" (share of tokens)} of a `point`, intervals over
     conversations."""

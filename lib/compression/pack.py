@@ -69,6 +69,7 @@ def pack(source: str | Path, out: str | Path, *, level: int = 10, window_log: in
         "packed_bytes": size + len(dictionary), "packed_sha256": after.hexdigest(), "level": level,
         "window_log": window_log, "dictionary": beside,
         "dictionary_sha256": hashlib.sha256(dictionary).hexdigest() if dictionary else "",
+        "dictionary_bytes": len(dictionary),
     }  # fmt: skip
     atomic_write_json(out.with_name(f"{out.name}.json"), manifest)
     return manifest | {"seconds": time.perf_counter() - began}
@@ -90,7 +91,10 @@ def unpack(packed: str | Path, out: str | Path, *, most_bytes: int = 0) -> dict:
         raise Refused(
             f"{packed.name} unpacks to {manifest['bytes']:,} bytes, {most_bytes:,} are allowed; raise the limit"
         )
-    words = {}
+    words, stored, promised = {}, packed.stat().st_size, manifest["packed_bytes"] - manifest["dictionary_bytes"]
+    if stored != promised:
+        what = "is cut short" if stored < promised else "goes on after its end"
+        raise Refused(f"{packed.name} {what}: {stored:,} bytes, its manifest says {promised:,}; fetch it again")
     if manifest["dictionary"]:
         content = packed.with_name(Path(manifest["dictionary"]).name).read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest["dictionary_sha256"]:
@@ -103,15 +107,13 @@ def unpack(packed: str | Path, out: str | Path, *, most_bytes: int = 0) -> dict:
         window = 1 << max(27, manifest["window_log"])
         opener = zstandard.ZstdDecompressor(max_window_size=window, **words)
         with open(packed, "rb") as source, os.fdopen(descriptor, "wb") as target:
-            with opener.stream_reader(source, read_size=BLOCK) as reader:
+            with opener.stream_reader(source, read_size=BLOCK, closefd=False) as reader:
                 while block := reader.read(BLOCK):
                     size += len(block)
                     if size > manifest["bytes"]:
                         raise Refused(f"{packed.name} holds more than the {manifest['bytes']:,} bytes of its manifest")
                     seen.update(block)
                     target.write(block)
-            if source.tell() < packed.stat().st_size:
-                raise Refused(f"{packed.name} goes on after its end; it was not written by `pack`")
             target.flush()
             os.fsync(target.fileno())
         if size < manifest["bytes"]:
@@ -132,6 +134,7 @@ FIELDS = {
     "bytes": int,
     "sha256": str,
     "packed_bytes": int,
+    "dictionary_bytes": int,
     "window_log": int,
     "dictionary": str,
     "dictionary_sha256": str,

@@ -22,6 +22,10 @@ UPSTREAM = {
     "11_merge": ["00_curate", "10_train_base"],
     "12_benchmark": ["11_merge"],
     "13_consistency": ["11_merge", "12_benchmark"],
+    "22_gguf": ["00_curate", "11_merge"],
+    "23_pack": ["22_gguf"],
+    "24_recover": ["00_curate", "22_gguf"],
+    "25_calibrate": ["22_gguf", "24_recover"],
 }
 UPSTREAM["50_validate"] = list(UPSTREAM)  # judges all that ran before it
 JUDGES_WHAT_EXISTS = {"50_validate"}  # runs with whatever is there; what is missing is shown as not measured
