@@ -114,7 +114,7 @@ def ece(confidence, right, count: int = 10) -> float:
     return float(sum(abs(c[p].sum() - y[p].sum()) for p in parts) / len(c))
 
 
-def measures(confidence, right, seed: int = 0, resamples: int = 1000) -> dict[str, dict]:
+def measures(confidence, right, seed: int = 0, resamples: int = 1000, count: int = 10) -> dict[str, dict]:
     """{"ece", "brier", "auroc", "aurc", "accuracy"} as estimates with 95 % percentile bootstrap intervals over answers.
 
     aurc: area under the risk-coverage curve (error among the most confident share, over all shares; lower is better).
@@ -125,13 +125,13 @@ def measures(confidence, right, seed: int = 0, resamples: int = 1000) -> dict[st
 
     c, y = np.asarray(confidence, float), np.asarray(right, float)
     rng = np.random.default_rng(seed)
-    tests = {"ece": ece, "brier": lambda a, b: float(((a - b) ** 2).mean()), "aurc": risk_area,
+    tests = {"ece": lambda a, b: ece(a, b, count), "brier": lambda a, b: float(((a - b) ** 2).mean()), "aurc": risk_area,
              "accuracy": lambda a, b: float(b.mean())}  # fmt: skip
     draws = rng.integers(0, len(c), (resamples, len(c)))
     found = {
         name: _estimate(test(c, y), [test(c[d], y[d]) for d in draws]) | {"n": len(c)} for name, test in tests.items()
     }
-    found["ece"]["floor"] = float(np.mean([ece(c, rng.random(len(c)) < c) for _ in range(200)]))
+    found["ece"]["floor"] = float(np.mean([ece(c, rng.random(len(c)) < c, count) for _ in range(200)]))
     if 0 < y.mean() < 1:
         spread = [auroc(c[d], y[d]) for d in draws if 0 < y[d].mean() < 1]
         found["auroc"] = _estimate(auroc(c, y), spread) | {"n": len(c)}

@@ -44,15 +44,16 @@ def type_counts(path: str | Path) -> dict[str, int]:
 
 
 def zero_share(path: str | Path) -> dict[str, float]:
-    """Share of exact zeros among the weights of each type, matrices of attention and MLP only: {type: share}."""
+    """Share of exact zeros among the weights of attention and MLP matrices: {"all": share, type: share ...}."""
     import numpy as np
 
-    zeros: dict[str, list[int]] = {}
+    zeros: dict[str, list[int]] = {"all": [0, 0]}
     for name, values, kind in weights(path):
         if values.ndim > 1 and name.startswith("blk."):
-            entry = zeros.setdefault(kind, [0, 0])
-            entry[0] += int(values.size - np.count_nonzero(values))
-            entry[1] += values.size
+            none = int(values.size - np.count_nonzero(values))
+            for entry in (zeros["all"], zeros.setdefault(kind, [0, 0])):
+                entry[0] += none
+                entry[1] += values.size
     return {kind: none / every for kind, (none, every) in zeros.items()}
 
 
