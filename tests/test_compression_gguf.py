@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lib.compression import adapter_gguf, from_gguf, gguf_types, imatrix, llamacpp, runtime, to_gguf
+from lib.compression import adapter_gguf, from_gguf, gguf_types, imatrix, llamacpp, runtime, sparse, to_gguf
 from tests import tiny
 
 PROMPTS = [f"Item {n}: what is {n} + {n}?" for n in range(20)]
@@ -139,10 +139,10 @@ def test_the_planned_types_and_bytes_are_those_that_llama_cpp_writes(tmp_path, f
     source = to_gguf.write(folder, tmp_path / "f16.gguf")
     weights = {name: np.ones(shape[-1], np.float32) for name, shape in gguf_types.tensors(arch_of(folder)).items()}
     path = llamacpp.quantize(source, tmp_path / "q.gguf", ftype, weights, threads=1)
-    found = {tensor.name: tensor.tensor_type.name for tensor in from_gguf.reader(path).tensors}
+    found = {tensor.name: tensor.type for tensor in from_gguf.table(path)}
     assert found == gguf_types.types(arch_of(folder), ftype)
     planned = gguf_types.size(arch_of(folder), ftype)["tensor_bytes"]
-    assert planned == sum(int(tensor.n_bytes) for tensor in from_gguf.reader(path).tensors)
+    assert planned == sum(tensor.bytes for tensor in from_gguf.table(path))
 
 
 def arch_of(folder):
@@ -175,6 +175,29 @@ def test_a_checkpoint_made_from_the_file_is_the_file(plain, tmp_path):
         assert np.abs(loaded.logits(ids) - reference(back, ids)).max() < 1e-2
     assert {n: v.tolist() for n, v, _ in from_gguf.weights(path) if "attn_q" in n} == {
         n: v.tolist() for n, v, _ in from_gguf.weights(exact) if "attn_q" in n}  # fmt: skip
+
+
+def test_the_header_is_read_as_the_gguf_package_reads_it(plain, tmp_path):
+    import gguf
+
+    path = llamacpp.quantize(plain[1], tmp_path / "q.gguf", "Q4_K_M", threads=1)
+    found = {tensor.name: tensor for tensor in from_gguf.table(path)}
+    for tensor in gguf.GGUFReader(str(path)).tensors:
+        mine = found.pop(tensor.name)
+        assert (mine.type, mine.bytes, mine.begin) == (tensor.tensor_type.name, tensor.n_bytes, tensor.data_offset)
+        assert list(reversed(mine.shape)) == tensor.shape.tolist()
+    assert not found
+
+
+def test_magnitude_zeroes_the_share_of_each_matrix_and_nothing_else(plain, tmp_path):
+    path = sparse.magnitude(plain[1], tmp_path / "sparse.gguf", 0.65)
+    assert from_gguf.zero_share(path)["all"] == pytest.approx(0.65, abs=0.01)
+    before, after = ({name: values for name, values, _ in from_gguf.weights(each)} for each in (plain[1], path))
+    assert (before["token_embd.weight"] == after["token_embd.weight"]).all()
+    kept = after["blk.0.attn_q.weight"] != 0
+    assert (before["blk.0.attn_q.weight"][kept] == after["blk.0.attn_q.weight"][kept]).all()
+    with pytest.raises(ValueError, match="prune the F16"):
+        sparse.magnitude(llamacpp.quantize(plain[1], tmp_path / "q.gguf", "Q8_0", threads=1), tmp_path / "x", 0.5)
 
 
 def test_permutation_is_undone():

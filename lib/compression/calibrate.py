@@ -125,8 +125,8 @@ def measures(confidence, right, seed: int = 0, resamples: int = 1000, count: int
 
     c, y = np.asarray(confidence, float), np.asarray(right, float)
     rng = np.random.default_rng(seed)
-    tests = {"ece": lambda a, b: ece(a, b, count), "brier": lambda a, b: float(((a - b) ** 2).mean()), "aurc": risk_area,
-             "accuracy": lambda a, b: float(b.mean())}  # fmt: skip
+    tests = {"ece": lambda a, b: ece(a, b, count), "aurc": risk_area,
+             "brier": lambda a, b: float(((a - b) ** 2).mean()), "accuracy": lambda a, b: float(b.mean())}  # fmt: skip
     draws = rng.integers(0, len(c), (resamples, len(c)))
     found = {
         name: _estimate(test(c, y), [test(c[d], y[d]) for d in draws]) | {"n": len(c)} for name, test in tests.items()

@@ -173,14 +173,14 @@ def quantize(
     import gguf
     import numpy as np
 
-    from lib.compression.from_gguf import reader
+    from lib.compression.from_gguf import table
     from lib.compression.gguf_types import FTYPES, NEEDS_IMATRIX
 
     if ftype not in FTYPES:
         raise ValueError(f"file type {ftype!r} is unknown; known are {', '.join(FTYPES)}")
     if ftype in NEEDS_IMATRIX and not imatrix:
         raise ValueError(f"{ftype} needs an importance matrix; measure one on calibration data first")
-    reader(source)
+    table(source)
     llama, out = library(), Path(out)
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = FTYPES[ftype][0], threads, requantize

@@ -18,9 +18,9 @@ class Gguf:
 
     def __init__(self, path: str | Path, *, context: int = 4096, sequences: int = 16, threads: int = 2,
                  adapters: list | None = None):  # fmt: skip
-        from lib.compression.from_gguf import reader
+        from lib.compression.from_gguf import table
 
-        reader(path)
+        table(path)
         self.llama, self.path, self.sequences, self.context = llamacpp.library(), Path(path), sequences, context
         self.model = self.llama.llama_model_load_from_file(str(path).encode(), self.llama.llama_model_default_params())
         if not self.model:
@@ -39,7 +39,7 @@ class Gguf:
         self.batch = self.llama.llama_batch_init(self.capacity, 0, 1)
         self.adapters = []
         for adapter in adapters or []:
-            reader(adapter)
+            table(adapter)
             loaded = self.llama.llama_adapter_lora_init(self.model, str(adapter).encode())
             if not loaded:
                 raise ValueError(f"{adapter}: does not fit {Path(path).name}: {' '.join(llamacpp._said[-3:])}")

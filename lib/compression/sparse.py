@@ -12,28 +12,26 @@ def magnitude(source: str | Path, out: str | Path, share: float) -> Path:
     """
     import shutil
 
-    import gguf
     import numpy as np
 
-    from lib.compression.from_gguf import reader
+    from lib.compression.from_gguf import table
 
     if not 0 <= share < 1:
         raise ValueError(f"a sparsity of {share} must be 0 or more and below 1")
     source, out = Path(source), Path(out)
+    chosen = [tensor for tensor in table(source) if tensor.name.startswith("blk.") and len(tensor.shape) > 1]
+    if quantised := [tensor for tensor in chosen if tensor.type != "F16"]:
+        raise ValueError(f"{source}: {quantised[0].name} is {quantised[0].type}; prune the F16 file")
     temporary = out.with_name(f".{out.name}.partial")
     try:
-        reader(source)
         shutil.copy(source, temporary)
-        for tensor in gguf.GGUFReader(str(temporary), "r+").tensors:
-            if not tensor.name.startswith("blk.") or len(tensor.shape) < 2:
-                continue
-            if tensor.tensor_type != gguf.GGMLQuantizationType.F16:
-                raise ValueError(f"{source}: {tensor.name} is {tensor.tensor_type.name}; prune the F16 file")
-            size = np.abs(tensor.data)
-            count = int(share * size.size)
+        data = np.memmap(temporary, np.uint8, "r+")
+        for tensor in chosen:
+            values = data[tensor.begin : tensor.begin + tensor.bytes].view(np.float16)
+            size, count = np.abs(values), int(share * values.size)
             if count:
-                tensor.data[size <= np.partition(size.reshape(-1), count - 1)[count - 1]] = 0
-            tensor.data.flush() if hasattr(tensor.data, "flush") else None
+                values[size <= np.partition(size, count - 1)[count - 1]] = 0
+        data.flush()
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
