@@ -169,7 +169,9 @@ def test_nothing_is_fitted_to_answers_that_are_all_right_or_to_an_unknown_method
         calibrate.fit("platt", [0.1, 0.2, 0.3], [True] * 3)
     with pytest.raises(ValueError, match="known are raw"):
         calibrate.fit("magic", [0.1, 0.2], [True, False])
-    assert "auroc" not in calibrate.measures([0.1, 0.2], [True, True])
+    alike = calibrate.measures([0.0, 0.0], [False, False])
+    assert "auroc" not in alike
+    assert alike["ece"]["value"] == 0 and alike["ece"]["high"] > 0.5, "two answers prove nothing"
 
 
 def test_signals_come_from_the_tokens_that_spell_the_answer():

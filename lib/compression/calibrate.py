@@ -128,13 +128,11 @@ def measures(confidence, right, seed: int = 0, resamples: int = 1000, count: int
     tests = {"ece": lambda a, b: ece(a, b, count), "aurc": risk_area,
              "brier": lambda a, b: float(((a - b) ** 2).mean()), "accuracy": lambda a, b: float(b.mean())}  # fmt: skip
     draws = rng.integers(0, len(c), (resamples, len(c)))
-    found = {
-        name: _estimate(test(c, y), [test(c[d], y[d]) for d in draws]) | {"n": len(c)} for name, test in tests.items()
-    }
+    found = {name: _estimate(test(c, y), [test(c[d], y[d]) for d in draws], len(c)) for name, test in tests.items()}
     found["ece"]["floor"] = float(np.mean([ece(c, rng.random(len(c)) < c, count) for _ in range(200)]))
     if 0 < y.mean() < 1:
         spread = [auroc(c[d], y[d]) for d in draws if 0 < y[d].mean() < 1]
-        found["auroc"] = _estimate(auroc(c, y), spread) | {"n": len(c)}
+        found["auroc"] = _estimate(auroc(c, y), spread, len(c))
     for entry in found.values():
         entry["method"] = f"percentile bootstrap over {len(c)} answers"
     for name in ("brier", "auroc", "aurc"):
@@ -154,11 +152,17 @@ def auroc(confidence, right) -> float:
     return float((ranks[y].sum() - positive * (positive + 1) / 2) / (positive * (len(y) - positive)))
 
 
-def _estimate(value: float, spread: list[float]) -> dict:
+def _estimate(value: float, spread: list[float], n: int) -> dict:
+    """Percentile interval; where every resample is the same, Wilson's bound on what none of n answers has shown."""
     import numpy as np
 
+    from lib import stats
+
     low, high = np.percentile(spread, [2.5, 97.5])
-    return {"value": value, "low": float(min(low, value)), "high": float(max(high, value)), "unit": "share"}
+    if high - low < 1e-9:
+        half = stats.proportion(0, n)["high"]
+        low, high = max(0.0, value - half), min(1.0, value + half)
+    return {"value": value, "low": float(min(low, value)), "high": float(max(high, value)), "n": n, "unit": "share"}
 
 
 def risk_coverage(confidence, right) -> list[tuple[float, float]]:
