@@ -82,6 +82,22 @@ def reload(folder: Path, compute_dtype: str):
     return model.to(models.device()).eval()
 
 
+def stored_layer(folder: Path, part: str = "layers.0.mlp.down_proj") -> list[dict]:
+    """What a checkpoint stores for one linear: {tensor, type, shape, bytes}."""
+    from safetensors import safe_open
+
+    from lib.compression.source import tensor_names
+
+    rows = []
+    for name, file in sorted(tensor_names(folder).items()):
+        if part in name:
+            with safe_open(file, "pt") as tensors:
+                tensor = tensors.get_tensor(name)
+            rows.append({"tensor": name, "type": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape),
+                         "bytes": tensor.numel() * tensor.element_size()})  # fmt: skip
+    return rows
+
+
 def run(methods: list[str], source: str, key: str, tokenizer, sequences, held_out, examples, items, settings: dict,
         folder: Path) -> list[dict]:
     """Quantise by every method, reload from disk, weigh and question; the 16-bit model comes first.

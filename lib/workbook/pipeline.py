@@ -22,6 +22,8 @@ UPSTREAM = {
     "11_merge": ["00_curate", "10_train_base"],
     "12_benchmark": ["11_merge"],
     "13_consistency": ["11_merge", "12_benchmark"],
+    "20_prune": ["00_curate", "11_merge"],
+    "21_quantize": ["00_curate", "20_prune"],
 }
 UPSTREAM["50_validate"] = list(UPSTREAM)  # judges all that ran before it
 JUDGES_WHAT_EXISTS = {"50_validate"}  # runs with whatever is there; what is missing is shown as not measured
