@@ -34,10 +34,10 @@ def prune(model, tokenizer, sequences: list[list[int]], method: str, attention: 
     """Zero weights in place and return the measured `sparsity`.
 
     Args: attention, mlp: shares of their weights to zero. pattern: "" for unstructured, "2:4" for two zeros in every
-        four neighbours of an input row (the shares must then be 0.5). sequences: calibration text; magnitude takes none.
+        four neighbours of an input row (the shares must then be 0.5). sequences: calibration text, none for magnitude.
     Sources: Frantar and Alistarh 2023 (SparseGPT), Sun et al. 2023 (Wanda), llmcompressor's implementations.
-    Raises ValueError for an unknown method or pattern, AssertionError when what was reached is not what was asked:
-    a magnitude modifier of llmcompressor that left every weight as it was is why this is measured.
+    Raises ValueError for an unknown method or pattern, AssertionError when what was reached is not what was asked: a
+    magnitude modifier of llmcompressor that left every weight as it was is why this is measured.
     """
     if method not in METHODS:
         raise ValueError(f"unknown pruning method {method!r}; choose from {', '.join(METHODS)}")
