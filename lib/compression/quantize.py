@@ -110,17 +110,16 @@ def run(methods: list[str], source: str, key: str, tokenizer, sequences, held_ou
     from lib import merge
     from lib.compression import sizes
 
-    rows, reference = [], None
+    rows = []
     for name in [SIXTEEN, *methods]:
         system = name.replace(" ", "-")
         stamp = content_hash(key, name, str(sorted(settings.items())))
         file, checkpoint = folder / "points" / f"{system}.json", folder / system
         row = measure.stored(file, stamp)
         if row is None or (name != SIXTEEN and not checkpoint.exists()):
-            if reference is None:
-                reference = measure.open_model(source, settings["dtype"], settings["compute_dtype"])
-            if name != SIXTEEN:
+            if name != SIXTEEN:  # before the 16-bit model is loaded again: AWQ wants the memory for its caches
                 quantise(source, tokenizer, sequences, name, settings, checkpoint, folder / "oneshot.log")
+            reference = measure.open_model(source, settings["dtype"], settings["compute_dtype"])
             model = reference if name == SIXTEEN else reload(checkpoint, settings["compute_dtype"])
             ledger = sizes.measure(source if name == SIXTEEN else checkpoint, entropy=False)
             row = {"stamp": stamp, "name": name, "system": system, "bytes": ledger["bytes"],
@@ -131,7 +130,7 @@ def run(methods: list[str], source: str, key: str, tokenizer, sequences, held_ou
                 row["compared"] = merge.compare_logits(reference, model, held_out)
             measure.answer(model, tokenizer, items, system, stamp, settings, folder)
             atomic_write_json(file, row)
-            del model
+            del model, reference
         rows.append(row)
     return rows
 
