@@ -72,13 +72,15 @@ def reload(folder: Path, compute_dtype: str):
     import transformers
 
     from lib import decoding, models
+    from lib.compression.oneshot import quiet
 
     decoding.register_attention()
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, compute_dtype), attn_implementation=decoding.ATTENTION,
-        quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
-    )  # fmt: skip
+    with quiet(folder.parent / "oneshot.log"):  # three progress bars a load
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, compute_dtype), attn_implementation=decoding.ATTENTION,
+            quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
+        )  # fmt: skip
     return model.to(models.device()).eval()
 
 
