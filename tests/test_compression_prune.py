@@ -59,6 +59,9 @@ def test_two_of_every_four_neighbours_are_zero(model, tokenizer, method, tmp_pat
 
 def test_nothing_of_the_library_s_noise_reaches_the_reader(model, tokenizer, tmp_path, capfd):
     prune.prune(model, tokenizer, SEQUENCES, "wanda", 0.5, 0.5, "", tmp_path / "log")
+    measure.save(model, tokenizer, tmp_path / "out", "float32")
+    assert "lm_head.weight" not in source.tensor_names(tmp_path / "out"), "one shared table, stored once"
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.yaml")) == [], "no recipe of the library's own"
     shown = capfd.readouterr()
     assert shown.out == "" and shown.err == "" and "Sparsifying" in (tmp_path / "log").read_text()
 

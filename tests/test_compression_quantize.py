@@ -39,6 +39,7 @@ def test_plain_rounding_equals_numpy_s_after_a_reload(base, symmetric, tmp_path)
         for part in ("mlp.down_proj", "self_attn.o_proj"):
             weights = [m.model.layers[layer].get_submodule(part).weight.detach().numpy() for m in (before, after)]
             assert np.abs(weights[1] - rounded(weights[0], 32, symmetric)).max() < 1e-6
+    assert "lm_head.weight" not in source.tensor_names(tmp_path / "rtn"), "one shared table, stored once"
     assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
 
 
@@ -82,3 +83,5 @@ def test_a_group_that_does_not_divide_a_width_is_refused_with_the_nearest_that_d
 def test_an_unknown_method_is_named(tmp_path):
     with pytest.raises(ValueError, match="choose from rtn, gptq, awq"):
         quantize.recipe("squeeze", 4, 32, False, 4, tmp_path / "log")
+    with pytest.raises(ValueError, match="at least 3"):
+        quantize.recipe("awq", 4, 32, False, 2, tmp_path / "log")

@@ -23,6 +23,8 @@ def recipe(method: str, bits: int, group: int, symmetric: bool, awq_grid: int, l
 
     if method not in METHODS:
         raise ValueError(f"unknown quantisation method {method!r}; choose from {', '.join(METHODS)}")
+    if method == "awq" and awq_grid < 3:
+        raise ValueError(f"awq_grid is {awq_grid}; AWQ compares at least 3 scalings, the first changing nothing")
     with quiet(log):
         from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
         from llmcompressor.modifiers.gptq import GPTQModifier
