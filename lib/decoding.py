@@ -102,16 +102,36 @@ def _roomy_cache(config):
     return cache
 
 
-def prefill(model, tokenizer, rows):
-    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows, vocab]."""
+def prefill(model, tokenizer, rows, most_tokens: int = 4096, least_filled: float = 0.75):
+    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows, vocab].
+
+    Prompts go through the model in groups of like length, each at most `most_tokens` with its padding and none shorter
+    than `least_filled` of its group's longest: one long prompt in a batch would otherwise make padding of the rest.
+    """
     import torch
 
-    order: dict[tuple, int] = {}
-    for row in rows:
-        order.setdefault(tuple(row["ids"]), len(order))
-    width, pad = max(len(ids) for ids in order), tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in order], device=model.device)
-    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in order], device=model.device)
+    distinct = sorted(dict.fromkeys(tuple(row["ids"]) for row in rows), key=len, reverse=True)
+    order = {ids: index for index, ids in enumerate(distinct)}
+    state, logits, start = None, [], 0
+    while start < len(distinct):
+        longest, end = len(distinct[start]), start + 1
+        while end < len(distinct) and (end + 1 - start) * longest <= most_tokens and (
+            len(distinct[end]) >= least_filled * longest
+        ):
+            end += 1
+        made, found = _prefill_group(model, tokenizer.pad_token_id, distinct[start:end])
+        state, start = join(state, made), end
+        logits.append(found)
+    repeat = [order[tuple(row["ids"])] for row in rows]
+    return {**take(state, repeat), "rows": rows}, torch.cat(logits)[repeat]
+
+
+def _prefill_group(model, pad: int, prompts):
+    import torch
+
+    width = max(len(ids) for ids in prompts)
+    ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = _roomy_cache(model.config)
     logits = model(
@@ -122,9 +142,8 @@ def prefill(model, tokenizer, rows):
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    state = {"rows": rows, "cache": cache, "mask": mask, "positions": positions[:, -1:] + 1, "tokens": ids[:, -1:]}
-    repeat = [order[tuple(row["ids"])] for row in rows]
-    return take(state, repeat), logits[repeat]
+    kept = {"rows": list(prompts), "cache": cache, "mask": mask, "positions": positions[:, -1:] + 1}
+    return kept | {"tokens": ids[:, -1:]}, logits
 
 
 def step(model, state):

@@ -23,7 +23,7 @@ from lib.ledger import BudgetExceeded, Store
 __all__ = ["BudgetExceeded", "Client", "EndpointError"]
 
 OPENAI_URL = "https://api.openai.com/v1"
-SETTINGS = {"messages", "max_tokens", "temperature", "top_p", "seed", "response_format"}
+SETTINGS = {"messages", "max_tokens", "temperature", "top_p", "seed", "response_format", "reasoning_effort"}
 HOPELESS = 5  # so many failures and not one answer: the endpoint is down or wrongly set, stop asking
 
 
@@ -79,8 +79,7 @@ class Client:
             raise ValueError(f"unknown request setting {sorted(unknown)}; known are {sorted(SETTINGS)}")
         if not request.get("messages") or int(request.get("max_tokens") or 0) < 1:
             raise ValueError("a request needs messages, and max_tokens to bound what it can cost")
-        whole = {"base_url": self.base_url, "model": self.model, **request}
-        return hashlib.sha256(json.dumps(whole, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.whole(request), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def worst_usd(self, request: dict) -> float:
         """The most one attempt can cost, in USD: no tokenizer makes more tokens than there are bytes."""
@@ -145,7 +144,16 @@ class Client:
                     return {"error": str(error)}
                 except ValueError as error:
                     reason = f"{self.role}: {self.tries} unusable answers, the last: {error}"
-            return {"error": self._clean(reason)}
+            return {"error": self.clean(reason)}
+
+    def body(self, request: dict, attempt: int = 0) -> dict:
+        """What is sent: the model and the request, less what the endpoint has refused; another seed a try."""
+        body = {"model": self.model, **request, **({"seed": request["seed"] + attempt} if "seed" in request else {})}
+        for name in self._unsupported & set(body):
+            value = body.pop(name)
+            if name == "max_tokens":
+                body["max_completion_tokens"] = value  # the newer name of the same bound
+        return body
 
     def _send(self, key: str, request: dict, attempt: int) -> str:
         """The body of a successful response. A setting the endpoint does not know is left out from then."""
@@ -153,27 +161,34 @@ class Client:
 
         self._call.key, self._call.worst = key, self.worst_usd(request)
         while True:
-            body = {**request, **({"seed": request["seed"] + attempt} if "seed" in request else {})}
-            for name in self._unsupported & set(body):
-                value = body.pop(name)
-                if name == "max_tokens":
-                    body["max_completion_tokens"] = value  # the newer name of the same bound
+            body = self.body(request, attempt)
             try:
-                answer = self._api.chat.completions.with_raw_response.create(model=self.model, **body)
-                return self._clean(answer.text)
+                answer = self._api.chat.completions.with_raw_response.create(**body)
+                return self.clean(answer.text)
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 advice = f"check base URL, model and {self.role.upper()}_API_KEY"
                 reason = f"{self.role}: {self.base_url} refused model {self.model!r} ({error}); {advice}"
-                raise EndpointError(self._clean(reason)) from None
+                raise EndpointError(self.clean(reason)) from None
             except openai.OpenAIError as error:
                 name = _unsupported(error, body) if getattr(error, "status_code", 0) in (400, 422) else None
                 if not name:
                     reason = f"{self.role}: {type(error).__name__}: {error}"
-                    raise _Failed(self._clean(reason)) from None
+                    raise _Failed(self.clean(reason)) from None
                 self._unsupported.add(name)
 
     def _accept(self, key: str, request: dict, body: str, parse: Callable | None) -> dict:
         """Settle the attempt, and store and return the answer; ValueError if it cannot be used."""
+        answer, value, problem, used = self.read(body, parse)
+        usd = self.usd(used)
+        keep = None if problem else (key, self.whole(request), answer)
+        self.store.settle(self._call.attempt, "unusable" if problem else "paid", usd, *used, keep=keep)
+        if problem:
+            raise ValueError(problem)
+        shown = {**answer, "usd": self._call.worst if usd is None else usd, "cached": False}
+        return {**shown, "value": value} if parse else shown
+
+    def read(self, body: str, parse: Callable | None = None) -> tuple[dict, object, str, tuple]:
+        """(answer, parsed value, problem or "", (tokens in, tokens out)) of the JSON text of a completion."""
         used: tuple[int | None, int | None] = (None, None)
         answer, value, problem = {}, None, ""
         try:
@@ -187,19 +202,28 @@ class Client:
             value = parse(answer["text"]) if parse else None
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"
-        # Without usage the cost is only known to be at most what was set aside, so that stays.
-        usd = None if None in used else (used[0] * self._price[0] + used[1] * self._price[1]) / 1e6
-        keep = None if problem else (key, {"base_url": self.base_url, "model": self.model, **request}, answer)
-        self.store.settle(self._call.attempt, "unusable" if problem else "paid", usd, *used, keep=keep)
-        if problem:
-            raise ValueError(problem)
-        shown = {**answer, "usd": self._call.worst if usd is None else usd, "cached": False}
-        return {**shown, "value": value} if parse else shown
+        return answer, value, problem, used
+
+    def usd(self, used: tuple) -> float | None:
+        """USD of (tokens in, tokens out); None without usage: known is only that it is at most the worst case."""
+        return None if None in used else (used[0] * self._price[0] + used[1] * self._price[1]) / 1e6
+
+    def whole(self, request: dict) -> dict:
+        """The request with what else names it: what its key is the hash of."""
+        return {"base_url": self.base_url, "model": self.model, **request}
+
+    def unmetered(self):
+        """The openai client itself, for calls that cost nothing (files, state of batches)."""
+        import openai
+
+        return openai.OpenAI(api_key=self._key or "none", base_url=self.base_url, timeout=self._api.timeout,
+                             max_retries=self._api.max_retries)
 
     def _reserve(self) -> int:
         return self.store.reserve(self._call.key, self.role, self.model, self._call.worst, self.budget_usd)
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
+        """The text without the key, should an endpoint repeat it."""
         return text.replace(self._key, "[key]") if self._key else text
 
 
@@ -236,7 +260,7 @@ def _usage(data: dict) -> tuple[int | None, int | None]:
 def _unsupported(error, body: dict) -> str | None:
     """The optional setting that a 400 complains about, if that is what it complains about."""
     text = str(error).lower()
-    for name in ("response_format", "max_tokens", "temperature", "seed"):
+    for name in ("response_format", "max_tokens", "temperature", "seed", "reasoning_effort"):
         named = name in body and (getattr(error, "param", None) == name or name in text)
         if named and (name == "response_format" or "support" in text):
             return name

@@ -20,6 +20,9 @@ CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, request TEXT NOT NULL,
 CREATE TABLE IF NOT EXISTS attempts (id INTEGER PRIMARY KEY, key TEXT NOT NULL, role TEXT NOT NULL,
   model TEXT NOT NULL, state TEXT NOT NULL, tokens_in INTEGER, tokens_out INTEGER, usd REAL NOT NULL,
   started REAL NOT NULL, seconds REAL);
+CREATE TABLE IF NOT EXISTS batches (token TEXT PRIMARY KEY, role TEXT NOT NULL, batch TEXT, state TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS batch_items (token TEXT NOT NULL, key TEXT NOT NULL, request TEXT NOT NULL,
+  attempt INTEGER NOT NULL);
 """
 
 
@@ -128,6 +131,76 @@ class Store:
         with self._changed:
             self._in_flight.discard(number)
             self._changed.notify_all()
+
+    def open_batch(self, token: str, role: str, model: str, items: list[tuple], budget_usd: float) -> int:
+        """Set aside the worst cost of as many `items` (key, request, worst USD) as the budget holds, as one batch.
+
+        Returns how many those are; the batch stands on disk under `token` before anything is sent. Unlike `reserve`
+        this waits for nobody. Raises BudgetExceeded when not even the first item fits.
+        """
+        with self._changed:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                left = budget_usd - self.spent() + 1e-9
+                fitting = 0
+                for *_, worst in items:
+                    if worst > left:
+                        break
+                    left, fitting = left - worst, fitting + 1
+                if not fitting:
+                    raise BudgetExceeded(
+                        f"{role}: {self.spent():.4f} USD of {budget_usd:.4f} are spent, and the next request of a "
+                        f"batch may cost {items[0][2]:.4f}. All answers so far are kept in {self.path.name}; raise "
+                        "the budget and run again to go on from there.")
+                self._db.execute("INSERT INTO batches VALUES (?, ?, NULL, 'new')", (token, role))
+                for key, request, worst in items[:fitting]:
+                    row = (key, role, model, "open", worst, time.time())
+                    number = self._db.execute("INSERT INTO attempts (key, role, model, state, usd, started) "
+                                              "VALUES (?, ?, ?, ?, ?, ?)", row).lastrowid
+                    text = json.dumps(request, ensure_ascii=False)
+                    self._db.execute("INSERT INTO batch_items VALUES (?, ?, ?, ?)", (token, key, text, number))
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        return fitting
+
+    def batches(self, role: str) -> list[dict]:
+        """The batches of a role that are not closed: {"token", "batch" (the server's id, or None), "state"}."""
+        with self._changed:
+            found = self._db.execute("SELECT token, batch, state FROM batches WHERE role = ? AND state != 'closed' "
+                                     "ORDER BY rowid", (role,)).fetchall()
+        return [dict(zip(("token", "batch", "state"), row, strict=True)) for row in found]
+
+    def batch_items(self, token: str) -> dict[str, tuple[dict, int]]:
+        """{key: (request, attempt)} of a batch."""
+        with self._changed:
+            found = self._db.execute("SELECT key, request, attempt FROM batch_items WHERE token = ?",
+                                     (token,)).fetchall()
+        return {key: (json.loads(request), attempt) for key, request, attempt in found}
+
+    def name_batch(self, token: str, batch: str) -> None:
+        """Keep the server's id of a batch: from here on a restart polls instead of sending again."""
+        with self._changed:
+            self._db.execute("UPDATE batches SET batch = ?, state = 'sent' WHERE token = ?", (batch, token))
+
+    def close_batch(self, token: str, outcomes: list[tuple]) -> None:
+        """Settle everything a batch brought, and the batch, in one transaction.
+
+        outcomes: (attempt, state, usd or None for the worst case, tokens_in, tokens_out, (key, request, answer) or
+        None), as `settle` takes them. Attempts that are not named stay open and go on counting in full.
+        """
+        with self._changed:
+            self._db.execute("BEGIN IMMEDIATE")
+            for number, state, usd, tokens_in, tokens_out, keep in outcomes:
+                self._db.execute(
+                    "UPDATE attempts SET state = ?, usd = coalesce(?, usd), tokens_in = ?, tokens_out = ?, "
+                    "seconds = ? - started WHERE id = ?", (state, usd, tokens_in, tokens_out, time.time(), number))
+                if keep:
+                    texts = (json.dumps(value, ensure_ascii=False) for value in keep[1:])
+                    self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (keep[0], *texts))
+            self._db.execute("UPDATE batches SET state = 'closed' WHERE token = ?", (token,))
+            self._db.execute("COMMIT")
 
     def rows(self, role: str) -> list[dict]:
         """The ledger of a role: one row per model and state with attempts, tokens_in, tokens_out and usd."""

@@ -124,6 +124,23 @@ def training(history: list[dict], probe: list[dict], n: int):
     return fig
 
 
+def losses(histories: dict[str, list[dict]]):
+    """Training loss of each adapter, and beside it the loss on original rows, which shows what is forgotten.
+
+    histories: {name: log of the Trainer}.
+    """
+    fig, (left, right) = figure(2, 1, 10, 3.6)
+    for name, history in histories.items():
+        for axes, key, style in ((left, "loss", "-"), (right, "eval_loss", "o-")):
+            points = [(row["step"], row[key]) for row in history if key in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=name)
+    left.set(xlabel="optimiser step", ylabel="loss (nats a token)", title="On what is learned")
+    right.set(xlabel="optimiser step", ylabel="loss (nats a token)", title="On held-out original rows")
+    left.legend()
+    return fig
+
+
 def merge_audit(divergence: dict[str, float], norms):
     """KL of each way of merging (4-bit routes in red), and the relative size of the update by layer and module.
 

@@ -58,6 +58,13 @@ class Job:
             raise FileNotFoundError(f"{params.shown(path, self.root)} is missing: run notebook {name} first")
         return json.loads(path.read_text(encoding="utf-8"))["metrics"]
 
+    def settings(self, name: str) -> dict:
+        """The parameters that an earlier notebook of this run was executed with, so that none is typed twice."""
+        path = self.out / "metrics" / f"{name}.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{params.shown(path, self.root)} is missing: run notebook {name} first")
+        return json.loads(path.read_text(encoding="utf-8"))["provenance"]["params"]
+
 
 def say(text: str) -> None:
     """Display Markdown."""

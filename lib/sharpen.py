@@ -2,8 +2,8 @@
 
 The target at a position is softmax(z / T) of the model's own logits z there, T below 1; the student's plain softmax
 is drawn towards it. T 0 is the limit: all mass on the most likely token, which on a greedy text is cross-entropy on
-its tokens. Of a sharpened distribution the k most likely tokens are kept; what that leaves out is measured and small
-(`kept mass` of `write`), and a stored position takes 8 k bytes instead of 4 a word of the vocabulary.
+its tokens. Of a sharpened distribution the k most likely tokens are kept; `write` measures what that leaves out.
+A stored position takes 8 k bytes instead of 4 a word of the vocabulary.
 """
 
 from __future__ import annotations
@@ -40,40 +40,47 @@ def divergence(logits, target_ids, target_probabilities):
     return (torch.xlogy(target_probabilities, target_probabilities) - target_probabilities * taken).sum()
 
 
-def write(model, examples, path: Path, temperatures: dict[str, float], k: int = 64) -> dict:
+def write(model, examples, path: Path, temperatures: dict[str, float], k: int = 64,
+          compared: tuple[int, ...] = (1, 8, 64, 512)) -> list[dict]:
     """Store the sharpened targets of the examples named in `temperatures` as safetensors, atomically.
 
     Args:
         examples: dataset with id, input_ids, labels; targets belong to the positions that carry loss, in order.
         temperatures: {example id: target temperature above 0}.
-    Returns {positions, bytes, kept_mass (mean), least_kept_mass, truncation_kl (mean nats a position that the full
-        target lies from the kept one, -log of the kept mass)}, or positions 0 when nothing is to be stored.
+        compared: other numbers of kept tokens to report on.
+    Returns what keeping that many tokens leaves out, a row each: {k, positions, bytes (a position), kept_mass (mean),
+        least_kept_mass, missed (mean nats that the kept target lies from the full one, -log of the kept mass)}; the
+        last row keeps the whole vocabulary. No rows when there is nothing to store.
     """
     import torch
     from safetensors.torch import save_file
 
-    tensors, masses = {}, []
+    tensors, masses, vocabulary, counts = {}, [], 0, sorted({k, *compared})
     with torch.inference_mode():
         for example in examples:
             if example["id"] not in temperatures:
                 continue
             logits = model(input_ids=torch.tensor([example["input_ids"]], device=model.device)).logits[0, :-1]
             learned = torch.tensor(example["labels"][1:]) != IGNORED
-            ids, probabilities, mass = sharpened(
-                logits[learned.to(logits.device)], temperatures[example["id"]], k
-            )
+            logits, vocabulary = logits[learned.to(logits.device)].float(), logits.shape[-1]
+            ids, probabilities, _ = sharpened(logits, temperatures[example["id"]], k)
             tensors[f"{example['id']}.ids"] = ids.cpu().contiguous()
             tensors[f"{example['id']}.probabilities"] = probabilities.cpu().contiguous()
-            masses.append(mass.double().cpu())
+            full = torch.softmax(logits / temperatures[example["id"]], -1)
+            running = full.topk(min(max(counts), vocabulary)).values.cumsum(-1)
+            masses.append(running[:, [min(count, vocabulary) - 1 for count in counts]].double().cpu())
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.writing")
     save_file(tensors, scratch)
     scratch.replace(path)
-    if not masses:
-        return {"positions": 0}
-    mass = torch.cat(masses).clamp(max=1.0)
-    return {"positions": len(mass), "bytes": path.stat().st_size, "kept_mass": float(mass.mean()),
-            "least_kept_mass": float(mass.min()), "truncation_kl": float(-mass.log().mean())}  # fmt: skip
+    rows, kept = [], torch.cat(masses).clamp(max=1.0).T if masses else []
+    for count, mass in zip(counts, kept, strict=False):
+        rows.append({"k": count, "positions": len(mass), "bytes": 8 * count, "kept_mass": float(mass.mean()),
+                     "least_kept_mass": float(mass.min()), "missed": float(-mass.log().mean())})  # fmt: skip
+    if rows:
+        rows.append({"k": vocabulary, "positions": rows[0]["positions"], "bytes": 4 * vocabulary, "kept_mass": 1.0,
+                     "least_kept_mass": 1.0, "missed": 0.0})  # fmt: skip
+    return rows
 
 
 def read(path: Path | None) -> dict:

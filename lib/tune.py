@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib import conversations, merge, models, sharpen, train
+from lib import conversations, merge, models, train
 from lib.files import content_hash, read_jsonl, sha256_file, write_jsonl
 
 # what `tune` takes from a notebook's parameters, beyond train.SETTINGS
@@ -80,13 +80,3 @@ def merged(base: str, folder: Path, values: dict, merged_dtype: str, revision: s
     return merge.merge(
         base, folder / "adapter", folder / "merged", values["base_dtype"], merged_dtype, revision, values["four_bit"]
     )
-
-
-def soft_targets(base: str, rows: Path, path: Path, values: dict, k: int, *, revision: str = "") -> dict:
-    """Targets for the rows with `target_temperature` above 0, from the base itself; see `sharpen.write`."""
-    temperatures = {row["id"]: row["target_temperature"] for row in read_jsonl(rows) if row.get("target_temperature")}
-    if not temperatures:
-        return sharpen.write(None, [], path, {}, k)
-    model, tokenizer = models.load(base, values["base_dtype"], revision)
-    examples, _ = conversations.dataset(rows, tokenizer, values["max_length"], 0, values["seed"], path.parent / "cache")
-    return sharpen.write(model, examples, path, temperatures, k)

@@ -265,8 +265,8 @@ def test_what_cannot_be_compressed_is_refused_with_what_to_do(base, tmp_path):
 def test_the_newest_trained_model_is_the_source(tmp_path):
     with pytest.raises(FileNotFoundError, match="11_merge first"):
         source.source_model(tmp_path)
-    for name in ("11_merge", "15_train_consistent", "18_distill"):
-        folder = tmp_path / "artifacts" / name / "merged"
+    for name, place in reversed(source.CANDIDATES):
+        folder = tmp_path / "artifacts" / name / place
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         assert source.source_model(tmp_path) == (str(folder), name)

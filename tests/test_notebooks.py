@@ -85,7 +85,7 @@ def test_at_least_one_figure_and_one_table_and_both_are_read_aloud(path):
 
 @each
 def test_reads_only_what_its_upstream_writes(path):
-    named = set(re.findall(r"job\.(?:read|metrics)\(\s*[\"'](\w+)", "\n".join(code(path))))
+    named = set(re.findall(r"job\.(?:read|metrics|settings)\(\s*[\"'](\w+)", "\n".join(code(path))))
     assert named <= set(pipeline.UPSTREAM[path.stem])
 
 
@@ -115,6 +115,12 @@ def test_the_plan_s_settings_are_in_llama8b():
     plan = {"epochs": 3, "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 5e-6,
             "effective_batch": 64, "max_length": 2048, "model": "meta-llama/Meta-Llama-3.1-8B-Instruct"}  # fmt: skip
     assert plan.items() <= train.items()
+    values = params.effective("llama8b", NAMES)
+    distil, consistent = values["14_self_distill"], values["15_train_consistent"]
+    assert dict(zip(distil["categories"], distil["examples"], strict=True)) == {
+        "math": 500, "code": 164, "reasoning": 0, "knowledge": 0, "instruction": 0, "creativity": 0}  # fmt: skip
+    assert distil["temperatures"] == [0.0, 0.0, 0.1, 0.0, 0.2, 0.7] and distil["targets"][-1] == 0.3
+    assert (consistent["epochs"], consistent["learning_rate"], consistent["mix_share"]) == (2, 5e-6, 0.1)
 
 
 def test_the_parameters_of_a_profile_work_with_plain_papermill(tmp_path):
@@ -149,7 +155,8 @@ def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
         page = (out / "index.html").read_text()
         assert "did not finish" not in page and "under way" not in page and page.count("data:image/png") == 2
         unmeasured = {g["id"] for g in report.collect(out, ROOT, NAMES)[2] if g["measured"] is None}
-        assert {name for name in unmeasured if not name.startswith("final-")} <= {"train-cost"}, "no rate, no cost"
+        allowed = {"train-cost", "distill-spend", "distill-reference"}  # no rate, no paid teacher, no right reference
+        assert {name for name in unmeasured if not name.startswith("final-")} <= allowed
         judged = json.loads((out / "metrics/50_validate.json").read_text())["metrics"]
         assert judged["shared_contents"]["value"] == 0
         again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -60,7 +60,7 @@ def test_start_before_the_parameters_cell(project):
 
 def test_reading_what_has_not_run_says_what_to_run(project):
     job = start(project)
-    for read in (job.read, job.metrics):
+    for read in (job.read, job.metrics, job.settings):
         with pytest.raises(FileNotFoundError, match="run notebook 00_curate first"):
             read("00_curate")
 
@@ -82,6 +82,7 @@ def test_finish_writes_metrics_gates_and_cost(project):
     assert origin["params"]["k"] == 3 and origin["commit"] == "no git" and "cpu" in origin["device"]
     assert origin["cost"] == pytest.approx(origin["seconds"] + 1.5, abs=0.1) and origin["api_spend"] == 1.5
     assert job.metrics("01_first") == saved["metrics"]
+    assert job.settings("01_first") == saved["provenance"]["params"] == VALUES | {"hourly_rate": 3600.0}
 
 
 def test_cost_includes_attempts_that_did_not_finish(project, monkeypatch):

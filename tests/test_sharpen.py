@@ -69,8 +69,10 @@ def test_targets_survive_the_disk_and_belong_to_positions_with_loss(small):
     folder, name, rows = small
     model, tokenizer = models.load(name, "float32")
     data, _ = conversations.dataset(folder / "rows.jsonl", tokenizer, 200, 0, 0, folder / "cache")
-    report = sharpen.write(model, data, folder / "t.safetensors", {"r0": 0.3, "r1": 0.3}, 16)
-    assert 0.5 < report["least_kept_mass"] <= report["kept_mass"] <= 1 and report["bytes"] > 0
+    report = sharpen.write(model, data, folder / "t.safetensors", {"r0": 0.3, "r1": 0.3}, 16, (1, 8))
+    assert [row["k"] for row in report] == [1, 8, 16, 259] and report[2]["bytes"] == 16 * 8
+    masses = [row["least_kept_mass"] for row in report]
+    assert masses == sorted(masses) and masses[2] > 0.5 and report[0]["missed"] > report[2]["missed"] >= 0
     targets = sharpen.read(folder / "t.safetensors")
     examples = [row for row in data if row["id"] in ("r0", "r1", "r4")]
     batch = sharpen.attach(conversations.collate(examples, tokenizer.pad_token_id), examples, targets)
@@ -116,15 +118,14 @@ def test_training_towards_a_temperature_sharpens_the_model(small):
               "lora_alpha": 16, "lora_dropout": 0.0, "four_bit": False}  # fmt: skip
     soft = [row | {"target_temperature": 0.3} for row in rows[:3]]
     write_jsonl(folder / "soft.jsonl", soft)
-    report = tune.soft_targets(name, folder / "soft.jsonl", folder / "soft.safetensors", values, 32)
+    model, tokenizer = models.load(name, "float32")
+    data, _ = conversations.dataset(folder / "soft.jsonl", tokenizer, 200, 0, 0, folder / "cache")
+    report = sharpen.write(model, data, folder / "soft.safetensors", {row["id"]: 0.3 for row in soft}, 32)
     result = tune.tune(name, folder / "soft.jsonl", folder / "rows.jsonl", 0, folder / "out", values,
                        targets=folder / "soft.safetensors")  # fmt: skip
     losses = [row["loss"] for row in result["history"] if "loss" in row]
-    assert report["positions"] > 0 and losses[-1] < 0.5 * losses[0]
-    merged = tune.merged(name, folder / "out", values, "float32")
-    model, tokenizer = models.load(name, "float32")
-    sharp, _ = models.load(str(merged), "float32")
-    data, _ = conversations.dataset(folder / "soft.jsonl", tokenizer, 200, 0, 0, folder / "cache")
+    assert report[0]["positions"] > 0 and losses[-1] < 0.5 * losses[0]
+    sharp, _ = models.load(str(tune.merged(name, folder / "out", values, "float32")), "float32")
 
     def entropy(net, temperature):
         found = []

@@ -70,11 +70,13 @@ def test_from_rows_to_an_audited_merge(tmp_path, four_bit):
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
-from lib import tune
+from lib import conversations, models, sharpen, tune
 folder, values, slow = Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3])
 out, base = folder / sys.argv[4], str(folder / "base")
 out.mkdir(exist_ok=True)
-tune.soft_targets(base, folder / "rows.jsonl", out / "targets.safetensors", values, 16)
+model, tokenizer = models.load(base, "float32")
+data, _ = conversations.dataset(folder / "rows.jsonl", tokenizer, 200, 0, 3, out / "cache")
+sharpen.write(model, data, out / "targets.safetensors", {id: 0.3 for id in data["id"][::3]}, 16)
 result = tune.tune(base, folder / "rows.jsonl", folder / "rows.jsonl", 4, out, values,
                    targets=out / "targets.safetensors", probe=lambda *loaded: time.sleep(slow) or 0.5)
 kept = {key: result[key] for key in ("history", "probe", "steps", "tokens", "resumed_from")}

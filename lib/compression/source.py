@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 # later training first: the newest model of the run is the one to ship
-CANDIDATES = (("18_distill", "merged"), ("15_train_consistent", "merged"), ("11_merge", "merged"))
+CANDIDATES = (("18_distill", "distilled/merged"), ("15_train_consistent", "consistent/merged"), ("11_merge", "merged"))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 

@@ -122,13 +122,17 @@ def _item(node: ast.AST, source: str, imports: dict[str, str]) -> dict | None:
 def _short(doc: str) -> str:
     """The first paragraph and at most three examples of a docstring: what a caller would ask for."""
     first = doc.strip().split("\n\n")[0].strip()
-    try:
-        examples = doctest.DocTestParser().get_examples(doc)
-    except ValueError:  # inconsistent indentation somewhere below
-        examples = []
-    calls = [one for one in examples if one.want and not one.source.startswith(("from ", "import "))]
+    calls = [one for one in examples(doc) if one.want and not one.source.startswith(("from ", "import "))]
     shown = [">>> " + one.source.rstrip().replace("\n", "\n... ") + "\n" + one.want for one in calls[:3]]
     return f"{first}\n\n{''.join(shown)}".strip()[:900]
+
+
+def examples(doc: str) -> list[doctest.Example]:
+    """The `>>>` examples of a docstring, with `source` and `want`."""
+    try:
+        return doctest.DocTestParser().get_examples(doc)
+    except ValueError:  # inconsistent indentation somewhere below
+        return []
 
 
 def _free_names(node: ast.AST) -> set[str]:

