@@ -3,54 +3,126 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import struct
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from lib.compression.to_gguf import checked, unpermute
 
 
-def reader(path: str | Path):
-    """A GGUFReader. ValueError for a file that is not GGUF or is cut short."""
+class Tensor(NamedTuple):
+    """One entry of a GGUF file's table: shape has rows first, `begin` counts from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    begin: int
+    bytes: int
+
+
+WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of GGUF's value types, in bytes
+STRING, ARRAY = 8, 9
+
+
+def table(path: str | Path) -> list[Tensor]:
+    """The tensors of a GGUF file, by reading its header alone: gguf.GGUFReader makes an array of every token.
+
+    Raises ValueError for another magic number, and for a file that ends before its last tensor.
+    """
     import gguf
 
     path = Path(path)
     with open(path, "rb") as handle:
-        magic = handle.read(4)
-    if magic != b"GGUF":
-        raise ValueError(f"{path}: not a GGUF file (it begins with {magic!r}, not b'GGUF'); convert the checkpoint first")
+        raw = handle.read(64 << 20)
+    if raw[:4] != b"GGUF":
+        raise ValueError(
+            f"{path}: not a GGUF file, it begins with {raw[:4]!r}; convert the checkpoint first"
+        )
     try:
-        found = gguf.GGUFReader(str(path))
-    except (ValueError, IndexError) as error:
+        _, count, pairs = struct.unpack_from("<IQQ", raw, 4)
+        at, alignment = 24, 32
+        for _ in range(pairs):
+            key, at = _string(raw, at)
+            if key == "general.alignment":
+                (alignment,) = struct.unpack_from("<I", raw, at + 4)
+            at = _skip(raw, at + 4, struct.unpack_from("<I", raw, at)[0])
+        found = []
+        for _ in range(count):
+            name, at = _string(raw, at)
+            (dimensions,) = struct.unpack_from("<I", raw, at)
+            *sides, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", raw, at + 4)
+            at += 16 + 8 * dimensions
+            kind = gguf.GGMLQuantizationType(kind)
+            block, width = gguf.GGML_QUANT_SIZES[kind]
+            found.append(Tensor(name, tuple(reversed(sides)), kind.name, offset, math.prod(sides) // block * width))
+    except (struct.error, KeyError, ValueError) as error:
         raise ValueError(f"{path}: cut short or damaged ({error}); write it again") from error
+    start = -(-at // alignment) * alignment
+    found = [each._replace(begin=start + each.begin) for each in found]
+    end, size = max((each.begin + each.bytes for each in found), default=0), path.stat().st_size
+    if end > size:
+        raise ValueError(f"{path}: cut short, its tensors end at byte {end:,} and the file at {size:,}; write it again")
     return found
+
+
+def _string(raw: bytes, at: int) -> tuple[str, int]:
+    (length,) = struct.unpack_from("<Q", raw, at)
+    if at + 8 + length > len(raw):
+        raise ValueError(f"a string of {length} bytes at {at}")
+    return raw[at + 8 : at + 8 + length].decode("utf-8"), at + 8 + length
+
+
+def _skip(raw: bytes, at: int, kind: int) -> int:
+    """Place after a value of type `kind` at `at`."""
+    if kind == STRING:
+        return at + 8 + struct.unpack_from("<Q", raw, at)[0]
+    if kind != ARRAY:
+        return at + WIDTHS[kind]
+    kind, count = struct.unpack_from("<IQ", raw, at)
+    at += 12
+    if kind != STRING:
+        return at + WIDTHS[kind] * count
+    for _ in range(count):
+        at += 8 + struct.unpack_from("<Q", raw, at)[0]
+    return at
 
 
 def weights(path: str | Path):
     """(name, float32 array, type name) of every tensor of a GGUF file, dequantised as llama.cpp does."""
     import gguf
+    import numpy as np
 
-    for tensor in reader(path).tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        yield tensor.name, values.reshape(tuple(int(each) for each in reversed(tensor.shape))), tensor.tensor_type.name
+    data = np.memmap(path, np.uint8, "r")
+    for tensor in table(path):
+        raw = data[tensor.begin : tensor.begin + tensor.bytes]
+        kind = gguf.GGMLQuantizationType[tensor.type]
+        if tensor.type in ("F32", "F16"):
+            values = raw.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
+        else:
+            block, width = gguf.GGML_QUANT_SIZES[kind]
+            values = gguf.quants.dequantize(raw.reshape(-1, tensor.shape[-1] // block * width), kind)
+        yield tensor.name, values.reshape(tensor.shape), tensor.type
 
 
 def type_counts(path: str | Path) -> dict[str, int]:
     """{type: tensors} of a GGUF file, most frequent first."""
-    from collections import Counter
-
-    return dict(Counter(tensor.tensor_type.name for tensor in reader(path).tensors).most_common())
+    return dict(Counter(tensor.type for tensor in table(path)).most_common())
 
 
 def zero_share(path: str | Path) -> dict[str, float]:
-    """Share of exact zeros among the weights of each type, matrices of attention and MLP only: {type: share}."""
+    """Share of exact zeros among the weights of attention and MLP matrices: {"all": share, type: share ...}."""
     import numpy as np
 
-    zeros: dict[str, list[int]] = {}
+    zeros: dict[str, list[int]] = {"all": [0, 0]}
     for name, values, kind in weights(path):
         if values.ndim > 1 and name.startswith("blk."):
-            entry = zeros.setdefault(kind, [0, 0])
-            entry[0] += int(values.size - np.count_nonzero(values))
-            entry[1] += values.size
+            none = int(values.size - np.count_nonzero(values))
+            for entry in (zeros["all"], zeros.setdefault(kind, [0, 0])):
+                entry[0] += none
+                entry[1] += values.size
     return {kind: none / every for kind, (none, every) in zeros.items()}
 
 
@@ -61,7 +133,6 @@ def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
     """
     import gguf
     import numpy as np
-    from safetensors.numpy import save_file
 
     config, _, _ = checked(like)
     out, heads = Path(out), config["num_attention_heads"]
@@ -87,6 +158,31 @@ def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
     if table != (config["vocab_size"], config["hidden_size"]):
         raise ValueError(f"{path}: its table is {table}, that of {Path(like).name} {config['vocab_size']} rows of "
                          f"{config['hidden_size']}")  # fmt: skip
+    return _save(found, config, like, out)
+
+
+def dense(model, like: str | Path, out: str | Path) -> Path:
+    """Write the dense weights of a transformers model that was loaded from quantised ones, as checkpoint `out`.
+
+    like: the 16-bit checkpoint folder; tensors that it does not have (scales, zero points) stay behind.
+    """
+    from safetensors import safe_open
+
+    config, _, _ = checked(like)
+    names = set()
+    for path in Path(like).glob("*.safetensors"):
+        with safe_open(path, "pt") as handle:
+            names |= set(handle.keys())
+    state = model.state_dict()
+    if missing := names - state.keys() - {"lm_head.weight"}:
+        raise ValueError(f"the loaded model has no {sorted(missing)[0]}; its weights are still packed")
+    found = {name: state[name].detach().float().cpu().numpy() for name in names if name in state}
+    return _save(found, config, like, Path(out))
+
+
+def _save(found: dict, config: dict, like: str | Path, out: Path) -> Path:
+    from safetensors.numpy import save_file
+
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

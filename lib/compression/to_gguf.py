@@ -1,7 +1,7 @@
-"""Llama checkpoints and LoRA adapters as GGUF files, and GGUF weights back as a plain checkpoint.
+"""Llama checkpoints as GGUF files.
 
-Source of the format: the `gguf` package and llama.cpp's convert_hf_to_gguf.py (what is stored under which key). The proof
-that a file says what the checkpoint says is in notebook 22: same tokens, same greedy answers as transformers.
+Source of the format: the `gguf` package and llama.cpp's convert_hf_to_gguf.py (what is stored under which key). The
+proof that a file says what the checkpoint says is in notebook 22: same tokens, same greedy answers as transformers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ PRE_TOKENIZERS = {
 
 
 def pre_tokenizer(tokenizer_json: dict) -> str:
-    """llama.cpp's name of the splitting rules of a tokenizer.json, found by their hash. ValueError for unknown rules."""
+    """llama.cpp's name of the splitting rules of a tokenizer.json, found by their hash. ValueError for unknown
+    rules."""
     if tokenizer_json["model"].get("type") != "BPE":
         raise ValueError(
             f"tokenizer of type {tokenizer_json['model'].get('type')}: only byte-level BPE is converted here"
@@ -58,8 +59,8 @@ def _hash(rules: list[dict]) -> str:
 def checked(folder: str | Path) -> tuple[dict, dict, dict]:
     """(config, tokenizer.json, tokenizer_config.json) of a checkpoint folder that can be converted.
 
-    Raises ValueError for another architecture, biases, a missing tokenizer or chat template, or weights that are quantised;
-    each says what to do.
+    Raises ValueError for another architecture, biases, a missing tokenizer or chat template, or weights that are
+    quantised; each says what to do.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -67,8 +68,8 @@ def checked(folder: str | Path) -> tuple[dict, dict, dict]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "llama":
         raise ValueError(
-            f"{folder}: architecture {config.get('model_type')!r}; this writer knows Llama (model_type llama) only, convert "
-            "others with llama.cpp's own converter"
+            f"{folder}: architecture {config.get('model_type')!r}; this writer knows Llama (model_type llama) only, "
+            "convert others with llama.cpp's own converter"
         )
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise ValueError(f"{folder}: attention or MLP biases are not converted; Llama checkpoints have none")
@@ -145,8 +146,8 @@ def tensors(folder: str | Path):
 def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
     """Write a Llama checkpoint as `out`: matrices in `dtype` (F16, BF16 or F32), vectors in F32.
 
-    A tied output table is not stored twice: llama.cpp uses token_embd for both. Raises ValueError as `checked` does, and for
-    a checkpoint whose config says tied but whose two tables differ, or untied with none.
+    A tied output table is not stored twice: llama.cpp uses token_embd for both. Raises ValueError as `checked` does,
+    and for a checkpoint whose config says tied but whose two tables differ, or untied with none.
     """
     import gguf
     import numpy as np
@@ -154,9 +155,9 @@ def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
     config, tokenizer, settings = checked(folder)
     out, heads = Path(out), config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
-    tied, seen, embedding = bool(config.get("tie_word_embeddings")), set(), None
+    tied, seen, tables = bool(config.get("tie_word_embeddings")), set(), []
     kind = gguf.GGMLQuantizationType[dtype]
-    with _writer(out) as writer:
+    with writing(out) as writer:
         _metadata(writer, config, dtype, Path(folder).name)
         _vocabulary(writer, folder, config, tokenizer, settings)
         factors = rope_factors(config)
@@ -165,15 +166,15 @@ def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
         for name, weight in tensors(folder):
             seen.add(name)
-            if name == "model.embed_tokens.weight":
-                embedding = weight
-            if name == "lm_head.weight" and tied:
-                if embedding is not None and not np.array_equal(weight, embedding):
+            if tied and name in ("model.embed_tokens.weight", "lm_head.weight"):
+                tables.append(weight)
+                if len(tables) == 2 and not np.array_equal(*tables):
                     raise ValueError(
-                        f"{folder}: config.json says tie_word_embeddings, but lm_head differs from embed_tokens; set it to "
-                        "false, or the trained output table is lost"
+                        f"{folder}: config.json says tie_word_embeddings, but lm_head differs from embed_tokens; set "
+                        "it to false, or the trained output table is lost"
                     )
-                continue
+                if name == "lm_head.weight":
+                    continue
             target = names.get_name(name, try_suffixes=(".weight",))
             if target is None:
                 raise ValueError(f"{folder}: tensor {name} has no place in a Llama GGUF")
@@ -191,7 +192,7 @@ def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
     return out
 
 
-class _writer:
+class writing:
     """A GGUFWriter on a temporary file that becomes `out` when nothing went wrong."""
 
     def __init__(self, out: Path):
@@ -277,35 +278,3 @@ def _vocabulary(writer, folder, config: dict, tokenizer: dict, settings: dict) -
     if not loaded.chat_template:
         raise ValueError(f"{folder}: the tokenizer has no chat template; a chat model needs one to be served")
     writer.add_chat_template(loaded.chat_template)
-
-
-def write_adapter(adapter: str | Path, base: str | Path, out: str | Path, dtype: str = "F16") -> Path:
-    """Write a PEFT LoRA adapter as a GGUF adapter for the GGUF of `base` (a checkpoint folder).
-
-    Raises ValueError for anything but plain LoRA on linear layers of a Llama.
-    """
-    import gguf
-
-    adapter, out = Path(adapter), Path(out)
-    config, _, _ = checked(base)
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if settings.get("peft_type") != "LORA" or settings.get("use_dora") or settings.get("modules_to_save"):
-        raise ValueError(f"{adapter}: only plain LoRA is converted (no DoRA, no fully trained modules)")
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    scale = settings["r"] ** 0.5 if settings.get("use_rslora") else 1.0
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    kind = gguf.GGMLQuantizationType[dtype]
-    with _writer(out) as writer:
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(settings["lora_alpha"] * scale))
-        for name, weight in tensors(adapter):
-            module, part = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
-            target = names.get_name(module)
-            if target is None:
-                raise ValueError(f"{adapter}: module {module} has no place in a Llama GGUF")
-            if part == "B" and module.endswith(("q_proj", "k_proj")):
-                weight = permute(weight, heads if module.endswith("q_proj") else kv_heads)
-            writer.add_tensor(f"{target}.weight.lora_{part.lower()}", gguf.quants.quantize(weight, kind), raw_dtype=kind)
-    return out
