@@ -124,7 +124,7 @@ def run(names: list[str], source: str, key: str, tokenizer, sequences, statistic
 
 
 def choose(rows: list[dict], max_ratio: float) -> dict:
-    """The smallest file whose perplexity is at most `max_ratio` times the unpruned model's; equal bytes: the better one.
+    """The smallest file whose perplexity is at most `max_ratio` times the unpruned one's; equal bytes: the better.
 
     rows: {"name", "bytes", "perplexity"}; the unpruned model is among them and always qualifies.
     """

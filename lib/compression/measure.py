@@ -28,7 +28,8 @@ def save(model, tokenizer, folder: Path, dtype: str) -> None:
 
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
-    model.to(getattr(torch, dtype)).save_pretrained(scratch)
+    model.to(getattr(torch, dtype))
+    type(model).save_pretrained(model, scratch)  # of the class: llmcompressor replaces the one of the object
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)

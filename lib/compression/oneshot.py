@@ -30,7 +30,16 @@ def run(model, tokenizer, sequences: list[list[int]], recipe: list, log: Path, b
             # batches are ready-made; None as batch size passes them through as they are
             options = {"dataset": torch.utils.data.DataLoader(rows, batch_size=None), "pipeline": "sequential"}
         oneshot(model=model, processor=tokenizer, recipe=recipe, **options)
+        _release(model)
     return model
+
+
+def _release(model) -> None:
+    """Take back the offloading that the pipeline wraps every module in; it also splits a shared vocabulary table."""
+    from compressed_tensors.offload import remove_dispatch
+
+    remove_dispatch(model, onload_tensors=True)
+    model.tie_weights()  # does nothing where the config says that the tables are separate
 
 
 @contextlib.contextmanager

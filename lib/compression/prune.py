@@ -14,7 +14,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def linears(model, kind: str = "all"):
-    """(name, module) of the linears of "attention", "mlp" or "all" layers; tables and output head are never among them."""
+    """(name, module) of the linears of "attention", "mlp" or "all"; tables and output head are never among them."""
     names = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}[kind]
     return [(name, module) for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in names]
 
@@ -34,14 +34,15 @@ def prune(model, tokenizer, sequences: list[list[int]], method: str, attention: 
     """Zero weights in place and return the measured `sparsity`.
 
     Args: attention, mlp: shares of their weights to zero. pattern: "" for unstructured, "2:4" for two zeros in every
-        four neighbours of an input row (the shares must then be 0.5). sequences: calibration text; magnitude takes none.
+        four neighbours of an input row (the shares must then be 0.5). sequences: calibration text, none for magnitude.
     Sources: Frantar and Alistarh 2023 (SparseGPT), Sun et al. 2023 (Wanda), llmcompressor's implementations.
-    Raises ValueError for an unknown method or pattern. AssertionError when what was reached is not what was asked: a
+    Raises ValueError for an unknown method or pattern, AssertionError when what was reached is not what was asked: a
     magnitude modifier of llmcompressor that left every weight as it was is why this is measured.
     """
     if method not in METHODS:
         raise ValueError(f"unknown pruning method {method!r}; choose from {', '.join(METHODS)}")
-    if pattern and (not re.fullmatch(r"[1-9]\d*:[1-9]\d*", pattern) or _zeros(pattern) != attention or attention != mlp):
+    well_formed = re.fullmatch(r"[1-9]\d*:[1-9]\d*", pattern)
+    if pattern and not (well_formed and _zeros(pattern) == attention == mlp):
         raise ValueError(f"pattern {pattern!r} with shares {attention} and {mlp}: write n:m and its share of zeros")
     if method == "magnitude":
         _magnitude(model, {"attention": attention, "mlp": mlp}, pattern)

@@ -23,6 +23,8 @@ def recipe(method: str, bits: int, group: int, symmetric: bool, awq_grid: int, l
 
     if method not in METHODS:
         raise ValueError(f"unknown quantisation method {method!r}; choose from {', '.join(METHODS)}")
+    if method == "awq" and awq_grid < 3:
+        raise ValueError(f"awq_grid is {awq_grid}; AWQ compares at least 3 scalings, the first changing nothing")
     with quiet(log):
         from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
         from llmcompressor.modifiers.gptq import GPTQModifier
@@ -72,14 +74,32 @@ def reload(folder: Path, compute_dtype: str):
     import transformers
 
     from lib import decoding, models
+    from lib.compression.oneshot import quiet
 
     decoding.register_attention()
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, compute_dtype), attn_implementation=decoding.ATTENTION,
-        quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
-    )  # fmt: skip
+    with quiet(folder.parent / "oneshot.log"):  # three progress bars a load
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, compute_dtype), attn_implementation=decoding.ATTENTION,
+            quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
+        )  # fmt: skip
     return model.to(models.device()).eval()
+
+
+def stored_layer(folder: Path, part: str = "layers.0.mlp.down_proj") -> list[dict]:
+    """What a checkpoint stores for one linear: {tensor, type, shape, bytes}."""
+    from safetensors import safe_open
+
+    from lib.compression.source import tensor_names
+
+    rows = []
+    for name, file in sorted(tensor_names(folder).items()):
+        if part in name:
+            with safe_open(file, "pt") as tensors:
+                tensor = tensors.get_tensor(name)
+            rows.append({"tensor": name, "type": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape),
+                         "bytes": tensor.numel() * tensor.element_size()})  # fmt: skip
+    return rows
 
 
 def run(methods: list[str], source: str, key: str, tokenizer, sequences, held_out, examples, items, settings: dict,
@@ -94,17 +114,16 @@ def run(methods: list[str], source: str, key: str, tokenizer, sequences, held_ou
     from lib import merge
     from lib.compression import sizes
 
-    rows, reference = [], None
+    rows = []
     for name in [SIXTEEN, *methods]:
         system = name.replace(" ", "-")
         stamp = content_hash(key, name, str(sorted(settings.items())))
         file, checkpoint = folder / "points" / f"{system}.json", folder / system
         row = measure.stored(file, stamp)
         if row is None or (name != SIXTEEN and not checkpoint.exists()):
-            if reference is None:
-                reference = measure.open_model(source, settings["dtype"], settings["compute_dtype"])
-            if name != SIXTEEN:
+            if name != SIXTEEN:  # before the 16-bit model is loaded again: AWQ wants the memory for its caches
                 quantise(source, tokenizer, sequences, name, settings, checkpoint, folder / "oneshot.log")
+            reference = measure.open_model(source, settings["dtype"], settings["compute_dtype"])
             model = reference if name == SIXTEEN else reload(checkpoint, settings["compute_dtype"])
             ledger = sizes.measure(source if name == SIXTEEN else checkpoint, entropy=False)
             row = {"stamp": stamp, "name": name, "system": system, "bytes": ledger["bytes"],
@@ -115,7 +134,7 @@ def run(methods: list[str], source: str, key: str, tokenizer, sequences, held_ou
                 row["compared"] = merge.compare_logits(reference, model, held_out)
             measure.answer(model, tokenizer, items, system, stamp, settings, folder)
             atomic_write_json(file, row)
-            del model
+            del model, reference
         rows.append(row)
     return rows
 

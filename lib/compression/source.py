@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 # later training first: the newest model of the run is the one to ship
-CANDIDATES = (("18_distill", "merged"), ("15_train_consistent", "merged"), ("11_merge", "merged"))
+CANDIDATES = (("18_distill", "distilled/merged"), ("15_train_consistent", "consistent/merged"), ("11_merge", "merged"))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -39,18 +39,18 @@ def require_llama(folder: str | Path) -> dict:
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("model_type") != "llama":
         raise ValueError(
-            f"{folder.name} is a {config.get('model_type')!r} model; compression knows the Llama architecture alone "
+            f"{folder.name} is a {config.get('model_type')!r} model; compression knows Llama alone "
             "(its module names, grouped heads and gated MLP). Start from a Llama checkpoint."
         )
     if method := config.get("quantization_config"):
         raise ValueError(
-            f"{folder.name} is already quantised ({method.get('quant_method', 'unknown method')}); rounding twice loses "
-            "twice. Start from the 16-bit checkpoint."
+            f"{folder.name} is already quantised ({method.get('quant_method', 'unknown method')}); rounding twice "
+            "loses twice. Start from the 16-bit checkpoint."
         )
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ValueError(
-            f"{folder.name}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); calibration text cannot be encoded. Save it "
-            "beside the weights with tokenizer.save_pretrained(folder)."
+            f"{folder.name}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); calibration text cannot be encoded. "
+            "Save it beside the weights with tokenizer.save_pretrained(folder)."
         )
     names = tensor_names(folder)
     if not names:

@@ -49,8 +49,8 @@ def activation_statistics(model, sequences: list[list[int]], batch: int = 8) -> 
             hook.remove()
 
     def contribution(kind, linear):
-        return torch.stack([squares[kind][index] / tokens * linear(layer).weight.detach().float().pow(2).sum(0).double().cpu()
-                            for index, layer in enumerate(layers)])
+        norms = [linear(layer).weight.detach().float().pow(2).sum(0).double().cpu() for layer in layers]
+        return torch.stack([squares[kind][index] / tokens * norm for index, norm in enumerate(norms)])
 
     columns = contribution("attention", lambda layer: layer.self_attn.o_proj)
     heads = columns.view(len(layers), model.config.num_attention_heads, -1).sum(-1)
