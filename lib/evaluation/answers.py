@@ -61,13 +61,14 @@ def read(folder: Path, system: str, sample: int = 0) -> dict[str, dict]:
     return {row["id"]: row for row in read_jsonl(file) if row["sample"] == sample}
 
 
-def graded(items: list[dict], answers: dict[str, dict], extractor: str | None = None) -> dict[str, dict]:
+def graded(items: list[dict], answers: dict[str, dict], extractor: str | None = None,
+           progress: bool = True) -> dict[str, dict]:
     """{item id: {"correct", "answer", "extractor", "reason"}} of the answers that a checker decided."""
     known = [item for item in items if item["id"] in answers and item["checker"] != OPEN]
     if not known:
         return {}
     texts = [[answers[item["id"]]["text"]] for item in known]
-    table = grade.grade_all(known, texts, extractor, progress=extractor is None)
+    table = grade.grade_all(known, texts, extractor, progress=progress and extractor is None)
     rows = table[["id", "correct", "answer", "extractor", "reason"]].to_dict("records")
     return {row.pop("id"): {**row, "correct": bool(row["correct"]),
                             "answer": row["answer"] if isinstance(row["answer"], str) else None}

@@ -28,6 +28,12 @@ UPSTREAM = {
     "17_failures": ["00_curate", "15_train_consistent"],
     "18_distill": ["00_curate", "11_merge", "12_benchmark", "14_self_distill", "15_train_consistent", "16_rebenchmark",
                    "17_failures"],
+    "20_prune": ["00_curate", "11_merge", "15_train_consistent", "18_distill"],
+    "21_quantize": ["00_curate", "20_prune"],
+    "22_gguf": ["00_curate", "11_merge", "15_train_consistent", "18_distill", "20_prune", "21_quantize"],
+    "23_pack": ["22_gguf"],
+    "24_recover": ["00_curate", "22_gguf"],
+    "25_calibrate": ["22_gguf", "24_recover"],
 }
 UPSTREAM["50_validate"] = list(UPSTREAM)  # judges all that ran before it
 JUDGES_WHAT_EXISTS = {"50_validate"}  # runs with whatever is there; what is missing is shown as not measured

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from lib.files import ROOT
 
-LIBRARIES = ("torch", "transformers", "peft", "datasets", "datasketch", "math-verify", "openai", "numpy")
+LIBRARIES = (
+    "torch", "transformers", "peft", "llmcompressor", "datasets", "datasketch", "math-verify", "openai", "numpy"
+)  # fmt: skip
 
 
 def _output(*command: str, cwd: Path | None = None) -> str | None:

@@ -1,0 +1,1 @@
+"""Compression: sizes on disk and their bound, plans for a budget, GGUF, packing, recovery, calibration."""
