@@ -83,18 +83,19 @@ def test_tokens_and_greedy_answers_agree_with_transformers(plain):
 
     folder, path = plain
     tokenizer = bpe()
-    texts = [tokenizer.apply_chat_template([{"role": "user", "content": each}], add_generation_prompt=True,
-    tokenize=False)          for each in PROMPTS]  # fmt: skip
+    chats = [[{"role": "user", "content": each}] for each in PROMPTS]
+    texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
     rows = [tokenizer(text)["input_ids"] for text in texts]
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with runtime.Gguf(path, threads=1, sequences=8, context=2048) as other:
         assert [other.tokenize(text) for text in texts] == rows
         answers = other.generate(rows, max_new_tokens=6)
     for ids, (answer,) in zip(rows, answers, strict=True):
-        whole = loaded.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=2)[0].tolist()
-        written = whole[len(ids) :]
-        ends = [place for place, token in enumerate(written) if token in (0, 2)]  # llama.cpp ends at <|endoftext|> too
-        assert answer["ids"] == written[: ends[0] if ends else None]
+        with torch.inference_mode():
+            logits = loaded(torch.tensor([ids + answer["ids"]])).logits[0, len(ids) - 1 : -1]
+        chosen = logits[torch.arange(len(answer["ids"])), answer["ids"]]
+        # F16 weights may turn a near-tie of a random model, never more than that
+        assert (logits.max(1).values - chosen).max() < 0.02 * logits.abs().max()
 
 
 def test_logprobs_are_those_of_the_sequence_and_batches_change_nothing(plain):
