@@ -60,7 +60,7 @@ def both(found, folder, suffix, count=3, **options):
     return drops, one, stats
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_the_job_drops_what_the_one_machine_drops(local, tmp_path, suffix):
     drops, one, stats = both(rows(), tmp_path, suffix)
@@ -69,7 +69,7 @@ def test_the_job_drops_what_the_one_machine_drops(local, tmp_path, suffix):
     assert not set(drops["row"]) & set(drops["keeper"])
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_killed_worker_changes_nothing(local, tmp_path):
     """A worker process is killed while the job runs, as the system's memory guard would; Ray does its task again."""
     import psutil
