@@ -292,7 +292,7 @@ def test_s_curve_and_parameters():
 @pytest.mark.parametrize(("error", "match", "call"), [
     (ValueError, "shingle", lambda: dedup.near_duplicates(["a"], shingle="char4")),
     (ValueError, "threshold", lambda: dedup.near_duplicates(["a"], threshold=0)),
-    (ValueError, "bands", lambda: dedup.near_duplicates(["a"], bands=(20, 8))),
+    (ValueError, "bands", lambda: dedup.near_duplicates(["a"], bands=(40, 8))),
     (ValueError, "priority", lambda: dedup.near_duplicates(["a", "b"], priority=[1])),
     (TypeError, "row 1: .*NoneType", lambda: dedup.near_duplicates([(0, "a"), (1, None)])),
 ])

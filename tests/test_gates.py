@@ -102,7 +102,7 @@ def test_an_id_twice_is_refused(project):
 
 def test_the_thresholds_are_those_of_the_plan():
     """A threshold moved after a result shows as a change of this table."""
-    held = {g["metric"]: (g["op"], g["threshold"]) for g in gates.load()}
+    held = {(g["metric"], (g["op"], g["threshold"])) for g in gates.load()}  # 13 and 16 judge one metric apart
     plan = {
         "kept_rows": ("about", 640637), "near_duplicate_share": ("about", 0.1),
         "english_share": (">=", 0.994), "contaminated_rows": ("==", 0), "orphans": ("==", 0),
@@ -113,7 +113,7 @@ def test_the_thresholds_are_those_of_the_plan():
         "consistency": ("about", 0.1), "humaneval": (">", 0.72), "mmlu": (">", 0.7), "tool_use": (">", 0.75),
         "total_bytes": ("<=", 668e6),
     }  # fmt: skip
-    assert plan.items() <= held.items()
+    assert set(plan.items()) <= held
 
 
 @pytest.mark.parametrize(

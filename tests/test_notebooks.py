@@ -137,7 +137,7 @@ def test_the_parameters_of_a_profile_work_with_plain_papermill(tmp_path):
 
 
 @pytest.mark.notebook
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
     """The whole workbook with tiny limits, as a user calls it, twice. Its record stays in outputs/ for a look."""
     run = f"smoke-test-{os.getpid()}"
