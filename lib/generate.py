@@ -16,6 +16,8 @@ from pathlib import Path
 
 from lib import decoding
 
+ENDED_PART = 8  # finished rows stay in the batch until they are this part of it: taking rows out copies the whole cache
+
 
 def render(tokenizer, messages: list[dict]) -> str:
     """Chat-template text that ends where the assistant is to speak."""
@@ -147,19 +149,24 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
                 if admit:
                     rows = [queue.popleft() for _ in range(min(room, len(queue)))]
                     for row in rows:
-                        row |= {"out": [], "seconds": 0.0, "uniform": _uniform(row["key"], max_new_tokens)}
+                        row |= {"out": [], "ended": False, "seconds": 0.0}
+                        row["uniform"] = _uniform(row["key"], max_new_tokens)
                     state, logits = decoding.prefill(model, tokenizer, rows)
                 else:
                     state, logits = active, decoding.step(model, active)
                 chosen = _choose(logits, state["rows"], temperature, top_p)
                 ended = torch.isin(chosen, stops).tolist()
                 state["tokens"] = chosen[:, None]
-                share, keep = (time.perf_counter() - start) / len(state["rows"]), []
+                share = (time.perf_counter() - start) / sum(not row["ended"] for row in state["rows"])
+                live = []
                 for index, (row, token) in enumerate(zip(state["rows"], chosen.tolist(), strict=True)):
+                    if row["ended"]:
+                        continue
                     row["seconds"] += share
                     row["out"].append(token)
-                    if not ended[index] and len(row["out"]) < max_new_tokens:
-                        keep.append(index)
+                    row["ended"] = ended[index] or len(row["out"]) == max_new_tokens
+                    if not row["ended"]:
+                        live.append(index)
                         continue
                     finished = _finish(tokenizer, row, ended[index])
                     if handle is not None:
@@ -169,7 +176,8 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
                     bar.set_postfix_str(f"{written / (time.perf_counter() - began):.0f} tok/s", refresh=False)
                     bar.update()
                     yield finished
-                state = decoding.select(state, keep)
+                if len(state["rows"]) - len(live) >= max(1, len(state["rows"]) // ENDED_PART):
+                    state = decoding.select(state, live)
                 active = decoding.join(active, state) if admit else state
     finally:
         bar.close()
@@ -198,7 +206,8 @@ def _choose(logits, rows, temperature: float, top_p: float):
         )  # nucleus sampling, Holtzman et al. 2020: the first token always stays
         probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered.masked_fill(outside, 0))
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    draw = torch.stack([row["uniform"][len(row["out"])] for row in rows]).to(logits.device)
+    places = [min(len(row["out"]), len(row["uniform"]) - 1) for row in rows]  # a full row waits to be taken out
+    draw = torch.stack([row["uniform"][place] for row, place in zip(rows, places, strict=True)]).to(logits.device)
     return (
         torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)
         .squeeze(1)

@@ -345,11 +345,11 @@ def part_fit(out: Path) -> None:
 
 
 def part_scaling(out: Path) -> None:
-    """`fit` on one GPU and on all, each GPU with as many conversations a step."""
+    """`fit` on one GPU, on two and on all, each GPU with as many conversations a step."""
     import torch
 
     gpus = torch.cuda.device_count() or 2
-    for processes in sorted({1, gpus}):
+    for processes in sorted({1, min(2, gpus), gpus}):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
                    __file__, "--part", "fit", "--out", str(out), *(["--tiny"] if TINY else [])]  # fmt: skip
         times = {"STEP_TIMES": str(2 * processes), "PYTHONPATH": str(ROOT)}
