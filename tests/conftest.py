@@ -12,6 +12,8 @@ from lib.files import ROOT
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch starts its threads: two workers with all cores each only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PARAMETERS = """out = "outputs/tiny"  # folder of this run
 k = 3  # samples
@@ -28,6 +30,15 @@ GATES = """
 - {id: last, notebook: 02_second, metric: kept, op: ">=", threshold: 5, unit: rows, statement: "more rows"}
 - {id: absent, notebook: 02_second, metric: other, op: "<", threshold: 1, unit: "", statement: "others"}
 """
+
+
+def pytest_collection_modifyitems(items):
+    """The long runs of notebooks first, the longest in front: another worker does the many short tests beside them."""
+    def seconds(item):
+        allowed = item.get_closest_marker("timeout")
+        return 0 if not item.get_closest_marker("notebook") else allowed.args[0] if allowed else 300
+
+    items.sort(key=seconds, reverse=True)
 
 
 class Project:

@@ -17,6 +17,7 @@ import pytest
 from lib import params, report
 from lib.files import ROOT
 from lib.workbook import gates, pipeline
+from tests.openai_server import Server
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
@@ -161,7 +162,30 @@ def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
         assert judged["shared_contents"]["value"] == 0
         again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert again.returncode == 0 and again.stdout.count("fresh, skipped") == len(NAMES)
+        judged_twice(command, out)
     finally:
         import shutil
 
         shutil.rmtree(out, ignore_errors=True)
+
+
+def judged_twice(command, out):
+    """12 and 16 again, with a judge that always likes the answer shown first: all pairs flip, and are paid once."""
+    with Server(lambda body: json.dumps({"reason": "it stands first", "verdict": "A"})) as server:
+        judge = [f"judge_base_url={server.url}", "judge_model=judge", "judge_prices=[1.0, 2.0]"]
+        more = ["--only", "12", "16", *(part for pair in judge for part in ("-p", pair))]
+        asked = []
+        for _ in range(2):
+            environment = os.environ | {"JUDGE_API_KEY": "sk-only-in-the-environment"}
+            done = subprocess.run(command + more, cwd=ROOT, capture_output=True, text=True, env=environment)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            asked.append(len(server.requests))
+            more = [*more, "--again"]
+    for name in ("12_benchmark", "16_rebenchmark"):
+        files = list((out / "artifacts" / name).glob("verdicts*.jsonl"))
+        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        assert rows and all(row["tie_kind"] == "flip" for row in rows), (name, files)
+        record = json.loads((out / "metrics" / f"{name}.json").read_text())
+        assert record["provenance"]["api_spend"] > 0
+        assert "sk-only" not in (out / f"{name}.ipynb").read_text()
+    assert asked[0] == asked[1] > 0
