@@ -7,6 +7,7 @@ tests/bench/generation.py compares it with `model.generate`.
 from __future__ import annotations
 
 ATTENTION = "grouped_sdpa"
+ENDED_PART = 8  # ended rows stay in the batch until they are this part of it: taking rows out copies the whole cache
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -102,31 +103,39 @@ def _roomy_cache(config):
     return cache
 
 
-def prefill(model, tokenizer, rows, most_tokens: int = 4096, least_filled: float = 0.75):
-    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows, vocab].
+def prompt_groups(prompts, most_tokens: int = 4096, least_filled: float = 0.75):
+    """Lists of distinct prompts of like length, longest first.
 
-    Prompts go through the model in groups of like length, each at most `most_tokens` with its padding and none shorter
-    than `least_filled` of its group's longest: one long prompt in a batch would otherwise make padding of the rest.
+    A group has at most `most_tokens` with its padding, and no prompt shorter than `least_filled` of its longest: one
+    long prompt in a batch would otherwise make padding of the rest.
     """
-    import torch
-
-    distinct = sorted(dict.fromkeys(tuple(row["ids"]) for row in rows), key=len, reverse=True)
-    order = {ids: index for index, ids in enumerate(distinct)}
-    state, logits, start = None, [], 0
+    distinct, start = sorted(dict.fromkeys(map(tuple, prompts)), key=len, reverse=True), 0
     while start < len(distinct):
         longest, end = len(distinct[start]), start + 1
         while end < len(distinct) and (end + 1 - start) * longest <= most_tokens and (
             len(distinct[end]) >= least_filled * longest
         ):
             end += 1
-        made, found = _prefill_group(model, tokenizer.pad_token_id, distinct[start:end])
-        state, start = join(state, made), end
+        yield distinct[start:end]
+        start = end
+
+
+def prefill(model, tokenizer, rows):
+    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows, vocab]."""
+    import torch
+
+    state, logits, order = None, [], {}
+    for prompts in prompt_groups(row["ids"] for row in rows):
+        made, found = prefill_group(model, tokenizer.pad_token_id, prompts)
+        order |= {ids: len(order) + index for index, ids in enumerate(prompts)}
+        state = join(state, made)
         logits.append(found)
     repeat = [order[tuple(row["ids"])] for row in rows]
     return {**take(state, repeat), "rows": rows}, torch.cat(logits)[repeat]
 
 
-def _prefill_group(model, pad: int, prompts):
+def prefill_group(model, pad: int, prompts):
+    """Run some prompts (token ids) left-padded together. Returns state, logits [prompts, vocab]."""
     import torch
 
     width = max(len(ids) for ids in prompts)
@@ -197,3 +206,40 @@ def join(first, second):
     masks = [pad(state["mask"], (width - state["mask"].shape[1], 0)) for state in (first, second)]
     joined = {name: torch.cat([first[name], second[name]]) for name in ("positions", "tokens")}
     return {**joined, "rows": first["rows"] + second["rows"], "cache": first["cache"], "mask": torch.cat(masks)}
+
+
+class Growing:
+    """The batch of `lib.generate`: its cache grows with the longest row, and rows leave it when they have ended.
+
+    A row is a dict with "ids" (prompt) and "ended". Rows are admitted when half of the batch is free.
+    """
+
+    def __init__(self, model, tokenizer, size: int):
+        self.model, self.tokenizer, self.size = model, tokenizer, size
+        self.state = self.new = None
+
+    @property
+    def rows(self) -> list[dict]:
+        return self.state["rows"] if self.state else []
+
+    def room(self) -> int:
+        """How many rows may be admitted now."""
+        free = self.size - len(self.rows)
+        return free if free >= max(1, self.size // 2) else 0
+
+    def admit(self, rows: list[dict]):
+        """Run the prompts of new rows; returns logits [rows, vocab]. `put` must follow."""
+        self.new, logits = prefill(self.model, self.tokenizer, rows)
+        return logits
+
+    def step(self):
+        """Logits [rows, vocab] that follow the tokens put last."""
+        return step(self.model, self.state)
+
+    def put(self, rows: list[dict], tokens) -> None:
+        """Hand over the tokens [rows] chosen for the rows just admitted, or for all; ended rows may leave."""
+        state = {**(self.new or self.state), "tokens": tokens[:, None]}
+        live = [index for index, row in enumerate(rows) if not row["ended"]]
+        if len(rows) - len(live) >= max(1, len(rows) // ENDED_PART):
+            state = select(state, live)
+        self.state, self.new = join(self.state, state) if self.new else state, None

@@ -14,9 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from lib import decoding
-
-ENDED_PART = 8  # finished rows stay in the batch until they are this part of it: taking rows out copies the whole cache
+from lib import decoding, decoding_graph
 
 
 def render(tokenizer, messages: list[dict]) -> str:
@@ -134,41 +132,42 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
     stops = torch.tensor(stop_ids(model, tokenizer), device=model.device)
     # longest first: the batch that needs the most memory comes first, and the tail is made of short ones
     queue = deque(sorted(requests, key=lambda request: -len(request["ids"])))
-    active = None
+    batch_size = min(batch_size, len(queue))
+    if decoding_graph.usable(model):
+        batch = decoding_graph.Ring(model, tokenizer, batch_size, len(queue[0]["ids"]) + max_new_tokens)
+    else:
+        batch = decoding.Growing(model, tokenizer, batch_size)
     bar = tqdm(
         total=len(requests), desc=progress or "generate", file=sys.stdout, mininterval=5, ascii=True, unit="sample"
     )
     handle = open(store, "a", encoding="utf-8") if store is not None else None  # noqa: SIM115 (closed below)
-    written, began = 0, time.perf_counter()
+    written, live, began = 0, 0, time.perf_counter()
     try:
         with torch.inference_mode():
-            while queue or active:
+            while queue or live:
                 start = time.perf_counter()
-                room = batch_size - (len(active["rows"]) if active else 0)
-                admit = bool(queue) and room >= max(1, batch_size // 2)
-                if admit:
-                    rows = [queue.popleft() for _ in range(min(room, len(queue)))]
+                rows = [queue.popleft() for _ in range(min(batch.room(), len(queue)))]
+                if rows:
                     for row in rows:
                         row |= {"out": [], "ended": False, "seconds": 0.0}
                         row["uniform"] = _uniform(row["key"], max_new_tokens)
-                    state, logits = decoding.prefill(model, tokenizer, rows)
+                    logits = batch.admit(rows)
+                    live += len(rows)
                 else:
-                    state, logits = active, decoding.step(model, active)
-                chosen = _choose(logits, state["rows"], temperature, top_p)
-                ended = torch.isin(chosen, stops).tolist()
-                state["tokens"] = chosen[:, None]
-                share = (time.perf_counter() - start) / sum(not row["ended"] for row in state["rows"])
-                live = []
-                for index, (row, token) in enumerate(zip(state["rows"], chosen.tolist(), strict=True)):
+                    rows, logits = batch.rows, batch.step()
+                chosen = _choose(logits, rows, temperature, top_p)
+                stopped, tokens = torch.isin(chosen, stops).tolist(), chosen.tolist()
+                share = (time.perf_counter() - start) / sum(not row["ended"] for row in rows)
+                for row, token, stop in zip(rows, tokens, stopped, strict=True):
                     if row["ended"]:
                         continue
                     row["seconds"] += share
                     row["out"].append(token)
-                    row["ended"] = ended[index] or len(row["out"]) == max_new_tokens
+                    row["ended"] = stop or len(row["out"]) == max_new_tokens
                     if not row["ended"]:
-                        live.append(index)
                         continue
-                    finished = _finish(tokenizer, row, ended[index])
+                    live -= 1
+                    finished = _finish(tokenizer, row, stop)
                     if handle is not None:
                         handle.write(json.dumps(finished, ensure_ascii=False) + "\n")
                         handle.flush()
@@ -176,9 +175,7 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
                     bar.set_postfix_str(f"{written / (time.perf_counter() - began):.0f} tok/s", refresh=False)
                     bar.update()
                     yield finished
-                if len(state["rows"]) - len(live) >= max(1, len(state["rows"]) // ENDED_PART):
-                    state = decoding.select(state, live)
-                active = decoding.join(active, state) if admit else state
+                batch.put(rows, chosen)
     finally:
         bar.close()
         if handle is not None:

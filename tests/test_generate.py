@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib import decoding, generate, models
+from lib import decoding, decoding_graph, generate, models
 from lib.files import content_hash
 from tests import tiny
 
@@ -22,7 +22,7 @@ def test_greedy_equals_transformers_generate(loaded):
     ours = generate.generate(model, tokenizer, PROMPTS, max_new_tokens=20, batch_size=3)
     for prompt, (answer,) in zip(PROMPTS, ours, strict=True):
         text = generate.render(tokenizer, generate.as_messages(prompt))
-        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
         theirs = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0][inputs["input_ids"].shape[1] :]
         assert answer["text"] == tokenizer.decode(theirs, skip_special_tokens=True)
         assert answer["tokens"] == len(theirs)
@@ -38,6 +38,35 @@ def test_samples_do_not_depend_on_the_batch(loaded, batch_size):
         [sample["text"] for sample in row] for row in other
     ]
     assert len({sample["text"] for row in whole for sample in row}) > len(PROMPTS)  # samples of a prompt differ
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_ring_gives_what_the_growing_batch_gives(loaded, monkeypatch, temperature, batch_size):
+    """Prompts of many lengths through few places, so that columns are used again and again; off CUDA uncaptured."""
+    model, tokenizer, _ = loaded
+    prompts = PROMPTS + [f"{index} " * (index % 9) for index in range(20)]
+    settings = {"n": 2, "temperature": temperature, "max_new_tokens": 30, "seed": 3, "batch_size": batch_size}
+    growing = generate.generate(model, tokenizer, prompts, **settings)
+    rings, ring = [], decoding_graph.Ring
+    monkeypatch.setattr(decoding_graph, "usable", lambda model: True)
+    monkeypatch.setattr(decoding_graph, "Ring", lambda *given: rings.append(ring(*given)) or rings[0])
+    ours = generate.generate(model, tokenizer, prompts, **settings)
+    assert [[(s["text"], s["tokens"], s["finish"]) for s in row] for row in ours] == [
+        [(s["text"], s["tokens"], s["finish"]) for s in row] for row in growing
+    ]
+    assert {s["finish"] for row in ours for s in row} == {"stop", "length"} or temperature == 0
+    steps = sum(s["tokens"] for row in ours for s in row) / batch_size
+    assert steps > 2 * rings[0].columns or batch_size == 64, f"{steps} steps hardly came round"
+
+
+def test_places_fit_the_memory_that_is_free(loaded):
+    model = loaded[0]  # 2 layers, 2 key/value heads of 16, float32, vocabulary 259
+    row = 2 * 2 * 2 * 16 * 4 * 64 + 40 * 259
+    assert decoding_graph.places(model, 10, 64, 3 * row + 1) == 3
+    assert decoding_graph.places(model, 2, 64, 3 * row) == 2
+    with pytest.raises(ValueError, match="lower max_new_tokens"):
+        decoding_graph.places(model, 10, 64, row - 1)
 
 
 def test_sampling_follows_the_softmax(loaded):

@@ -431,6 +431,7 @@ def part_curve(out: Path, steps: int = 200) -> None:
         for step in range(steps):
             batch = streams.flat([encoded[(2 * step + i) % len(encoded)] for i in range(2)])
             piece = streams.cut(batch, 10**6, padded=False)[0]
+            piece = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in piece.items()}
             if fast:
                 loss = fast.loss(**piece)
             else:
