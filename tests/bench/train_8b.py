@@ -352,7 +352,7 @@ def part_scaling(out: Path) -> None:
     for processes in sorted({1, min(2, gpus), gpus}):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
                    __file__, "--part", "fit", "--out", str(out), *(["--tiny"] if TINY else [])]  # fmt: skip
-        times = {"STEP_TIMES": str(2 * processes), "PYTHONPATH": str(ROOT)}
+        times = {"STEP_TIMES": str(2 * processes)}
         subprocess.run(command, check=False, env=os.environ | times | ({"ACCELERATE_USE_CPU": "true"} if TINY else {}))
 
 
