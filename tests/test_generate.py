@@ -90,8 +90,8 @@ def test_a_store_is_never_generated_twice_and_survives_a_torn_line(loaded, tmp_p
     first = generate.generate(model, tokenizer, PROMPTS, **settings)
     lines = store.read_bytes().splitlines(keepends=True)
     store.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
-    calls, prefill = [], decoding.prefill
-    monkeypatch.setattr(decoding, "prefill", lambda *args: calls.append(len(args[2])) or prefill(*args))
+    calls, prefill = [], decoding.prefill_group
+    monkeypatch.setattr(decoding, "prefill_group", lambda *args: calls.append(len(args[2])) or prefill(*args))
     assert [[s["text"] for s in row] for row in generate.generate(model, tokenizer, PROMPTS, **settings)] == [
         [s["text"] for s in row] for row in first
     ]
