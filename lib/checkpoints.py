@@ -44,7 +44,7 @@ def watcher(folder: Path, probe):
             if checkpoint:
                 mark = json.loads((checkpoint / "complete.json").read_text())
                 self.scores, self.seconds = mark["probe"], mark["seconds"]
-                print(f"resuming from step {state.global_step} of {state.max_steps}", flush=True)
+                self._say(state, f"resuming from step {state.global_step} of {state.max_steps}")
             self.started = time.perf_counter()
 
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -52,9 +52,8 @@ def watcher(folder: Path, probe):
             if "loss" in (logs or {}) and now - self.printed > 10:
                 self.printed = now
                 rate = state.num_input_tokens_seen / max(self.seconds + now - self.started, 1e-9)
-                print(
-                    f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.3f}  {rate:.0f} tok/s", flush=True
-                )
+                at = f"step {state.global_step}/{state.max_steps}"
+                self._say(state, f"{at}  loss {logs['loss']:.3f}  {rate:.0f} tok/s")
 
         def on_step_end(self, args, state, control, **kwargs):
             if control.should_evaluate or control.should_save or control.should_training_stop:
@@ -66,7 +65,7 @@ def watcher(folder: Path, probe):
                 model.eval()
                 self.scores.append({"step": state.global_step, "score": probe()})
                 line += f"  probe {self.scores[-1]['score']:.3f}"
-            print(line, flush=True)
+            self._say(state, line)
             self.started = time.perf_counter()
 
         def on_save(self, args, state, control, **kwargs):
@@ -78,6 +77,11 @@ def watcher(folder: Path, probe):
 
         def on_train_end(self, args, state, control, **kwargs):
             self._pause()
+
+        @staticmethod
+        def _say(state, line: str) -> None:
+            if state.is_world_process_zero:
+                print(line, flush=True)
 
         def _pause(self):
             now = time.perf_counter()

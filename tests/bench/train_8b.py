@@ -260,7 +260,7 @@ def part_ours(out: Path) -> None:
     model.train()
     fast = fast_lora.FastLoRA(model)
     most = 8 if TINY else 6
-    for documents in (4, most):  # streams of 8,192 and 12,288 tokens
+    for documents in (2, 4, most):  # streams of 4,096 (for 40 GB cards), 8,192 and 12,288 tokens
         batches = [fixed(documents, seed=i) for i in range(6)]
         attempt(out, "fixed", loop, out, f"fixed 2048, {documents} documents", fast, batches, kind="fixed")
     tokens = most * LENGTH
@@ -518,8 +518,8 @@ def part_trl(out: Path) -> None:
     pairs = json.loads(LENGTHS.read_text())["pairs"]
     if TINY:
         pairs = [(max(2, length // 32), 1) for length, _ in pairs]
-    attempt(out, "trl", sft, out, "TRL default, fixed 2048", model, 8, whole, 4)
-    attempt(out, "trl", sft, out, "TRL packing, real lengths", model, 4, pairs, 5, packing=True)
+    attempt(out, "trl", sft, out, "TRL default, fixed 2048", model, 8, whole, 6)
+    attempt(out, "trl", sft, out, "TRL packing, real lengths", model, 4, pairs, 10, packing=True)
     attempt(out, "trl", sft, out, "TRL default (padded), real lengths", model, 8, pairs, 8)
     model.gradient_checkpointing_disable()
     attempt(out, "trl", sft, out, "TRL with Liger, nothing recomputed, fixed 2048", model, 4, whole, 5,
