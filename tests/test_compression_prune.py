@@ -49,6 +49,17 @@ def test_the_asked_sparsity_is_reached_per_layer_type_and_tables_stay(model, tok
     assert prune.bitmask_bytes(model) == 2 * nonzero + every // 8
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.65])
+def test_magnitude_is_that_of_torch(base, model, share):
+    from torch.nn.utils import prune as torch_prune
+
+    theirs = merge.load_rounded(base, "float32")
+    prune._magnitude(model, {"attention": share, "mlp": share}, "")
+    for (name, ours), (_, other) in zip(prune.linears(model), prune.linears(theirs), strict=True):
+        torch_prune.l1_unstructured(other, "weight", amount=share)
+        assert torch.equal(ours.weight, other.weight), name
+
+
 @pytest.mark.parametrize("method", prune.METHODS)
 def test_two_of_every_four_neighbours_are_zero(model, tokenizer, method, tmp_path):
     prune.prune(model, tokenizer, SEQUENCES, method, 0.5, 0.5, "2:4", tmp_path / "log")

@@ -75,7 +75,11 @@ def _recipe(method: str, attention: float, mlp: float, pattern: str, log: Path) 
 
 
 def _magnitude(model, shares: dict[str, float], pattern: str) -> None:
-    """Smallest weights of each linear to zero, through torch.nn.utils.prune."""
+    """Smallest weights of each linear to zero, through torch.nn.utils.prune.
+
+    Without a pattern they are found by a partition: the sort behind `l1_unstructured` took half of a grid point's time.
+    """
+    import numpy as np
     import torch
     from torch.nn.utils import prune as torch_prune
 
@@ -86,8 +90,13 @@ def _magnitude(model, shares: dict[str, float], pattern: str) -> None:
                 blocks = module.weight.detach().abs().reshape(-1, block)
                 mask = torch.ones_like(blocks).scatter_(1, blocks.topk(zeros, largest=False).indices, 0)
                 torch_prune.custom_from_mask(module, "weight", mask.reshape(module.weight.shape))
+            elif zeros := round(share * module.weight.numel()):
+                size = module.weight.detach().abs().float().flatten()
+                mask = torch.ones_like(size)
+                mask[torch.from_numpy(np.argpartition(size.numpy(), zeros - 1)[:zeros])] = 0
+                torch_prune.custom_from_mask(module, "weight", mask.reshape(module.weight.shape))
             else:
-                torch_prune.l1_unstructured(module, "weight", amount=share)
+                continue
             torch_prune.remove(module, "weight")
 
 
