@@ -337,7 +337,8 @@ def part_fit(out: Path) -> None:
     speed = (seen[-1] - seen[skip - 1]) / sum(seconds[skip:])
     if state.is_main_process:
         spread = [round((b - a) / s) for a, b, s in zip(seen, seen[1:], seconds[1:], strict=False)]
-        emit(out, {"name": f"fit, real lengths, dropout {dropout}, {state.num_processes} GPU", "kind": "fit",
+        kind = "scaling" if "STEP_TIMES" in os.environ else "fit"
+        emit(out, {"name": f"fit, real lengths, dropout {dropout}, {state.num_processes} GPU", "kind": kind,
                    "gpus": state.num_processes, "tok_s": speed, "peak_gib": peak_gib(), "path": result["path"],
                    "conversations_a_step": effective, "tokens_a_step": round(seen[-1] / len(seen)),
                    "dropout": dropout, "spread": spread})  # fmt: skip
@@ -581,12 +582,14 @@ def write(out: Path, folder: Path) -> None:
     fastest = max((r for r in rows if r.get("kind") == "fixed"), key=lambda r: r["tok_s"], default={})
     record = about | {
         "fixed_tok_s": best("fixed 2048"), "useful_tok_s": best("real lengths", "real"),
-        "fit_tok_s": best("fit, real lengths, dropout 0.05, 1 GPU"),
+        "fit_tok_s": best("fit, real lengths, dropout 0.05", "fit"),
         "peak_gib": fastest.get("peak_gib"), "trl_fixed_tok_s": best("TRL default, fixed"),
         "trl_packed_tok_s": best("TRL packing"), "unsloth_tok_s": best("Unsloth"),
         "matmul_ceiling_tflops": max((r["matmul_tflops"] for r in rows if "matmul_tflops" in r), default=None),
     }  # fmt: skip
     record = {key: value for key, value in record.items() if value is not None}
+    if scaled := {str(r["gpus"]): r["tok_s"] for r in rows if r.get("kind") == "scaling"}:
+        record["scaling_tok_s"] = scaled
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train_8b.json").write_text(json.dumps(record, indent=1) + "\n")
     lines = ["# LoRA training at the 8B's shape", "", ", ".join(f"{k} {v}" for k, v in about.items()) + ".", ""]
