@@ -302,3 +302,13 @@ def test_no_kernel_setting_leaks_into_the_calling_process(project):
     project.notebook("01_first", "1/0")
     run(project, "only", ["01"])
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("busy", "spins"), [(3.0, True), (55.0, False)])
+def test_threads_spin_only_where_nobody_else_wants_the_cores(monkeypatch, busy, spins):
+    from lib.workbook import notebook
+
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setattr(notebook.psutil, "cpu_percent", lambda interval: busy)
+    found = notebook.environment()
+    assert found["OMP_WAIT_POLICY"] == "PASSIVE" and ("GOMP_SPINCOUNT" in found) == spins
