@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.curation import cluster, dedup, rounds, shards
+from lib.curation import cluster, cluster_job, dedup, rounds, shards
 from tests.test_dedup import WRAPPER, corpus, edited, sentence
 
 
@@ -177,3 +177,28 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="No space"):
         shards.write(breaking(), f"file://{tmp_path}/a.jsonl")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_what_stays_is_written_as_shards(local, tmp_path, suffix):
+    found = [{"id": i, "text": row["text"], "rank": 0} for i, row in enumerate(rows(7))]
+    for number in range(2):
+        half = found[number * len(found) // 2:(number + 1) * len(found) // 2]
+        shards.write(half, f"file://{tmp_path}/in/part-{number}.jsonl")
+    out = f"file://{tmp_path}/out"
+    stats = cluster_job.run([f"file://{tmp_path}/in"], out, suffix=suffix, partitions=4, piece=40_000)
+    drops, _ = dedup.near_duplicates([row["text"] for row in found])
+    gone = set(drops["row"].tolist())
+    kept = [row for chunk in shards.chunks(shards.find([out])) for _, _, row in shards.read(chunk)]
+    assert kept == [row for i, row in enumerate(found) if i not in gone]
+    assert stats["kept"]["rows"] == len(kept) and stats["kept"]["shards"] >= 3
+    told = [row for chunk in shards.chunks(shards.find([f"{out}/drops"])) for _, _, row in shards.read(chunk)]
+    assert len(told) == len(gone) and all(row["jaccard"] >= 0.8 for row in told)
+    with pytest.raises(ValueError, match="name an empty folder"):
+        cluster_job.run([f"file://{tmp_path}/in"], out, partitions=4)
+
+
+def test_a_row_without_the_field_says_which_it_has():
+    with pytest.raises(shards.ShardError, match=r"no text in 'text' \(it has body, id\)"):
+        cluster_job.text_of({"id": 1, "body": "x"}, "text")
