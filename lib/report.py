@@ -13,7 +13,8 @@ from lib.workbook.page import Badge, Link
 from lib.workbook.progress import clock
 
 SYSTEMS = ("base", "tuned", "consistent", "distilled", "compressed", "routed")
-FIGURES = ("12_benchmark", "13_consistency")  # one each first; any other notebook where they have none
+# one of each, in this order; where fewer than two of them have one, others stand in
+FIGURES = ("12_benchmark", "13_consistency", "16_rebenchmark", "20_prune", "22_gguf", "25_calibrate")
 STATUS = {"absent": "not run", "stale": "older than what it reads"}  # where the word itself does not say it
 
 
@@ -81,7 +82,8 @@ def _figures(out: Path, records: dict, judged: list[dict]) -> list[tuple]:
         for name in dict.fromkeys((*FIGURES, *reversed(records)))
         for shown in records.get(name, {}).get("figures", [])[:1]
         if (out / "figures" / shown["file"]).exists()
-    ][:2]
+    ]
+    found = found[: max(2, len(records.keys() & set(FIGURES)))]
     drawn = out / "figures" / "gates.png"
     drawn.unlink(missing_ok=True)
     if len(found) < 2 and any(gate["measured"] for gate in judged):

@@ -154,7 +154,7 @@ def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
             html = (out / "html" / f"{name}.html").read_text()
             assert "<script" not in html and not re.search(r"""(?:src|<link[^>]*href)=["']https?:""", html)
         page = (out / "index.html").read_text()
-        assert "did not finish" not in page and "under way" not in page and page.count("data:image/png") == 2
+        assert "did not finish" not in page and "under way" not in page and page.count("data:image/png") == 6
         unmeasured = {g["id"] for g in report.collect(out, ROOT, NAMES)[2] if g["measured"] is None}
         allowed = {"train-cost", "distill-spend", "distill-reference"}  # no rate, no paid teacher, no right reference
         assert {name for name in unmeasured if not name.startswith("final-")} <= allowed
