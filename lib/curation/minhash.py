@@ -7,8 +7,14 @@ hashes, so datasketch is the oracle of the tests. Import this module inside func
 
 from __future__ import annotations
 
+import llvmlite.binding
+import numba
 import numpy as np
 from numba import njit, uint32, uint64
+
+if llvmlite.binding.get_host_cpu_features().get("avx512f"):  # LLVM takes half of the registers' width by itself
+    wide = f"{llvmlite.binding.get_host_cpu_features().flatten()},-prefer-256-bit"
+    numba.config.CPU_FEATURES = numba.config.CPU_FEATURES or wide  # a user's NUMBA_CPU_FEATURES goes first
 
 MIX = 0x9E3779B97F4A7C15  # odd: (key * MIX) >> 32 is a universal hash of the key (Dietzfelbinger et al. 1997)
 SHORT = 1 << 63  # set in the one key of a text too short for a shingle; packed code points use 63 bits

@@ -1,6 +1,7 @@
 """The near-duplicate job on Ray with one worker and with two, beside the one-machine engine: seconds and memory.
 
-    python tests/bench/dedup_ray.py [--documents 100000] [--shards 8] [--data packaged|FOLDER]
+    python tests/bench/dedup_ray.py [--documents 400000] [--shards 8] [--partitions 4]
+                                    [--data packaged|FOLDER]
 
 Needs the extra `cluster`. Each side is a process of its own and reads the same JSON lines; the drops must be the same
 rows. A worker's memory is the largest resident size that any of its processes had, looked at four times a second.
@@ -39,7 +40,7 @@ def watch(peaks: dict, stop: threading.Event) -> None:
                 continue
 
 
-def child(workers: int, folder: str) -> dict:
+def child(workers: int, folder: str, partitions: int) -> dict:
     """One side: 0 workers is the one-machine engine on one thread."""
     import orjson
 
@@ -63,7 +64,7 @@ def child(workers: int, folder: str) -> dict:
     thread.start()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        stats = cluster_job.run([folder], out, suffix=".jsonl", piece=4_000_000)
+        stats = cluster_job.run([folder], out, suffix=".jsonl", partitions=partitions)
         seconds = time.perf_counter() - start
         gone = [row for path in shards.find([f"{out}/drops"]) for chunk in shards.chunks([path])
                 for _, _, row in shards.read(chunk)]  # fmt: skip
@@ -86,14 +87,15 @@ def main() -> None:
     import dedup_corpus
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--documents", type=int, default=400_000)
+    parser.add_argument("--partitions", type=int, default=4, help="tasks of a shuffle; each is a process to start")
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--data", default="packaged")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
-        print(json.dumps(child(int(chosen.child[0]), chosen.child[1])))
+        print(json.dumps(child(int(chosen.child[0]), chosen.child[1], int(chosen.child[2]))))
         return
     rows, truth = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +107,7 @@ def main() -> None:
         for number in range(chosen.shards):
             (parts / f"{number:03d}.jsonl").write_bytes(b"".join(lines[number * size : (number + 1) * size]))
         for workers in (0, 1, 2):
-            command = [sys.executable, __file__, "--child", str(workers), str(parts)]
+            command = [sys.executable, __file__, "--child", str(workers), str(parts), str(chosen.partitions)]
             paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "NUMBA")}
             environment = os.environ | threads | {"PYTHONPATH": paths}
@@ -124,7 +126,7 @@ def save(chosen, rows: list[dict]) -> None:
     from lib.files import atomic_write_json, atomic_write_text
 
     about = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "ray": version("ray"),
-             "documents": chosen.documents, "shards": chosen.shards}  # fmt: skip
+             "documents": chosen.documents, "shards": chosen.shards, "partitions": chosen.partitions}  # fmt: skip
     one, two = rows[1]["seconds"], rows[2]["seconds"]
     record = about | {"rows": rows, "speedup_two_workers": one / two}
     atomic_write_json(chosen.out / "dedup_ray.json", record)
