@@ -7,8 +7,8 @@ Texts are never shuffled: a row travels as shard and number, and who checks a pa
 texts are one class, of which a bucket compares one row. The rounds: a class is kept when every better class that is
 alike has been dropped, and dropped when one of them is kept; that is the greedy choice in order of priority, so no
 dropped row is an orphan (Blelloch, Fineman, Shun 2012: the rounds are few). A task that is lost with its worker is
-done again by Ray from the same chunk, with the same result. Not yet run on a real cluster (`pytest -m cluster`): so far
-its functions have been compared with the one-machine engine in one process.
+done again by Ray from the same chunk, with the same result (`pytest -m cluster` kills one; tests/bench/dedup_ray.py
+measures). A shuffle starts one process a partition: below some hundred thousand rows that is most of the time.
 """
 
 from __future__ import annotations
