@@ -210,12 +210,12 @@ def profiles(root: Path = ROOT) -> list[str]:
 
 
 def effective(
-    profile: str, names: list[str], overrides: dict | None = None, root: Path = ROOT
+    profile: str, names: list[str], overrides: dict | None = None, root: Path = ROOT, chosen: list[str] | None = None
 ) -> dict[str, dict[str, object]]:
     """Every parameter of every named notebook: its defaults, common.yaml, <notebook>.yaml, then overrides.
 
     Reads and checks the whole profile before anything runs; raises ParameterError at the first fault.
-    An override goes to each notebook that declares it and must be declared by one at least.
+    An override goes to each of the `chosen` notebooks (all by default) that declares it; one at least must.
     """
     folder = root / "params" / profile
     if not folder.is_dir():
@@ -230,12 +230,13 @@ def effective(
     result, known = {}, {}
     for name in names:
         own = declared(notebook_path(name, root), root)
-        known.update(own)
+        to_run = chosen is None or name in chosen
+        known.update(own if to_run else {})
         values = {key: parameter.default for key, parameter in own.items()}
         values |= apply(shown(folder / "common.yaml", root), common, own, f"notebook {name}")
         path = folder / f"{name}.yaml"
         values |= apply(shown(path, root), read_flat(path, root), own, f"notebook {name}")
-        mine = {key: value for key, value in (overrides or {}).items() if key in own}
+        mine = {key: value for key, value in (overrides or {}).items() if key in own and to_run}
         result[name] = values | apply("-p on the command line", mine, own, f"notebook {name}")
         known_dtype(f"profile {profile}, notebook {name}", result[name])
         _folders_exist(result[name], {path: read_flat(path, root), folder / "common.yaml": common}, mine, root)

@@ -165,3 +165,14 @@ def test_override_values_are_yaml(text, value):
 def test_override_without_a_key(text):
     with pytest.raises(ParameterError, match="key=value"):
         params.parse_override(text)
+
+
+def test_an_override_is_for_the_notebooks_that_run_alone(project):
+    """A name that another notebook uses for another type is no fault while that notebook does not run."""
+    project.notebook("02_second", parameters="k = [1]  # samples\nout = 'outputs/tiny'  # folder of this run")
+    values = params.effective("tiny", NAMES, {"k": [4, 5]}, project.root, ["02_second"])
+    assert values["02_second"]["k"] == [4, 5] and values["01_first"]["k"] == 3
+    with pytest.raises(ParameterError, match="k is the list"):
+        params.effective("tiny", NAMES, {"k": [4, 5]}, project.root)
+    with pytest.raises(ParameterError, match="'rate'"):
+        params.effective("tiny", NAMES, {"rate": 1.0}, project.root, ["02_second"])

@@ -86,11 +86,11 @@ def execute(
     run = profile if run is None else run
     if not run or Path(run).name != run or run.startswith("."):
         raise ParameterError(f"--run {run!r} must be one folder name")
-    values = params.effective(profile, names, overrides, root)
     from lib.workbook import gates
 
     gates.load(root)
     chosen = select(names, first, last, only)
+    values = params.effective(profile, names, overrides, root, chosen)
     out = root / "outputs" / run
     for own in values.values():
         own["out"] = f"outputs/{run}"
