@@ -13,6 +13,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lib.curation import audit, curate, decontaminate, filters, packaged, packaged_rows, sources, splits
 from lib.evaluation import tasks
@@ -343,3 +345,25 @@ def test_injections_count_as_caught_only_for_their_own_reason():
 def test_excerpts_are_short_and_on_one_line():
     assert audit.excerpt("a\n b   c", 10) == "a b c"
     assert audit.excerpt("x" * 50, 10) == "xxxxxxx..."
+
+
+def test_the_patterns_of_domains_match_as_with_re():
+    """RE2 knows ASCII words only; on rows of training data that makes no difference."""
+    import re
+
+    texts = [
+        "def f(x): return x", "How many planets? $x^2$ is 3 + 4.", "Write a poem about C++ and SQL", "",
+        "Explain why, step by step", "SELECT a\nFROM b", "Ein Gedicht über Photosynthese", "multiplying 3*4 and 5 ÷ 2",
+    ]  # fmt: skip
+    for label, pattern in filters.PATTERNS.items():
+        slow = re.compile(pattern.pattern)
+        for text in texts:
+            assert len(pattern.findall(text)) == len(slow.findall(text)), (label, text)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=40))
+def test_repetition_is_the_share_of_repeated_runs(words):
+    runs = [tuple(words[i:i + 5]) for i in range(len(words) - 4)]
+    expected = 1 - len(set(runs)) / len(runs) if runs else 0.0
+    assert filters.repetition(" ".join(words)) == pytest.approx(expected)

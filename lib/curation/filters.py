@@ -7,7 +7,8 @@ work. Both are meant for balance tables and sampling, and both are printed with 
 from __future__ import annotations
 
 import re
-from collections import Counter
+
+import re2
 
 DOMAINS = ("code", "math", "science", "creative", "reasoning", "conversation")  # earlier wins a tie
 # What a source is made for decides before any pattern does; matched as part of the source's name.
@@ -22,27 +23,27 @@ CATEGORY_DOMAINS = {
     "creative_writing": "creative", "brainstorming": "creative", "classification": "reasoning",
     "cot": "reasoning",
 }  # fmt: skip
-PATTERNS = {
-    "code": re.compile(
+PATTERNS = {  # by RE2: ten searches over every row, which `re` takes eight times as long for
+    "code": re2.compile(
         r"```|\bdef \w+\(|#include|</?(?:div|html|body|script)\b|\bSELECT\b.{1,80}\bFROM\b|\bconsole\.log\b|"
         r"(?i:\b(?:python|java|javascript|typescript|c\+\+|c#|sql|html|css|bash|regex|rust|api|json|"
         r"function|algorithm|program|script|code|compil\w+|debug\w*|array|linked list|class named)\b)"
     ),
-    "math": re.compile(
+    "math": re2.compile(
         r"\\frac|\\sqrt|\$[^$\n]+\$|\d\s*[-+*/×÷^=]\s*-?\d|"
         r"(?i:\b(?:solve|equation|calculate|compute|how many|how much|percent\w*|probability|integral|"
         r"derivative|triangle|polynomial|matrix|divisor|multipl\w+|fraction|prime|average|remainder|arithmetic)\b)"
     ),
-    "science": re.compile(
+    "science": re2.compile(
         r"(?i:\b(?:physics|chemi\w+|biolog\w+|molecul\w+|atom\w*|energy|planets?|species|genes?|genetic\w*|"
         r"dna|protein\w*|cells?|neuron\w*|photosynthesis|evolution|climate|gravity|electr\w+|quantum|bacteria|"
         r"virus\w*|disease\w*|scientific|astronom\w+|geolog\w+|ecosystem\w*|thermodynamic\w*)\b)"
     ),
-    "creative": re.compile(
+    "creative": re2.compile(
         r"(?i:\b(?:poem|story|stories|haiku|limerick|lyrics|song|novel|fiction\w*|fairy tale|slogan|tagline|"
         r"screenplay|dialogue|imagine|roleplay|rhym\w+|sonnet|metaphor|joke|brainstorm|creative)\b)"
     ),
-    "reasoning": re.compile(
+    "reasoning": re2.compile(
         r"(?i:\b(?:why|explain|compare|contrast|classify|analy[sz]e|infer|deduce|premises?|conclusion|"
         r"logical\w*|true or false|yes or no|which of the following|step by step|puzzle|determine|evaluate|"
         r"argument|odd one out|relation)\b)"
@@ -108,9 +109,8 @@ def difficulty(instruction: str, response: str, level: str | int | None = None) 
 def repetition(text: str, words: int = 5) -> float:
     """Share of the word runs of this length that repeat an earlier one: 0 for fresh text, 1 for a loop."""
     tokens = text.split()
-    runs = Counter(tuple(tokens[i : i + words]) for i in range(len(tokens) - words + 1))
-    total = sum(runs.values())
-    return 1 - len(runs) / total if total else 0.0
+    total = len(tokens) - words + 1
+    return 1 - len(set(zip(*(tokens[i:] for i in range(words)), strict=False))) / total if total > 0 else 0.0
 
 
 def unfit(row: dict, *, min_chars: int, max_chars: int, max_repetition: float) -> str | None:

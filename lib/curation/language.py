@@ -23,7 +23,7 @@ from functools import lru_cache
 
 LETTERS_NEEDED = 20  # below this many letters of prose no model can tell; such rows pass as undetermined
 UNCERTAIN = 0.25  # score below which a verdict of the fastText model is no verdict
-CHARACTERS_READ = 1000  # of prose; more changes no verdict and costs time
+CHARACTERS_READ = 500  # of prose; 1,000 gave the same number of errors on 12,106 rows, and costs twice the time
 FOREIGN_SCRIPT = 0.15  # share of non-Latin letters from which a row is foreign whatever the model says
 CJK_WEIGHT = 3  # letters that one Chinese, Japanese or Korean sign counts for: it says about as much
 
@@ -36,6 +36,7 @@ CODE_LINE = re.compile(
 NOISE = re.compile(r"https?://\S+|<[^>]{1,200}>|[\d_#*|=+/\\<>{}\[\]()^~`]+")
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 OTHER_SCRIPT = re.compile(r"[\u0370-\u1dff\u2c00-\u2dff\ua000-\ua7ff]")
+NO_LETTERS = dict.fromkeys(map(ord, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 CJK = re.compile(r"[\u3005-\u30ff\u3400-\u9fff\uac00-\ud7ff\uf900-\ufaff]")
 
 
@@ -48,6 +49,8 @@ def prose(text: str) -> str:
 
 def letters(text: str) -> tuple[int, int]:
     """(Latin letters, letters of other scripts), a CJK sign counting CJK_WEIGHT."""
+    if text.isascii():
+        return len(text) - len(text.translate(NO_LETTERS)), 0
     return len(LATIN.findall(text)), len(OTHER_SCRIPT.findall(text)) + CJK_WEIGHT * len(CJK.findall(text))
 
 
