@@ -173,7 +173,7 @@ def judged_twice(command, out):
     """12 and 16 again, with a judge that always likes the answer shown first: all pairs flip, and are paid once."""
     with Server(lambda body: json.dumps({"reason": "it stands first", "verdict": "A"})) as server:
         judge = [f"judge_base_url={server.url}", "judge_model=judge", "judge_prices=[1.0, 2.0]"]
-        more = ["--only", "12", "16", *(part for pair in judge for part in ("-p", pair))]
+        more = ["--only", "12", "--only", "16", *(part for pair in judge for part in ("-p", pair))]
         asked = []
         for _ in range(2):
             environment = os.environ | {"JUDGE_API_KEY": "sk-only-in-the-environment"}

@@ -34,9 +34,10 @@ def ran(text: str) -> list[str]:
 
 
 def spawn(project, *arguments) -> subprocess.Popen:
-    code = f"""import sys
+    code = f"""import signal, sys
 from pathlib import Path
 from lib.workbook import pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 root = Path({str(project.root)!r})
 sys.exit(pipeline.command(sys.argv[1:], root=root, upstream={project.upstream}))"""
     command = [sys.executable, "-c", code, "tiny", *arguments]
