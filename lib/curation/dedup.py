@@ -60,7 +60,7 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
         order = _order(priority, rows)
         buffer, forget = textfile.mapped(file)
         clock.append(_now())
-        spans = templates.spans(buffer, starts, ends, template_rows)
+        spans = templates.spans(buffer, starts, ends, template_rows, forget)
         # what a template leaves of a text is a second entry for finding candidates
         templated = np.flatnonzero(spans[1] - spans[0] < ends - starts)
         inner = np.full(rows, -1, np.int64)

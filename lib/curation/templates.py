@@ -14,6 +14,7 @@ from numba import uint64
 from lib.curation.minhash import MIX, kernel
 
 MIN_WORDS = 5  # shorter beginnings ("What is the ...") are plain language
+PART = 65_536  # texts looked at before their pages may leave memory
 MAX_WORDS = 64  # longer wrapping is cut after this many words
 
 
@@ -97,24 +98,33 @@ def found_in(hashes):
     return frequent
 
 
-def beginnings(buffer, starts, ends, step: int, rows, frequent):
+def beginnings(buffer, starts, ends, step: int, rows, frequent, forget=None):
     """Yield (rows, hashes, lengths in bytes) of the beginnings (step 1) or endings (-1) of MIN_WORDS words and more of
     the texts `rows`, one word longer each time, for the rows whose last one was frequent."""
     keys, lengths = np.zeros(len(starts), np.uint64), np.zeros(len(starts), np.int64)
     for words in (MIN_WORDS, *[1] * (MAX_WORDS - MIN_WORDS)):
-        rows = rows[walk(buffer, starts, ends, step, rows, words, keys, lengths)]
+        parts = [walk(buffer, starts, ends, step, part, words, keys, lengths) for part in _parts(rows, forget)]
+        rows = rows[np.concatenate(parts)] if parts else rows
         yield rows, keys[rows], lengths[rows]
         rows = rows[frequent(keys[rows])]
         if not len(rows):
             return
 
 
-def cut(buffer, starts, ends, rows, frequent_heads, frequent_tails):
+def _parts(rows, forget):
+    """Stretches of `rows`; after each the text that was read may leave the memory again."""
+    for low in range(0, len(rows), PART):
+        yield rows[low:low + PART]
+        if forget:
+            forget()
+
+
+def cut(buffer, starts, ends, rows, frequent_heads, frequent_tails, forget=None):
     """(bytes of template at the beginning, at the end) of the texts `rows`, int64 (texts,); 0 for other texts."""
     sides = []
     for step, frequent in ((1, frequent_heads), (-1, frequent_tails)):
         found = np.zeros(len(starts), np.int64)
-        for some, keys, lengths in beginnings(buffer, starts, ends, step, rows, frequent):
+        for some, keys, lengths in beginnings(buffer, starts, ends, step, rows, frequent, forget):
             shared = frequent(keys)
             found[some[shared]] = lengths[shared]
         sides.append(found)
@@ -127,16 +137,17 @@ def inner(starts, ends, head, tail):
     return np.where(left, starts + head, starts), np.where(left, ends - tail, ends)
 
 
-def spans(buffer, starts, ends, min_rows: int = 50):
+def spans(buffer, starts, ends, min_rows: int = 50, forget=None):
     """(inner_starts, inner_ends), int64 byte positions of what lies between the shared wording of each text.
 
     buffer: uint8 of UTF-8; starts, ends: int64 a text. Equal texts count once. Cuts fall on white space, so
-    the rest is valid UTF-8. A text that is all template is left whole.
+    the rest is valid UTF-8. A text that is all template is left whole. forget: of `textfile.mapped`, if it is mapped.
     """
     if not min_rows or len(starts) < min_rows:
         return starts.copy(), ends.copy()
     hashes = np.empty(len(starts), np.uint64)
-    text_hashes(buffer, starts, ends, hashes)
+    for part in _parts(np.arange(len(starts)), forget):
+        text_hashes(buffer, starts[part], ends[part], hashes[part[0]:part[-1] + 1])
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    head, tail = cut(buffer, starts, ends, np.sort(first), shared_by(min_rows), shared_by(min_rows))
+    head, tail = cut(buffer, starts, ends, np.sort(first), shared_by(min_rows), shared_by(min_rows), forget)
     return inner(starts, ends, head[first[group]], tail[first[group]])
