@@ -1,10 +1,11 @@
 """The near-duplicate job on Ray with one worker and with two, beside the one-machine engine: seconds and memory.
 
-    python tests/bench/dedup_ray.py [--documents 400000] [--shards 8] [--partitions 4]
+    python tests/bench/dedup_ray.py [--documents 150000] [--shards 8] [--partitions 8]
                                     [--data packaged|FOLDER]
 
-Needs the extra `cluster`. Each side is a process of its own and reads the same JSON lines; the drops must be the same
-rows. A worker's memory is the largest resident size that any of its processes had, looked at four times a second.
+Needs the extra `cluster`. Each side is a process of its own and reads the same JSON lines; a side of n workers has n
+processors and no more. The drops must be the same rows. A worker's memory is the largest resident size that any of its
+processes had, looked at four times a second.
 Writes results/dedup_ray.md and .json.
 """
 
@@ -58,6 +59,7 @@ def child(workers: int, folder: str, partitions: int) -> dict:
         start = time.perf_counter()
         drops, _ = dedup.near_duplicates(texts)
         return {"seconds": time.perf_counter() - start, "drops": sorted(drops["row"].tolist())}
+    os.sched_setaffinity(0, set(range(workers)))  # Ray counts processors and does not keep to them
     cluster.start(workers=workers)
     peaks, stop = {}, threading.Event()
     thread = threading.Thread(target=watch, args=(peaks, stop), daemon=True)
@@ -87,8 +89,8 @@ def main() -> None:
     import dedup_corpus
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=400_000)
-    parser.add_argument("--partitions", type=int, default=4, help="tasks of a shuffle; each is a process to start")
+    parser.add_argument("--documents", type=int, default=150_000)
+    parser.add_argument("--partitions", type=int, default=8, help="tasks of a shuffle; each is a process to start")
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--data", default="packaged")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
