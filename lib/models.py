@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -86,9 +85,11 @@ def unpack(name: str) -> Path:
         )
         if not (target / "source.json").exists():
             shutil.rmtree(target, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another process was a moment faster
+            try:
                 folder.rename(target)
-    assert (target / "source.json").exists(), f"{target} could not be written; is the disk full?"
+            except OSError:
+                if not (target / "source.json").exists():  # else another process was a moment faster
+                    raise
     return target
 
 

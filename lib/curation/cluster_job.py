@@ -25,14 +25,18 @@ def write_kept(named: list[str], drops, out: str, suffix: str = ".parquet", piec
     import numpy as np
     import ray
 
-    if suffix not in shards.SUFFIXES:
-        raise ValueError(f"suffix is {suffix!r}; write {' or '.join(shards.SUFFIXES)}")
-    if old := _present(out):
-        raise ValueError(f"{out} holds {len(old)} shards already, {old[0]} first; name an empty folder")
+    _check_out(out, suffix)
     job = ray.put({"drops": np.sort(drops["row"].to_numpy(np.uint64)), "out": out.rstrip("/"), "suffix": suffix})
     chunks = ray.data.from_items(shards.chunks(named, piece or shards.PIECE))
     counts = [row["rows"] for row in chunks.map_batches(_write, batch_size=1, fn_args=[job]).take_all()]
     return {"rows": int(sum(counts)), "shards": sum(count > 0 for count in counts)}
+
+
+def _check_out(out: str, suffix: str) -> None:
+    if suffix not in shards.SUFFIXES:
+        raise ValueError(f"suffix is {suffix!r}; write {' or '.join(shards.SUFFIXES)}")
+    if old := _present(out):
+        raise ValueError(f"{out} holds {len(old)} shards already, {old[0]} first; name an empty folder")
 
 
 def _present(out: str) -> list[str]:
@@ -75,6 +79,7 @@ def run(paths: list[str], out: str, field: str = "text", suffix: str = ".parquet
 
     options: those of `cluster.near_duplicates`. Needs a running Ray.
     """
+    _check_out(out, suffix)  # before the work, not after it
     named = shards.find(paths)
     drops, stats = cluster.near_duplicates(named, partial(text_of, field=field), first_in_order, piece=piece, **options)
     stats |= {"kept": write_kept(named, drops, out, suffix, piece)}

@@ -24,14 +24,15 @@ KERNEL = {
 }
 
 IDLE = 40  # per cent of all cores that others may use while threads still wait for each other by spinning
-SPINS = "100000"  # rounds before a waiting thread sleeps: under a millisecond
+SPINS = "100000"  # rounds before a waiting thread sleeps; ten times as many were no faster
 
 
 def environment() -> dict[str, str]:
     """Environment of a kernel that starts now: how its threads wait depends on what else the machine does.
 
-    On two idle cores spinning makes training 1.7, generation 1.9 and llama.cpp 3 times as fast as sleeping; beside
-    another job of two threads it makes both 3 to 5 times as slow (SmolLM2-135M, Intel Xeon with AMX).
+    On two idle cores, bare loops of SmolLM2-135M (Intel Xeon with AMX): spinning makes a training step without dropout
+    1.7, generation 1.9 and llama.cpp 3 times as fast as sleeping; beside another such job, 3 to 5 times as slow. Whole
+    notebooks gain less where they train (10: a tenth), and 11 loses, whose 4-bit layers bring an OpenMP of their own.
     """
     idle = psutil.cpu_percent(interval=0.5) < IDLE
     return KERNEL | ({"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS)} if idle else {})
