@@ -1,12 +1,15 @@
 """Decontamination: what counts as a repeat of an evaluation item, what is only wording."""
 
 import random
+import re
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.curation import decontaminate, runs
 from lib.curation.decontaminate import Index
 from lib.files import ROOT
 
@@ -108,6 +111,27 @@ def test_runs_are_those_of_a_plain_search(questions, row):
     found = {name for name, reason in index.match("| " + text + " |") if reason != "whole question"}
     whole = {name for name, reason in index.match("| " + text + " |") if reason == "whole question"}
     assert found | whole == expected
+
+
+@given(st.text(st.one_of(st.sampled_from("ab_9 \n\r\x0b\x1c\x85\u2028\u3000?.+é日"), st.characters()), max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_tokens_are_those_of_regular_expressions(text):
+    hashes, kinds = decontaminate._tokens(text)
+    inside = kinds != runs.BREAK
+    found = re.findall(r"\w+|[^\w\s]", text)
+    assert (kinds[inside] == runs.WORD).tolist() == [re.match(r"\w", token) is not None for token in found]
+    assert (kinds[inside] == runs.CLOSING).tolist() == [token in runs.CLOSES for token in found]
+    assert len(set(zip(found, hashes[inside].tolist(), strict=True))) == len(set(found)) == len(set(hashes[inside]))
+    wanted = [len(re.findall(r"\w+|[^\w\s]", line)) for line in (text + "|").splitlines()]
+    assert np.diff(np.flatnonzero(np.append(np.insert(~inside, 0, True), True))).tolist() == [
+        size + 1 for size in wanted[:-1]] + [wanted[-1]]
+
+
+def test_the_bloom_filter_loses_no_key_and_lets_few_others_through():
+    keys = np.unique(np.random.default_rng(0).integers(0, 1 << 63, 20_000, np.uint64) * np.uint64(2) + np.uint64(1))
+    bits = runs.filter_bits(keys)
+    assert [runs.position(key, keys, bits) for key in keys[::50]] == list(range(0, len(keys), 50))
+    assert all(runs.position(key, keys, bits) == -1 for key in keys[::50] - np.uint64(1))
 
 
 def test_empty_index_and_wrong_use():

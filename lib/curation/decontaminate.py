@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 
 WORD = re.compile(r"\w+")
-TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class Index:
@@ -36,25 +36,29 @@ class Index:
         if not 2 <= minimum <= n:
             raise ValueError(f"minimum {minimum} must lie between 2 and n, {n}")
         self.n, self.minimum, self.names = n, minimum, []
-        self._whole: dict[str, int] = {}
-        self._longest_short = 0  # characters of the longest question that only a whole line can repeat
-        self._starts: dict[int, set[int]] = defaultdict(set)
+        questions, owners = array("Q"), array("i")
+        starts: dict[int, set[int]] = defaultdict(set)
         keys, items, lengths = [], [], set()
         for name, question, answer in evaluation:
             if not isinstance(question, str):
                 raise ValueError(f"{name}: the question is a {type(question).__name__}, not text")
             number = len(self.names)
             self.names.append(name)
-            self._add_question(question, number)
             own = [np.empty(0, np.uint64)]
             for text, shortest in ((question, minimum), (answer or "", n)):
-                words = WORD.findall(_fold(text))
+                hashes, kinds = _tokens(_fold(text))
+                words = hashes[kinds == runs.WORD]
                 if len(words) >= shortest:
                     lengths.add(min(n, len(words)))
-                    own.append(_windows(words, min(n, len(words))))
+                    own.append(runs.windows(words, min(n, len(words))))
+                if text is question and len(asked := _unclosed(hashes, kinds)):
+                    questions.append(runs.whole(asked))
+                    owners.append(number)
+                    if len(asked) >= minimum:
+                        starts[int(runs.whole(asked[:minimum]))].add(len(asked))
             keys.append(np.unique(np.concatenate(own)))
             items.append(np.full(len(keys[-1]), number, np.int32))
-        self.lengths = sorted(lengths)
+        self._lengths = np.array(sorted(lengths), np.int64)
         keys = np.concatenate([np.empty(0, np.uint64), *keys])
         self._items = np.concatenate([np.empty(0, np.int32), *items])[np.argsort(keys, kind="stable")]
         self._runs, first, shared = np.unique(np.sort(keys), return_index=True, return_counts=True)
@@ -62,11 +66,16 @@ class Index:
         self._evidence = shared <= max_items
         wording = int((~self._evidence).sum())
         self._seen = runs.filter_bits(self._runs)
-        self._first_tokens = np.array(sorted(self._starts), np.uint64)
-        self._started = runs.filter_bits(self._first_tokens)
+        whole, first = np.unique(np.array(questions, np.uint64), return_index=True)
+        self._question_items = np.array(owners, np.int32)[first]  # of equal questions the first one
+        begin = sorted(starts)
+        edges = np.cumsum([0, *(len(starts[key]) for key in begin)])
+        sizes = np.array([size for key in begin for size in sorted(starts[key])], np.int64)
+        begin = np.array(begin, np.uint64)
+        self._questions = (whole, runs.filter_bits(whole), minimum, begin, runs.filter_bits(begin), edges, sizes)
         for text in ignore:
-            self._evidence[[at for at, _, _ in self._find(WORD.findall(_fold(text)))]] = False
-        self.counts = {"texts": len(self.names), "questions": len(self._whole), "runs": len(self._runs),
+            self._evidence[self._find(*_tokens(_fold(text)))[:, 0]] = False
+        self.counts = {"texts": len(self.names), "questions": len(whole), "runs": len(self._runs),
                        "wording_runs": wording, "ignored_runs": int((~self._evidence).sum()) - wording}
 
     def match(self, text: str, question: str | None = None) -> list[tuple[str, str]]:
@@ -74,76 +83,53 @@ class Index:
 
         text: all text of the row. question: its instruction alone, if known, compared with whole questions.
         """
+        import numpy as np
+
+        from lib.curation import runs
+
         found: dict[int, str] = {}
         folded = _fold(text)
-        for number in self._questions(folded, question):
-            found.setdefault(number, "whole question")
-        words = WORD.findall(folded)
-        for at, start, length in self._find(words):
+        hashes, kinds = _tokens(folded)
+        places = runs.find_questions(hashes, kinds, *self._questions).tolist()
+        if question:
+            key = np.uint64(runs.whole(_unclosed(*_tokens(_fold(question)))))  # a large plain int is no uint64 to numba
+            places.append(runs.position(key, *self._questions[:2]))
+        for place in places:
+            if place >= 0:
+                found.setdefault(int(self._question_items[place]), "whole question")
+        for at, start, length in self._find(hashes, kinds).tolist():
             if self._evidence[at]:
+                run = " ".join(WORD.findall(folded)[start:start + length])
                 for number in self._items[self._first[at]:self._first[at + 1]].tolist():
-                    found.setdefault(number, f"{length} words: {' '.join(words[start:start + length])}")
+                    found.setdefault(number, f"{length} words: {run}")
         return [(self.names[number], reason) for number, reason in sorted(found.items())]
 
-    def _add_question(self, question: str, number: int) -> None:
-        tokens = _question_tokens(question)
-        if not tokens:
-            return
-        self._whole.setdefault(" ".join(tokens), number)
-        if len(tokens) < self.minimum:
-            self._longest_short = max(self._longest_short, len(" ".join(tokens)))
-        else:
-            self._starts[int(_windows(tokens[:self.minimum], self.minimum)[0])].add(len(tokens))
-
-    def _questions(self, folded: str, question: str | None) -> Iterable[int]:
-        """Items whose whole question is the row's question, a line of it, or a run of its tokens."""
+    def _find(self, hashes, kinds):
+        """Int64 rows (position among the indexed runs, start, length) of every indexed run in the tokens of a text."""
         from lib.curation import runs
 
-        room = 2 * self._longest_short + 20  # for spacing; longer questions are found as runs of tokens
-        lines = [line for line in folded.splitlines() if len(line) <= room]
-        for line in (*lines, *([question] if question else [])):
-            if (number := self._whole.get(" ".join(_question_tokens(line)))) is not None:
-                yield number
-        tokens = TOKEN.findall(folded)
-        starts, places = runs.find(_hashes(tokens), self.minimum, self._first_tokens, self._started)
-        for start, place in zip(starts.tolist(), places.tolist(), strict=True):
-            for length in self._starts[int(self._first_tokens[place])]:
-                if (number := self._whole.get(" ".join(tokens[start:start + length]))) is not None:
-                    yield number
-
-    def _find(self, words: list[str]) -> list[tuple[int, int, int]]:
-        """(position among the indexed runs, start, length) of every indexed run in a list of words."""
-        from lib.curation import runs
-
-        hashes, found = _hashes(words), []
-        for length in self.lengths:
-            starts, places = runs.find(hashes, length, self._runs, self._seen)
-            found += [(at, start, length) for at, start in zip(places.tolist(), starts.tolist(), strict=True)]
-        return found
+        return runs.find(hashes, kinds, self._lengths, self._runs, self._seen)
 
 
-def _hashes(words: list[str]):
-    """Python's own hash of each word, uint64; it differs between processes and never leaves this one."""
+def _tokens(folded: str):
     import numpy as np
 
-    return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+    from lib.curation import runs, textfile
+
+    return runs.tokens(np.frombuffer(textfile.encode(folded), np.uint8), runs.classes())
 
 
-def _windows(words: list[str], length: int):
-    """Hash, uint64, of every run of `length` words; empty when there are fewer."""
+def _unclosed(hashes, kinds):
+    """The tokens of a question without line ends and the marks that end it: "15 - 26 =" keeps its signs."""
     from lib.curation import runs
 
-    return runs.windows(_hashes(words), length)
+    hashes, kinds = hashes[kinds != runs.BREAK], kinds[kinds != runs.BREAK]
+    size = len(kinds)
+    while size and kinds[size - 1] == runs.CLOSING:
+        size -= 1
+    return hashes[:size]
 
 
 def _fold(text: str) -> str:
     """Lower case, and one form for letters that Unicode can write in several ways; line breaks stay."""
     return (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()
-
-
-def _question_tokens(text: str) -> list[str]:
-    """Words and signs of a question without the marks that end it: "15 - 26 =" keeps its signs."""
-    tokens = TOKEN.findall(_fold(text))
-    while tokens and tokens[-1] in "?.!:;,\"'":
-        tokens.pop()
-    return tokens

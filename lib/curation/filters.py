@@ -7,6 +7,7 @@ work. Both are meant for balance tables and sampling, and both are printed with 
 from __future__ import annotations
 
 import re
+from itertools import islice
 
 import re2
 
@@ -78,11 +79,9 @@ def domain(source: str, instruction: str, response: str, category: str = "") -> 
     for part, value in SOURCE_DOMAINS:
         if part in name:
             return value
-    scores = {}
-    for label, pattern in PATTERNS.items():
-        asked = min(5, len(pattern.findall(instruction[:2000])))
-        answered = min(5, len(pattern.findall(response[:1000])))
-        scores[label] = 3 * asked + answered
+    sides = [(3, instruction[:2000].encode()), (1, response[:1000].encode())]
+    scores = {label: sum(weight * sum(1 for _ in islice(pattern.finditer(text), 5)) for weight, text in sides)
+              for label, pattern in PATTERNS.items()}
     best = max(DOMAINS[:-1], key=lambda label: scores[label])  # max keeps the first of equals
     return best if scores[best] >= 3 else "conversation"
 
@@ -142,6 +141,9 @@ def unfit(row: dict, *, min_chars: int, max_chars: int, max_repetition: float) -
         return "refusal boilerplate"
     if response.count("```") % 2:
         return "truncated code block"
-    if len(response) > 200 and len(response.split()) >= 50 and repetition(response) > max_repetition:
+    words = response.split() if len(response) > 200 else []
+    # a text has at least as many different runs as different words, less four: counted first, as it is far quicker
+    doubtful = len(words) >= 50 and len(set(words)) - 4 < (1 - max_repetition) * (len(words) - 4)
+    if doubtful and repetition(response) > max_repetition:
         return "repetition"
     return None

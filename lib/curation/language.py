@@ -19,6 +19,7 @@ a Chinese file. tests/test_language.py measures again.
 from __future__ import annotations
 
 import re
+import string
 from functools import lru_cache
 
 LETTERS_NEEDED = 20  # below this many letters of prose no model can tell; such rows pass as undetermined
@@ -34,24 +35,27 @@ CODE_LINE = re.compile(
     r"public |private |function |var |let |const |(?:if|for|while) ?\(|\w+ ?= ?|//|#|/\*|\*)|.*[{};]\s*$)"
 )
 NOISE = re.compile(r"https?://\S+|<[^>]{1,200}>|[\d_#*|=+/\\<>{}\[\]()^~`]+")
-LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
+ASCII_LETTERS = string.ascii_letters.encode()
+LATIN = re.compile(r"[\u00c0-\u024f]")  # beyond ASCII
 OTHER_SCRIPT = re.compile(r"[\u0370-\u1dff\u2c00-\u2dff\ua000-\ua7ff]")
-NO_LETTERS = dict.fromkeys(map(ord, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 CJK = re.compile(r"[\u3005-\u30ff\u3400-\u9fff\uac00-\ud7ff\uf900-\ufaff]")
 
 
 def prose(text: str) -> str:
     """The part of a text that has a language: no fenced blocks, code lines, formulas, tags or digits."""
-    text = FORMULA.sub(" ", FENCE.sub("\n", text[: 8 * CHARACTERS_READ]))
+    text = text[: 8 * CHARACTERS_READ]
+    text = FENCE.sub("\n", text) if "```" in text else text
+    text = FORMULA.sub(" ", text) if "$" in text or "\\" in text else text
     lines = " ".join(line for line in text.split("\n") if not CODE_LINE.match(line))
     return " ".join(NOISE.sub(" ", lines).split())[:CHARACTERS_READ]
 
 
 def letters(text: str) -> tuple[int, int]:
     """(Latin letters, letters of other scripts), a CJK sign counting CJK_WEIGHT."""
-    if text.isascii():
-        return len(text) - len(text.translate(NO_LETTERS)), 0
-    return len(LATIN.findall(text)), len(OTHER_SCRIPT.findall(text)) + CJK_WEIGHT * len(CJK.findall(text))
+    plain = text.encode("ascii", "ignore")
+    latin, rest = len(plain) - len(plain.translate(None, ASCII_LETTERS)), "".join(NOT_ASCII.findall(text))
+    return latin + len(LATIN.findall(rest)), len(OTHER_SCRIPT.findall(rest)) + CJK_WEIGHT * len(CJK.findall(rest))
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +73,9 @@ def _fasttext():
 def _bayes():
     from py3langid import langid
 
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    from lib.curation import bayes
+
+    return bayes.Identifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def detect(text: str, model: str = "fasttext") -> tuple[str, float]:
