@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 from lib.curation import bands as lsh
 from lib.curation import textfile
@@ -65,11 +66,9 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
         templated = np.flatnonzero(spans[1] - spans[0] < ends - starts)
         inner = np.full(rows, -1, np.int64)
         inner[templated] = rows + np.arange(len(templated))
-        for low in range(0, len(templated), textfile.BLOCK):
-            part = templated[low:low + textfile.BLOCK]
+        for part in textfile.parts(templated, forget):
             signed.append(sign(buffer, spans[0][part], spans[1][part]))
             signed[-1][0][:] ^= np.uint64(minhash.MIX)  # parts are never candidates for whole texts
-        forget()
         clock.append(_now())
         buckets, sizes = lsh.buckets(signed, band_count)
         sketches = np.concatenate([np.empty((0, -(-permutations // 64)), np.uint64), *(part for _, part in signed)])
@@ -77,10 +76,10 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
         clock.append(_now())
         keeper, jaccard, counts = (
             resolve.resolve(buffer, starts, ends, *spans, words, buckets, sizes, inner, sketches, permutations,
-                            lsh.least_equal_bits(threshold, permutations), order, threshold)
+                            lsh.least_equal_bits(threshold, permutations), order, threshold, forget)
             if rows else (np.empty(0, np.int32), np.empty(0), [0] * 5))
         clock.append(_now())
-        wording = _wording(buffer, starts, ends, *spans)
+        wording = _wording(buffer, starts, ends, *spans, forget)
     dropped = np.flatnonzero(keeper >= 0)
     drops = pd.DataFrame({"row": [labels[i] for i in dropped], "keeper": [labels[i] for i in keeper[dropped]],
                           "jaccard": jaccard[dropped]})
@@ -163,10 +162,11 @@ def word_characters(shingle: str):
     return minhash.word_table() if shingle == "word5" else np.empty(0, np.bool_)
 
 
-def _wording(buffer, starts, ends, inner_starts, inner_ends, most: int = 20) -> list[dict]:
+def _wording(buffer, starts, ends, inner_starts, inner_ends, forget, most: int = 20) -> list[dict]:
     """The most frequent template beginnings and endings: rows {"side", "text", "rows"}."""
     found: Counter = Counter()
-    for i in (inner_ends - inner_starts < ends - starts).nonzero()[0]:
+    templated = (inner_ends - inner_starts < ends - starts).nonzero()[0]
+    for i in chain.from_iterable(textfile.parts(templated, forget)):
         for side, low, high in (("start", starts[i], inner_starts[i]), ("end", inner_ends[i], ends[i])):
             if low < high:
                 found[side, bytes(buffer[low:high])] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
+from lib.curation import textfile
 from lib.curation.minhash import CHUNK, MIX, equal_bits, kernel, shingle_keys
 from lib.curation.templates import shared_wording
 
@@ -134,45 +135,50 @@ def alike(buffer, starts, ends, inner_starts, inner_ends, row, other, threshold,
     return value, near, table, marks
 
 
-@kernel
 def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, sizes, inner, sketches, bits, least, order,
-            threshold):
+            threshold, forget=None):
     """Drop a row when a KEPT row before it in `order` is a near-duplicate of it (see `alike`).
 
     buckets: int32 (bands, entries): entries that share a band key share a number, -1 where one is alone; sizes:
     entries of each number. Entry i is the full text of row i; inner[i], -1 for none, is the entry of what its
     template leaves. sketches: of the entries, `bits` bits each; a pair with fewer than `least` equal bits is not
-    looked at. Returns keeper (-1 kept), Jaccard with the keeper (the most alike kept row; the earlier in order on a
-    tie), and counts: sketches compared, pairs compared, near-duplicate pairs, pairs that only their template made
-    alike, most pairs compared for one row.
+    looked at. forget: of `textfile.mapped`, called after every few rows. Returns keeper (-1 kept), Jaccard with the
+    keeper (the most alike kept row; the earlier in order on a tie), and counts: sketches compared, pairs compared,
+    near-duplicate pairs, pairs that only their template made alike, most pairs compared for one row.
     """
-    bands, entries = buckets.shape
     rows = len(starts)
     # kept entries of a bucket: rows outside templates from the front of its stretch, rows inside from the back
-    begin = np.zeros(len(sizes) + 1, np.int64)
-    for bucket in range(len(sizes)):
-        begin[bucket + 1] = begin[bucket] + sizes[bucket]
-    kept = np.empty(begin[-1], np.int32)
-    front, back = np.zeros(len(sizes), np.int32), np.zeros(len(sizes), np.int32)
+    begin = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    kept, front, back = np.empty(begin[-1], np.int32), np.zeros(len(sizes), np.int32), np.zeros(len(sizes), np.int32)
+    rank = np.empty(rows, np.int32)
+    rank[order] = np.arange(rows)
+    owner = np.arange(buckets.shape[1], dtype=np.int32)
+    templated = np.flatnonzero(inner >= 0)
+    owner[inner[templated]] = templated
     crowd = np.zeros(len(sizes), np.int32)
-    rank, owner = np.empty(rows, np.int32), np.arange(entries).astype(np.int32)
-    for place in range(rows):
-        rank[order[place]] = place
-    for row in range(rows):
-        if inner[row] >= 0:
-            owner[inner[row]] = row
-            for band in range(bands):
-                if buckets[band, row] >= 0:
-                    crowd[buckets[band, row]] += 1
+    for numbers in buckets:
+        crowd += np.bincount(numbers[templated][numbers[templated] >= 0], minlength=len(sizes)).astype(np.int32)
     seen = np.full(rows, -1, np.int32)
-    keeper, similarity = np.full(rows, -1, np.int32), np.zeros(rows, np.float64)
-    counts, stamp = np.zeros(5, np.int64), np.int64(1)
+    keeper, similarity, counts = np.full(rows, -1, np.int32), np.zeros(rows), np.zeros(5, np.int64)
     size = 64
-    while size < min(2 * (ends - starts).max(), 1 << 20):
+    while size < min(2 * (ends - starts).max(initial=0), 1 << 20):
         size *= 2
-    keys, table, marks = np.empty(CHUNK, np.uint64), np.empty(size, np.uint64), np.zeros(size, np.int64)
-    for place in range(rows):
-        row = order[place]
+    keys, table, marks, stamp = np.empty(CHUNK, np.uint64), np.empty(size, np.uint64), np.zeros(size, np.int64), 1
+    for part in textfile.parts(order, forget):
+        table, marks, stamp = _resolve(
+            buffer, starts, ends, inner_starts, inner_ends, words, buckets, inner, sketches, bits, least,
+            part, threshold, begin, kept, front, back, crowd, rank, owner, seen, keeper, similarity,
+            counts, keys, table, marks, stamp)
+    return keeper, similarity, counts
+
+
+@kernel
+def _resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, inner, sketches, bits, least, order,
+             threshold, begin, kept, front, back, crowd, rank, owner, seen, keeper, similarity, counts, keys, table,
+             marks, stamp):
+    """The rows of one stretch of `order`, given what those before them left; returns (table, marks, stamp)."""
+    bands = len(buckets)
+    for row in order:
         templated = inner[row] >= 0
         compared = 0
         for kind in range(2 if templated else 1):
@@ -219,7 +225,7 @@ def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, size
                     elif bucket >= 0:
                         kept[begin[bucket] + front[bucket]] = entry
                         front[bucket] += 1
-    return keeper, similarity, counts
+    return table, marks, stamp
 
 
 @kernel

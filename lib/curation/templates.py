@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numba import uint64
 
+from lib.curation import textfile
 from lib.curation.minhash import MIX, kernel
 
 MIN_WORDS = 5  # shorter beginnings ("What is the ...") are plain language
-PART = 65_536  # texts looked at before their pages may leave memory
 MAX_WORDS = 64  # longer wrapping is cut after this many words
 
 
@@ -103,20 +103,12 @@ def beginnings(buffer, starts, ends, step: int, rows, frequent, forget=None):
     the texts `rows`, one word longer each time, for the rows whose last one was frequent."""
     keys, lengths = np.zeros(len(starts), np.uint64), np.zeros(len(starts), np.int64)
     for words in (MIN_WORDS, *[1] * (MAX_WORDS - MIN_WORDS)):
-        parts = [walk(buffer, starts, ends, step, part, words, keys, lengths) for part in _parts(rows, forget)]
+        parts = [walk(buffer, starts, ends, step, part, words, keys, lengths) for part in textfile.parts(rows, forget)]
         rows = rows[np.concatenate(parts)] if parts else rows
         yield rows, keys[rows], lengths[rows]
         rows = rows[frequent(keys[rows])]
         if not len(rows):
             return
-
-
-def _parts(rows, forget):
-    """Stretches of `rows`; after each the text that was read may leave the memory again."""
-    for low in range(0, len(rows), PART):
-        yield rows[low:low + PART]
-        if forget:
-            forget()
 
 
 def cut(buffer, starts, ends, rows, frequent_heads, frequent_tails, forget=None):
@@ -146,7 +138,7 @@ def spans(buffer, starts, ends, min_rows: int = 50, forget=None):
     if not min_rows or len(starts) < min_rows:
         return starts.copy(), ends.copy()
     hashes = np.empty(len(starts), np.uint64)
-    for part in _parts(np.arange(len(starts)), forget):
+    for part in textfile.parts(np.arange(len(starts)), forget):
         text_hashes(buffer, starts[part], ends[part], hashes[part[0]:part[-1] + 1])
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     head, tail = cut(buffer, starts, ends, np.sort(first), shared_by(min_rows), shared_by(min_rows), forget)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 BLOCK = 4096  # texts a signing call; results do not depend on it
+PART = 512  # texts looked at before their pages may leave memory: a look at one may map a megabyte around it
 
 
 def encode(text: str, lower: bool = False) -> bytes:
@@ -80,3 +81,11 @@ def mapped(file):
     held.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(held, np.uint8), lambda: held.madvise(mmap.MADV_DONTNEED)
 
+
+
+def parts(rows, forget=None):
+    """Stretches of PART of an array of `rows`; after each, `forget` of `mapped` lets its pages leave the memory."""
+    for low in range(0, len(rows), PART):
+        yield rows[low:low + PART]
+        if forget:
+            forget()
