@@ -8,7 +8,8 @@ texts are one class, of which a bucket compares one row. The rounds: a class is 
 alike has been dropped, and dropped when one of them is kept; that is the greedy choice in order of priority, so no
 dropped row is an orphan (Blelloch, Fineman, Shun 2012: the rounds are few). A task that is lost with its worker is
 done again by Ray from the same chunk, with the same result (`pytest -m cluster` kills one; tests/bench/dedup_ray.py
-measures). A shuffle starts one process a partition: below some hundred thousand rows that is most of the time.
+measures). A worker holds one chunk, or what is shuffled of PARTITION bytes of text: its memory does not grow with the
+rows. Starting the workers takes longer than the work below some hundred thousand rows.
 """
 
 from __future__ import annotations
@@ -19,19 +20,22 @@ from collections.abc import Callable
 
 FULL, TEMPLATED, INNER = 0, 1, 2  # what an entry of a bucket is: a text, one with template, what its template leaves
 SIDES = ("heads", "tails")
+PARTITION = 32_000_000  # bytes of shards whose band keys, about one and a half times as much, a task of a shuffle holds
+GROUPS = 8  # times as many groups as partitions: groups are hashed to partitions, and few of them would fill some twice
 NUMBER = 44  # low bits of a row's key that hold its number in the shard, the shard stands above
 
 
 def near_duplicates(shards: list[str], text: Callable[[dict], str], priority: Callable[[dict, int], tuple], *,
                     threshold: float = 0.8, permutations: int | None = None, shingle: str = "char3",
                     bands: tuple[int, int] | str | None = None, seed: int = 1, template_rows: int = 50,
-                    partitions: int = 16, skip: frozenset[int] = frozenset(), piece: int | None = None):
+                    partitions: int | None = None, skip: frozenset[int] = frozenset(), piece: int | None = None):
     """(drops, stats) of the rows of some shards, as `dedup.near_duplicates` gives them for the same rows in order.
 
     shards: from `shards.find`. text: what is compared of a row. priority: of a row and the number of its shard, two
-    integers from 0 to 2^64 - 1; lower ones are kept first, the earlier row on a tie. partitions: tasks of a shuffle;
-    what one holds must fit in a worker's memory (about 60 bytes x bands x rows / partitions). skip: keys of rows to
-    leave out. piece: bytes of a chunk. Rows are named by key: shard << NUMBER | number.
+    integers from 0 to 2^64 - 1; lower ones are kept first, the earlier row on a tie. partitions: tasks of a shuffle,
+    None for one each PARTITION bytes of the shards; what one holds must fit in a worker's memory (about 75 bytes x
+    bands x rows / partitions, some times over). skip: keys of rows to leave out. piece: bytes of a chunk. Rows are
+    named by key: shard << NUMBER | number.
     Needs a running Ray (`ray.init`). Raises what a task raised: TypeError for a text that is none, ShardError.
     """
     import numpy as np
@@ -44,12 +48,13 @@ def near_duplicates(shards: list[str], text: Callable[[dict], str], priority: Ca
 
     permutations = permutations or lsh.PERMUTATIONS
     band_count, band_rows = lsh.chosen(bands, threshold, permutations)
+    pieces = files.chunks(shards, piece or files.PIECE)
+    partitions = partitions or 1 + sum(chunk["bytes"] for chunk in pieces) // PARTITION
     job = {"text": text, "priority": priority, "threshold": threshold, "permutations": permutations, "shingle": shingle,
            "bands": band_count, "rows": band_rows, "seed": seed, "least": lsh.least_equal_bits(threshold, permutations),
-           "partitions": partitions, "skip": skip, "shards": shards, "heads": np.empty(0, np.uint64),
-           "tails": np.empty(0, np.uint64)}  # fmt: skip
+           "partitions": partitions, "groups": GROUPS * partitions, "skip": skip, "shards": shards,
+           "heads": np.empty(0, np.uint64), "tails": np.empty(0, np.uint64)}  # fmt: skip
     clock = [time.perf_counter()]
-    pieces = files.chunks(shards, piece or files.PIECE)
     chunks = ray.data.from_items(pieces, override_num_blocks=max(len(pieces), 1))
     if template_rows and pieces:
         for level in (0, 1):  # five words of every text, then the longer ones of what five words have shown
@@ -60,9 +65,9 @@ def near_duplicates(shards: list[str], text: Callable[[dict], str], priority: Ca
     clock.append(time.perf_counter())
     reference = ray.put(job)
     signed = chunks.map_batches(_sign, batch_size=1, fn_args=[reference])
-    pairs = signed.groupby("partition", num_partitions=partitions).map_groups(
+    pairs = signed.groupby("group", num_partitions=partitions).map_groups(
         _pairs, batch_format="numpy", fn_args=[reference]).materialize() if pieces else chunks
-    checked = pairs.groupby("partition", num_partitions=partitions).map_groups(
+    checked = pairs.groupby("group", num_partitions=partitions).map_groups(
         _check, batch_format="numpy", fn_args=[reference]).to_pandas() if pairs.count() else pd.DataFrame()
     clock.append(time.perf_counter())
     drops = rounds.resolve(checked)
@@ -81,7 +86,7 @@ def _grouped(chunks, job, mapped, grouped, more: dict) -> list[dict]:
 
     reference = ray.put(job | more)
     shuffled = chunks.map_batches(mapped, batch_size=1, fn_args=[reference])
-    groups = shuffled.groupby("partition", num_partitions=job["partitions"])
+    groups = shuffled.groupby("group", num_partitions=job["partitions"])
     return groups.map_groups(grouped, batch_format="numpy", fn_args=[reference]).take_all()
 
 
@@ -107,16 +112,16 @@ def _texts(chunk: dict, job: dict):
     return np.array(keys, np.uint64), np.array(sizes, np.int64), *textfile.pack(texts)
 
 
-def _partition(keys, count: int):
+def _group(keys, job):
     import numpy as np
 
     from lib.curation.minhash import MIX
 
-    return ((keys * np.uint64(MIX)) >> np.uint64(40)).astype(np.int64) % count
+    return ((keys * np.uint64(MIX)) >> np.uint64(40)).astype(np.int64) % job["groups"]
 
 
 def _beginnings(chunk, job):
-    """Rows (partition, side, key, text): a beginning or ending of the texts of a chunk, and the hash of the text."""
+    """Rows (group, side, key, text): a beginning or ending of the texts of a chunk, and the hash of the text."""
     import numpy as np
 
     from lib.curation import templates
@@ -137,7 +142,7 @@ def _beginnings(chunk, job):
         found += [(np.full(len(rows), side, np.int8), keys, hashes[rows])
                   for depth, (rows, keys, _) in enumerate(some) if (depth > 0) == (job["level"] > 0)]
     side, keys, texts = map(np.concatenate, zip(*found, strict=True))
-    return {"partition": _partition(keys, job["partitions"]), "side": side, "key": keys, "text": texts}
+    return {"group": _group(keys, job), "side": side, "key": keys, "text": texts}
 
 
 def _held(job):
@@ -166,7 +171,7 @@ def _spans(buffer, starts, ends, job):
 
 
 def _sign(chunk, job):
-    """One row a band and entry of the texts of a chunk: partition, band key, row key, size, kind, text hash, sketch."""
+    """One row a band and entry of the texts of a chunk: group, band key, row key, size, kind, text hash, sketch."""
     import numpy as np
 
     from lib.curation import dedup, minhash, templates
@@ -189,13 +194,13 @@ def _sign(chunk, job):
     keys[:, len(starts):] ^= np.uint64(minhash.MIX)
     keys ^= np.arange(1, job["bands"] + 1, dtype=np.uint64)[:, None] * np.uint64(minhash.SHORT // 127)
     again = np.tile(source, job["bands"])
-    return {"partition": _partition(keys.ravel(), job["partitions"]), "band": keys.ravel(), "row": rows[again],
+    return {"group": _group(keys.ravel(), job), "band": keys.ravel(), "row": rows[again],
             "size": sizes[again], "kind": np.tile(kind, job["bands"]), "text": hashes[again],
             **{f"s{i}": np.tile(column, job["bands"]) for i, column in enumerate(sketches.T)}}  # fmt: skip
 
 
 def _pairs(group, job):
-    """Candidate pairs among the entries of one partition: rows (partition, a, b, a_size, b_size), a < b."""
+    """Candidate pairs among the entries of one group: rows (group, a, b, a_size, b_size), a < b."""
     import numpy as np
 
     from lib.curation import resolve
@@ -213,12 +218,12 @@ def _pairs(group, job):
         pair = np.stack([held["row"][first], held["row"][second]], axis=1)
         _, once = np.unique(pair, axis=0, return_index=True)
         first, second = first[once], second[once]
-    return {"partition": _partition(held["row"][first], job["partitions"]), "a": held["row"][first],
+    return {"group": _group(held["row"][first], job), "a": held["row"][first],
             "b": held["row"][second], "a_size": held["size"][first], "b_size": held["size"][second]}
 
 
 def _check(group, job):
-    """The pairs of one partition that are near-duplicates: rows (a, b, jaccard, same text, priorities of both)."""
+    """The pairs of one group that are near-duplicates: rows (a, b, jaccard, same text, priorities of both)."""
     import numpy as np
 
     from lib.curation import dedup, resolve
@@ -261,19 +266,27 @@ def _fetched(rows, sizes, job):
     return *textfile.pack(texts), ranks
 
 
-def start(address: str = "", workers: int = 1, store: int = 500_000_000) -> None:
+def start(address: str = "", workers: int = 1, store: int = 1_000_000_000) -> None:
     """Join the Ray cluster at an address, or start one of `workers` processes on this machine, with `store` bytes of
     shared memory for what is shuffled; more goes to disk. ModuleNotFoundError without the extra `cluster`."""
+    # Read by the cluster that is started. Ray ends a process that is idle for a second and keeps as many as there are
+    # processors, but uses several kinds of them, so it started one for every few tasks: two thirds of the time.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * workers))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     try:
         import ray
         import ray.data
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("engine ray needs the extra: pip install -e '.[cluster]'") from error
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.op_resource_reservation_enabled = False  # else half of the processors wait for the other half's stage
+    context.shuffle_compression = "lz4"  # hashes hardly shrink: the default, zstd, only takes longer
     if address:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     else:  # reachable from this machine alone
+        context.shuffle_input_batch_bytes = 64_000_000  # the default gathers a gigabyte in one process
         ray.init(num_cpus=workers, object_store_memory=store, ignore_reinit_error=True, include_dashboard=False,
                  log_to_driver=False, _node_ip_address="127.0.0.1")
-    ray.data.DataContext.get_current().enable_progress_bars = False

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--field", default="text", help="field of a row that is compared")
     parser.add_argument("--suffix", default=".parquet", choices=shards.SUFFIXES)
     parser.add_argument("--threshold", type=float, default=0.8)
-    parser.add_argument("--partitions", type=int, default=16, help="tasks of a shuffle; more need less memory each")
+    parser.add_argument("--partitions", type=int, help="tasks of a shuffle; more need less memory each; by bytes")
     parser.add_argument("--address", default="", help="of a running cluster; empty starts one on this machine")
     parser.add_argument("--workers", type=int, default=2, help="processes where none runs yet")
     chosen = parser.parse_args()

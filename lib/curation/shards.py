@@ -37,7 +37,7 @@ def find(paths: list[str]) -> list[str]:
 
 
 def chunks(shards: list[str], piece: int = PIECE) -> list[dict]:
-    """The chunks of all shards in order: {"shard": number, "path", "low", "high"} in bytes, or row groups."""
+    """The chunks of all shards in order: {"shard": number, "path", "low", "high" in bytes, or row groups, "bytes"}."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -47,13 +47,16 @@ def chunks(shards: list[str], piece: int = PIECE) -> list[dict]:
         if path.endswith(".parquet"):
             try:
                 with system.open(inner) as handle:
-                    edges = range(pq.ParquetFile(handle).num_row_groups + 1)
+                    groups = pq.ParquetFile(handle).metadata
+                edges = range(groups.num_row_groups + 1)
+                sizes = [groups.row_group(i).total_byte_size for i in range(groups.num_row_groups)]
             except Exception as error:  # pyarrow raises ArrowInvalid, fsspec OSError of many kinds
                 raise ShardError(f"{path}: not a whole Parquet file ({error}); write the shard again") from error
         else:
             edges = [*range(0, system.size(inner), piece), system.size(inner)]
-        found += [{"shard": number, "path": path, "low": low, "high": high}
-                  for low, high in zip(edges, edges[1:], strict=False) if low < high]
+            sizes = [high - low for low, high in zip(edges, edges[1:], strict=False)]
+        found += [{"shard": number, "path": path, "low": low, "high": high, "bytes": size}
+                  for low, high, size in zip(edges, edges[1:], sizes, strict=False) if low < high]
     return found
 
 

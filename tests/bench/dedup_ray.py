@@ -1,11 +1,10 @@
 """The near-duplicate job on Ray with one worker and with two, beside the one-machine engine: seconds and memory.
 
-    python tests/bench/dedup_ray.py [--documents 150000] [--shards 8] [--partitions 8]
-                                    [--data packaged|FOLDER]
+    python tests/bench/dedup_ray.py [--documents 150000 640637] [--shards 16] [--data packaged|FOLDER]
 
 Needs the extra `cluster`. Each side is a process of its own and reads the same JSON lines; a side of n workers has n
 processors and no more. The drops must be the same rows. A worker's memory is the largest resident size that any of its
-processes had, looked at four times a second.
+processes had, without what it shares with others (libraries, Ray's object store), looked at four times a second.
 Writes results/dedup_ray.md and .json.
 """
 
@@ -21,6 +20,7 @@ import tempfile
 import threading
 import time
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 
 def watch(peaks: dict, stop: threading.Event) -> None:
-    """Largest resident bytes of each Ray worker process below this one."""
+    """Largest resident bytes, unshared, of each Ray worker process below this one."""
     import psutil
 
     while not stop.wait(0.25):
@@ -36,12 +36,13 @@ def watch(peaks: dict, stop: threading.Event) -> None:
             try:
                 title = " ".join(process.cmdline())
                 if title.startswith("ray::"):
-                    peaks[process.pid] = max(peaks.get(process.pid, 0), process.memory_info().rss)
+                    held = process.memory_info()
+                    peaks[process.pid] = max(peaks.get(process.pid, 0), held.rss - held.shared)
             except psutil.Error:
                 continue
 
 
-def child(workers: int, folder: str, partitions: int) -> dict:
+def child(workers: int, folder: str) -> dict:
     """One side: 0 workers is the one-machine engine on one thread."""
     import orjson
 
@@ -66,7 +67,7 @@ def child(workers: int, folder: str, partitions: int) -> dict:
     thread.start()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        stats = cluster_job.run([folder], out, suffix=".jsonl", partitions=partitions)
+        stats = cluster_job.run([folder], out, suffix=".jsonl")
         seconds = time.perf_counter() - start
         gone = [row for path in shards.find([f"{out}/drops"]) for chunk in shards.chunks([path])
                 for _, _, row in shards.read(chunk)]  # fmt: skip
@@ -81,67 +82,76 @@ def child(workers: int, folder: str, partitions: int) -> dict:
                 at += 1
     order = {path: number for number, path in enumerate(named)}
     assert kept + len(gone) == at, f"{kept} kept and {len(gone)} dropped of {at}"
-    return {"seconds": seconds, "parts": stats["seconds"], "worker_gb": max(peaks.values()) / 1e9,
-            "processes": len(peaks), "drops": sorted(place[order[row["path"]], row["number"]] for row in gone)}
+    return {"seconds": seconds, "partitions": stats["partitions"], "parts": stats["seconds"],
+            "worker_gb": max(peaks.values()) / 1e9, "processes": len(peaks),
+            "drops": sorted(place[order[row["path"]], row["number"]] for row in gone)}
 
 
 def main() -> None:
     import dedup_corpus
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=150_000)
-    parser.add_argument("--partitions", type=int, default=8, help="tasks of a shuffle; each is a process to start")
-    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--documents", type=int, nargs="+", default=[150_000, 640_637])
+    parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--data", default="packaged")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
-        print(json.dumps(child(int(chosen.child[0]), chosen.child[1], int(chosen.child[2]))))
+        print(json.dumps(child(int(chosen.child[0]), chosen.child[1])))
         return
-    rows, truth = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        whole, parts = Path(folder) / "whole.jsonl", Path(folder) / "shards"
-        dedup_corpus.write(whole, dedup_corpus.sentences(chosen.data), chosen.documents)
-        parts.mkdir()
-        lines = whole.read_bytes().splitlines(keepends=True)
-        size = -(-len(lines) // chosen.shards)
-        for number in range(chosen.shards):
-            (parts / f"{number:03d}.jsonl").write_bytes(b"".join(lines[number * size : (number + 1) * size]))
-        for workers in (0, 1, 2):
-            command = [sys.executable, __file__, "--child", str(workers), str(parts), str(chosen.partitions)]
-            paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-            threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "NUMBA")}
-            environment = os.environ | threads | {"PYTHONPATH": paths}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise RuntimeError(f"{workers} workers failed:\n{done.stderr[-3000:]}")
-            found = json.loads(done.stdout.splitlines()[-1])
-            drops = found.pop("drops")
-            truth = truth if workers else drops
-            assert drops == truth, f"{workers} workers drop {len(drops)} rows, one machine {len(truth)}, not the same"
-            rows.append({"workers": workers, "dropped": len(drops), **found})
+    pool, rows = dedup_corpus.sentences(chosen.data), []
+    for count in chosen.documents:
+        with tempfile.TemporaryDirectory() as folder:
+            whole, parts = Path(folder) / "whole.jsonl", Path(folder) / "shards"
+            dedup_corpus.write(whole, pool, count)
+            parts.mkdir()
+            with open(whole, "rb") as lines:
+                for number in range(chosen.shards):
+                    some = islice(lines, -(-count // chosen.shards))
+                    (parts / f"{number:03d}.jsonl").write_bytes(b"".join(some))
+            rows += sides(count, parts)
     save(chosen, rows)
+
+
+def sides(count: int, parts: Path) -> list[dict]:
+    rows, truth = [], []
+    for workers in (0, 1, 2):
+        command = [sys.executable, __file__, "--child", str(workers), str(parts)]
+        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "NUMBA")}
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads | {"PYTHONPATH": paths})
+        if done.returncode:
+            raise RuntimeError(f"{workers} workers failed:\n{done.stderr[-3000:]}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        drops = found.pop("drops")
+        truth = truth if workers else drops
+        assert drops == truth, f"{workers} workers drop {len(drops)} rows, one machine {len(truth)}, not the same"
+        rows.append({"documents": count, "workers": workers, "dropped": len(drops), **found})
+    return rows
 
 
 def save(chosen, rows: list[dict]) -> None:
     from lib.files import atomic_write_json, atomic_write_text
 
     about = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "ray": version("ray"),
-             "documents": chosen.documents, "shards": chosen.shards, "partitions": chosen.partitions}  # fmt: skip
-    one, two = rows[1]["seconds"], rows[2]["seconds"]
-    record = about | {"rows": rows, "speedup_two_workers": one / two}
+             "shards": chosen.shards}
+    faster = {count: one["seconds"] / two["seconds"] for count in chosen.documents for one, two in
+              [[row for row in rows if row["documents"] == count and row["workers"]]]}
+    record = about | {"rows": rows, "speedup_two_workers": {str(count): ratio for count, ratio in faster.items()}}
     atomic_write_json(chosen.out / "dedup_ray.json", record)
     told = ", ".join(f"{k} {v}" for k, v in about.items())
     lines = ["# Near-duplicates on Ray", "", f"{told}. The same rows are dropped by all.", "",
-             "| engine | seconds | dropped | GB of the largest worker process | stages, seconds |",
-             "| --- | --- | --- | --- | --- |"]  # fmt: skip
+             "| documents | engine | seconds | dropped | partitions | GB of the largest worker | stages, seconds |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         name = f"Ray, {row['workers']} workers" if row["workers"] else "one machine, one thread"
         stages = ", ".join(f"{k} {v:.1f}" for k, v in row.get("parts", {}).items())
         memory = f"{row['worker_gb']:.2f}" if "worker_gb" in row else ""
-        lines.append(f"| {name} | {row['seconds']:.1f} | {row['dropped']:,} | {memory} | {stages} |")
-    lines += ["", f"Two workers are {one / two:.2f} times as fast as one. Seconds with Ray include reading, shuffling "
+        lines.append(f"| {row['documents']:,} | {name} | {row['seconds']:.1f} | {row['dropped']:,} | "
+                     f"{row.get('partitions', '')} | {memory} | {stages} |")
+    told = " and ".join(f"{ratio:.2f} times as fast as one at {count:,}" for count, ratio in faster.items())
+    lines += ["", f"Two workers are {told}. Seconds with Ray include starting its worker processes, reading, shuffling "
               "through its object store and writing the rows that stay; starting the cluster is not in them."]
     atomic_write_text(chosen.out / "dedup_ray.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
