@@ -31,12 +31,13 @@ def s_curve(bands: int, rows: int, step: float = 0.05) -> list[dict]:
     return [{"jaccard": j, "found": found_share(j, bands, rows)} for j in points]
 
 
-def least_equal_bits(threshold: float, permutations: int) -> int:
-    """Equal sketch bits that all but SKETCH_MISSES of the pairs at the threshold have: each is equal with
-    probability (1 + J) / 2, independently (binomial quantile)."""
+def most_different_bits(threshold: float, permutations: int) -> tuple[int, int]:
+    """Different sketch bits, in the first word and in all, that all but SKETCH_MISSES of the pairs at the threshold
+    stay within: each bit is different with probability (1 - J) / 2, independently (binomial quantile)."""
     from scipy.stats import binom
 
-    return int(binom.ppf(SKETCH_MISSES, permutations, (1 + threshold) / 2))
+    return tuple(int(binom.isf(SKETCH_MISSES / 2, bits, (1 - threshold) / 2))
+                 for bits in (min(64, permutations), permutations))
 
 
 def chosen(bands, threshold: float, permutations: int) -> tuple[int, int]:

@@ -51,9 +51,9 @@ def near_duplicates(shards: list[str], text: Callable[[dict], str], priority: Ca
     pieces = files.chunks(shards, piece or files.PIECE)
     partitions = partitions or 1 + sum(chunk["bytes"] for chunk in pieces) // PARTITION
     job = {"text": text, "priority": priority, "threshold": threshold, "permutations": permutations, "shingle": shingle,
-           "bands": band_count, "rows": band_rows, "seed": seed, "least": lsh.least_equal_bits(threshold, permutations),
-           "partitions": partitions, "groups": GROUPS * partitions, "skip": skip, "shards": shards,
-           "heads": np.empty(0, np.uint64), "tails": np.empty(0, np.uint64)}  # fmt: skip
+           "bands": band_count, "rows": band_rows, "seed": seed, "partitions": partitions,
+           "most": lsh.most_different_bits(threshold, permutations), "groups": GROUPS * partitions, "skip": skip,
+           "shards": shards, "heads": np.empty(0, np.uint64), "tails": np.empty(0, np.uint64)}  # fmt: skip
     clock = [time.perf_counter()]
     chunks = ray.data.from_items(pieces, override_num_blocks=max(len(pieces), 1))
     if template_rows and pieces:
@@ -210,8 +210,7 @@ def _pairs(group, job):
     held = {name: np.ascontiguousarray(column[order]) for name, column in group.items()}
     width = -(-job["permutations"] // 64)
     sketches = np.stack([held[f"s{i}"] for i in range(width)], axis=1)
-    first, second = resolve.candidates(held["band"], held["text"], held["kind"] == TEMPLATED, sketches,
-                                       job["permutations"], job["least"])
+    first, second = resolve.candidates(held["band"], held["text"], held["kind"] == TEMPLATED, sketches, job["most"])
     if len(first):
         swap = held["row"][first] > held["row"][second]
         first, second = np.where(swap, second, first), np.where(swap, first, second)

@@ -75,8 +75,8 @@ def near_duplicates(texts: Iterable | Callable[[], Iterable], priority: Sequence
         signed.clear()
         clock.append(_now())
         keeper, jaccard, counts = (
-            resolve.resolve(buffer, starts, ends, *spans, words, buckets, sizes, inner, sketches, permutations,
-                            lsh.least_equal_bits(threshold, permutations), order, threshold, forget)
+            resolve.resolve(buffer, starts, ends, *spans, words, buckets, sizes, inner, sketches,
+                            lsh.most_different_bits(threshold, permutations), order, threshold, forget)
             if rows else (np.empty(0, np.int32), np.empty(0), [0] * 5))
         clock.append(_now())
         wording = _wording(buffer, starts, ends, *spans, forget)

@@ -198,13 +198,18 @@ def sign(buffer, starts, ends, words, factors, offsets, rows, bands, sketches):
 
 
 @kernel
-def equal_bits(first, second, size):
-    """How many of the `size` bits of two sketches are equal."""
-    different = uint64(0)
+def ones(x):
+    """Bits of a uint64 that are set (Warren, Hacker's Delight, section 5-1)."""
+    x -= (x >> uint64(1)) & uint64(0x5555555555555555)
+    x = (x & uint64(0x3333333333333333)) + ((x >> uint64(2)) & uint64(0x3333333333333333))
+    x = (x + (x >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
+    return int((x * uint64(0x0101010101010101)) >> uint64(56))
+
+
+@kernel
+def different_bits(first, second):
+    """How many bits of two sketches differ."""
+    different = 0
     for cell in range(len(first)):
-        x = first[cell] ^ second[cell]
-        x -= (x >> uint64(1)) & uint64(0x5555555555555555)  # Warren, Hacker's Delight, section 5-1
-        x = (x & uint64(0x3333333333333333)) + ((x >> uint64(2)) & uint64(0x3333333333333333))
-        x = (x + (x >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
-        different += (x * uint64(0x0101010101010101)) >> uint64(56)
-    return size - int(different)
+        different += ones(first[cell] ^ second[cell])
+    return different

@@ -6,7 +6,7 @@ import numpy as np
 from numba import uint64
 
 from lib.curation import textfile
-from lib.curation.minhash import CHUNK, MIX, equal_bits, kernel, shingle_keys
+from lib.curation.minhash import CHUNK, MIX, different_bits, kernel, ones, shingle_keys
 from lib.curation.templates import shared_wording
 
 CROWD = 64  # templated texts in one bucket from which their full texts say only that they share the wording
@@ -135,21 +135,24 @@ def alike(buffer, starts, ends, inner_starts, inner_ends, row, other, threshold,
     return value, near, table, marks
 
 
-def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, sizes, inner, sketches, bits, least, order,
+def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, sizes, inner, sketches, most, order,
             threshold, forget=None):
     """Drop a row when a KEPT row before it in `order` is a near-duplicate of it (see `alike`).
 
     buckets: int32 (bands, entries): entries that share a band key share a number, -1 where one is alone; sizes:
     entries of each number. Entry i is the full text of row i; inner[i], -1 for none, is the entry of what its
-    template leaves. sketches: of the entries, `bits` bits each; a pair with fewer than `least` equal bits is not
-    looked at. forget: of `textfile.mapped`, called after every few rows. Returns keeper (-1 kept), Jaccard with the
-    keeper (the most alike kept row; the earlier in order on a tie), and counts: sketches compared, pairs compared,
-    near-duplicate pairs, pairs that only their template made alike, most pairs compared for one row.
+    template leaves. sketches: of the entries; a pair with more than most[0] different bits in the first words, or
+    most[1] in all, is not looked at. forget: of `textfile.mapped`, called after every few rows. Returns keeper (-1
+    kept), Jaccard with the keeper (the most alike kept row; the earlier in order on a tie), and counts: sketches
+    compared, pairs compared, near-duplicate pairs, pairs that only their template made alike, most pairs compared for
+    one row.
     """
     rows = len(starts)
     # kept entries of a bucket: rows outside templates from the front of its stretch, rows inside from the back
     begin = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    # with the first words of their sketches, which are met in order there and all over the memory in `sketches`
     kept, front, back = np.empty(begin[-1], np.int32), np.zeros(len(sizes), np.int32), np.zeros(len(sizes), np.int32)
+    first_words = np.empty(len(kept), np.uint64)
     rank = np.empty(rows, np.int32)
     rank[order] = np.arange(rows)
     owner = np.arange(buckets.shape[1], dtype=np.int32)
@@ -166,15 +169,15 @@ def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, size
     keys, table, marks, stamp = np.empty(CHUNK, np.uint64), np.empty(size, np.uint64), np.zeros(size, np.int64), 1
     for part in textfile.parts(order, forget):
         table, marks, stamp = _resolve(
-            buffer, starts, ends, inner_starts, inner_ends, words, buckets, inner, sketches, bits, least,
-            part, threshold, begin, kept, front, back, crowd, rank, owner, seen, keeper, similarity,
-            counts, keys, table, marks, stamp)
+            buffer, starts, ends, inner_starts, inner_ends, words, buckets, inner, sketches, most, part, threshold,
+            begin, kept, first_words, front, back, crowd, rank, owner, seen, keeper, similarity, counts, keys, table,
+            marks, stamp)
     return keeper, similarity, counts
 
 
 @kernel
-def _resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, inner, sketches, bits, least, order,
-             threshold, begin, kept, front, back, crowd, rank, owner, seen, keeper, similarity, counts, keys, table,
+def _resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, inner, sketches, most, order, threshold,
+             begin, kept, first_words, front, back, crowd, rank, owner, seen, keeper, similarity, counts, keys, table,
              marks, stamp):
     """The rows of one stretch of `order`, given what those before them left; returns (table, marks, stamp)."""
     bands = len(buckets)
@@ -195,7 +198,8 @@ def _resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, inn
                             continue
                     counts[0] += high - low
                     for at in range(low, high):
-                        if equal_bits(sketches[entry], sketches[kept[at]], bits) < least:
+                        if ones(first_words[at] ^ sketches[entry, 0]) > most[0] \
+                                or different_bits(sketches[entry], sketches[kept[at]]) > most[1]:
                             continue
                         other = owner[kept[at]]
                         if seen[other] == row:
@@ -219,12 +223,15 @@ def _resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, inn
                 entry = row if kind == 0 else inner[row]
                 for band in range(bands):
                     bucket = buckets[band, entry]
-                    if bucket >= 0 and templated:
+                    if bucket < 0:
+                        continue
+                    if templated:
                         back[bucket] += 1
-                        kept[begin[bucket + 1] - back[bucket]] = entry
-                    elif bucket >= 0:
-                        kept[begin[bucket] + front[bucket]] = entry
+                        at = begin[bucket + 1] - back[bucket]
+                    else:
+                        at = begin[bucket] + front[bucket]
                         front[bucket] += 1
+                    kept[at], first_words[at] = entry, sketches[entry, 0]
     return table, marks, stamp
 
 
@@ -247,7 +254,7 @@ def check(buffer, starts, ends, inner_starts, inner_ends, words, first, second, 
 
 
 @kernel
-def candidates(bands, texts, templated, sketches, bits, least):
+def candidates(bands, texts, templated, sketches, most):
     """Pairs of entries that share a band key and look alike by their sketches: two arrays of places.
 
     bands, texts: sorted by band key, then hash of the whole text. Of equal texts the first stands for all of them
@@ -264,7 +271,8 @@ def candidates(bands, texts, templated, sketches, bits, least):
             for k in range(different - 1 if copy else 0, different):
                 other = chosen[k]
                 if not copy and (templated[i] and templated[other] and crowd > CROWD
-                                 or equal_bits(sketches[i], sketches[other], bits) < least):
+                                 or ones(sketches[i, 0] ^ sketches[other, 0]) > most[0]
+                                 or different_bits(sketches[i], sketches[other]) > most[1]):
                     continue
                 if found == len(first):
                     first, second = np.concatenate((first, first)), np.concatenate((second, second))

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,13 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def processor() -> str:
+    """Name of the processor and whether it has 512-bit vectors, of which the signing loop makes much."""
+    path = Path("/proc/cpuinfo")
+    found = dict(re.findall(r"^(model name|flags)\s*:\s*(.*)$", path.read_text() if path.exists() else "", re.M))
+    return found.get("model name", platform.machine()) + (" with AVX-512" if "avx512f" in found.get("flags", "") else "")
 
 
 def peak_bytes() -> int:
@@ -268,8 +276,8 @@ def save(chosen, table: list[dict], sizes: dict[int, dict], pairs: int, mean: fl
     mine, full = table[0], sizes.get(640_637, {})
     packages = ("datasketch", "rensa", "numba", "numpy", "orjson")
     versions = {name: installed(name) for name in packages if installed(name)}
-    record = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "versions": versions,
-              "data": "packaged" if chosen.data == "packaged" else "folder", "documents": chosen.quality,
+    record = {"date": time.strftime("%Y-%m-%d"), "processor": processor(), "python": platform.python_version(),
+              "versions": versions, "data": "packaged" if chosen.data == "packaged" else "folder", "documents": chosen.quality,
               "mean_characters": round(mean), "pairs_at_threshold": pairs, "engines": table,
               "sizes": {str(count): found for count, found in sizes.items()},
               **{key: mine[key] for key in ("ratio_to_naive", "recall", "precision", "orphans")}}
@@ -278,7 +286,8 @@ def save(chosen, table: list[dict], sizes: dict[int, dict], pairs: int, mean: fl
     if sizes:
         record["growth"] = fitted(sizes)
     atomic_write_json(chosen.out / "dedup.json", record)
-    lines = ["# Near-duplicate engines", "", f"{record['date']}, Python {record['python']}, " + ", ".join(
+    about = f"{record['date']}, {record['processor']}, Python {record['python']}, "
+    lines = ["# Near-duplicate engines", "", about + ", ".join(
         f"{name} {number}" for name, number in versions.items()) + f". {chosen.quality:,} documents of {mean:,.0f} "
         f"characters with {pairs:,} pairs at Jaccard {THRESHOLD} or above; one thread, CPU seconds of the process from "
         "JSON lines to the set of dropped rows; best of the rounds.", ""]
