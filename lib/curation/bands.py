@@ -32,12 +32,12 @@ def s_curve(bands: int, rows: int, step: float = 0.05) -> list[dict]:
 
 
 def most_different_bits(threshold: float, permutations: int) -> tuple[int, int]:
-    """Different sketch bits, in the first word and in all, that all but SKETCH_MISSES of the pairs at the threshold
-    stay within: each bit is different with probability (1 - J) / 2, independently (binomial quantile)."""
+    """Different sketch bits, in the first two words and in all, that all but SKETCH_MISSES of the pairs at the
+    threshold stay within: each bit is different with probability (1 - J) / 2, independently (binomial quantile)."""
     from scipy.stats import binom
 
     return tuple(int(binom.isf(SKETCH_MISSES / 2, bits, (1 - threshold) / 2))
-                 for bits in (min(64, permutations), permutations))
+                 for bits in (min(128, permutations), permutations))
 
 
 def chosen(bands, threshold: float, permutations: int) -> tuple[int, int]:

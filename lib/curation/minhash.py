@@ -199,7 +199,7 @@ def sign(buffer, starts, ends, words, factors, offsets, rows, bands, sketches):
 
 @kernel
 def ones(x):
-    """Bits of a uint64 that are set (Warren, Hacker's Delight, section 5-1)."""
+    """How many bits of a uint64 are set (Warren, Hacker's Delight, section 5-1)."""
     x -= (x >> uint64(1)) & uint64(0x5555555555555555)
     x = (x & uint64(0x3333333333333333)) + ((x >> uint64(2)) & uint64(0x3333333333333333))
     x = (x + (x >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
@@ -207,9 +207,9 @@ def ones(x):
 
 
 @kernel
-def different_bits(first, second):
-    """How many bits of two sketches differ."""
+def different_bits(sketches, one, other, words):
+    """How many bits of the first `words` words of two sketches differ."""
     different = 0
-    for cell in range(len(first)):
-        different += ones(first[cell] ^ second[cell])
+    for cell in range(min(words, sketches.shape[1])):
+        different += ones(sketches[one, cell] ^ sketches[other, cell])
     return different

@@ -141,7 +141,7 @@ def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, size
 
     buckets: int32 (bands, entries): entries that share a band key share a number, -1 where one is alone; sizes:
     entries of each number. Entry i is the full text of row i; inner[i], -1 for none, is the entry of what its
-    template leaves. sketches: of the entries; a pair with more than most[0] different bits in the first words, or
+    template leaves. sketches: of the entries; a pair with more than most[0] different bits in the first two words, or
     most[1] in all, is not looked at. forget: of `textfile.mapped`, called after every few rows. Returns keeper (-1
     kept), Jaccard with the keeper (the most alike kept row; the earlier in order on a tie), and counts: sketches
     compared, pairs compared, near-duplicate pairs, pairs that only their template made alike, most pairs compared for
@@ -150,9 +150,9 @@ def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, size
     rows = len(starts)
     # kept entries of a bucket: rows outside templates from the front of its stretch, rows inside from the back
     begin = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-    # with the first words of their sketches, which are met in order there and all over the memory in `sketches`
+    # with the beginnings of their sketches, which are met in order there and all over the memory in `sketches`
     kept, front, back = np.empty(begin[-1], np.int32), np.zeros(len(sizes), np.int32), np.zeros(len(sizes), np.int32)
-    first_words = np.empty(len(kept), np.uint64)
+    begun = np.zeros((len(kept), 2), np.uint64)
     rank = np.empty(rows, np.int32)
     rank[order] = np.arange(rows)
     owner = np.arange(buckets.shape[1], dtype=np.int32)
@@ -170,22 +170,23 @@ def resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, size
     for part in textfile.parts(order, forget):
         table, marks, stamp = _resolve(
             buffer, starts, ends, inner_starts, inner_ends, words, buckets, inner, sketches, most, part, threshold,
-            begin, kept, first_words, front, back, crowd, rank, owner, seen, keeper, similarity, counts, keys, table,
+            begin, kept, begun, front, back, crowd, rank, owner, seen, keeper, similarity, counts, keys, table,
             marks, stamp)
     return keeper, similarity, counts
 
 
 @kernel
 def _resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, inner, sketches, most, order, threshold,
-             begin, kept, first_words, front, back, crowd, rank, owner, seen, keeper, similarity, counts, keys, table,
+             begin, kept, begun, front, back, crowd, rank, owner, seen, keeper, similarity, counts, keys, table,
              marks, stamp):
     """The rows of one stretch of `order`, given what those before them left; returns (table, marks, stamp)."""
-    bands = len(buckets)
+    bands, width = len(buckets), sketches.shape[1]
     for row in order:
         templated = inner[row] >= 0
         compared = 0
         for kind in range(2 if templated else 1):
             entry = row if kind == 0 else inner[row]
+            word, next_word = sketches[entry, 0], sketches[entry, 1] if width > 1 else uint64(0)
             for band in range(bands):
                 bucket = buckets[band, entry]
                 if bucket < 0:
@@ -198,8 +199,8 @@ def _resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, inn
                             continue
                     counts[0] += high - low
                     for at in range(low, high):
-                        if ones(first_words[at] ^ sketches[entry, 0]) > most[0] \
-                                or different_bits(sketches[entry], sketches[kept[at]]) > most[1]:
+                        if ones(begun[at, 0] ^ word) + ones(begun[at, 1] ^ next_word) > most[0] \
+                                or different_bits(sketches, entry, kept[at], width) > most[1]:
                             continue
                         other = owner[kept[at]]
                         if seen[other] == row:
@@ -231,7 +232,9 @@ def _resolve(buffer, starts, ends, inner_starts, inner_ends, words, buckets, inn
                     else:
                         at = begin[bucket] + front[bucket]
                         front[bucket] += 1
-                    kept[at], first_words[at] = entry, sketches[entry, 0]
+                    kept[at], begun[at, 0] = entry, sketches[entry, 0]
+                    if width > 1:
+                        begun[at, 1] = sketches[entry, 1]
     return table, marks, stamp
 
 
@@ -271,8 +274,8 @@ def candidates(bands, texts, templated, sketches, most):
             for k in range(different - 1 if copy else 0, different):
                 other = chosen[k]
                 if not copy and (templated[i] and templated[other] and crowd > CROWD
-                                 or ones(sketches[i, 0] ^ sketches[other, 0]) > most[0]
-                                 or different_bits(sketches[i], sketches[other]) > most[1]):
+                                 or different_bits(sketches, i, other, 2) > most[0]
+                                 or different_bits(sketches, i, other, sketches.shape[1]) > most[1]):
                     continue
                 if found == len(first):
                     first, second = np.concatenate((first, first)), np.concatenate((second, second))

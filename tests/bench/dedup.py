@@ -113,7 +113,8 @@ def processor() -> str:
     """Name of the processor and whether it has 512-bit vectors, of which the signing loop makes much."""
     path = Path("/proc/cpuinfo")
     found = dict(re.findall(r"^(model name|flags)\s*:\s*(.*)$", path.read_text() if path.exists() else "", re.M))
-    return found.get("model name", platform.machine()) + (" with AVX-512" if "avx512f" in found.get("flags", "") else "")
+    wide = " with AVX-512" if "avx512f" in found.get("flags", "") else ""
+    return found.get("model name", platform.machine()) + wide
 
 
 def peak_bytes() -> int:
@@ -277,9 +278,9 @@ def save(chosen, table: list[dict], sizes: dict[int, dict], pairs: int, mean: fl
     packages = ("datasketch", "rensa", "numba", "numpy", "orjson")
     versions = {name: installed(name) for name in packages if installed(name)}
     record = {"date": time.strftime("%Y-%m-%d"), "processor": processor(), "python": platform.python_version(),
-              "versions": versions, "data": "packaged" if chosen.data == "packaged" else "folder", "documents": chosen.quality,
-              "mean_characters": round(mean), "pairs_at_threshold": pairs, "engines": table,
-              "sizes": {str(count): found for count, found in sizes.items()},
+              "versions": versions, "data": "packaged" if chosen.data == "packaged" else "folder",
+              "documents": chosen.quality, "mean_characters": round(mean), "pairs_at_threshold": pairs,
+              "engines": table, "sizes": {str(count): found for count, found in sizes.items()},
               **{key: mine[key] for key in ("ratio_to_naive", "recall", "precision", "orphans")}}
     if full:  # a size that was not measured is absent
         record |= {"cpu_s_640k": full["cpu_s"], "peak_gb_640k": full["peak_gb"]}
