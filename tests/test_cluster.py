@@ -12,7 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.curation import cluster, cluster_job, dedup, rounds, shards
+from lib.curation import cluster, cluster_curate, cluster_job, dedup, rounds, shards, splits
+from lib.evaluation import tasks
+from lib.files import read_jsonl
+from tests.test_curate import QUESTION, SETTINGS, SHARES, curated, folder  # noqa: F401 (a fixture)
 from tests.test_dedup import WRAPPER, corpus, edited, sentence
 
 
@@ -44,13 +47,13 @@ def rows(seed=3):
     return [{"text": one, "rank": rank} for one, rank in zip(texts, ranks, strict=True)]
 
 
-def both(found, folder, suffix, count=3, **options):
+def both(found, where, suffix, count=3, **options):
     """(drops of the job, drops of the one machine) with rows named by place."""
     keys = []
     for number in range(count):
         part = found[number * len(found) // count:(number + 1) * len(found) // count]
-        shards.write(part, f"file://{folder}/part-{number}{suffix}")
-    named = shards.find([str(folder)])
+        shards.write(part, f"file://{where}/part-{number}{suffix}")
+    named = shards.find([str(where)])
     for chunk in shards.chunks(named):
         keys += [chunk["shard"] << cluster.NUMBER | number for number, _, _ in shards.read(chunk)]
     drops, stats = cluster.near_duplicates(named, text, priority, partitions=4, piece=40_000, **options)
@@ -202,3 +205,38 @@ def test_what_stays_is_written_as_shards(local, tmp_path, suffix):
 def test_a_row_without_the_field_says_which_it_has():
     with pytest.raises(shards.ShardError, match=r"no text in 'text' \(it has body, id\)"):
         cluster_job.text_of({"id": 1, "body": "x"}, "text")
+
+
+@pytest.mark.cluster
+def test_all_of_curation_over_shards_keeps_the_rows_of_00(local, folder, tmp_path, monkeypatch):  # noqa: F811
+    with open(folder / "c_third.jsonl", "ab") as handle:
+        handle.write(b'{"prompt": "' + b"x" * 200_000 + b'"}\n')  # over max_row_bytes
+    curated(folder, tmp_path / "one")
+    monkeypatch.setattr(tasks, "evaluation_texts", lambda data: [("toy/1", QUESTION, "87")])
+    values = SETTINGS | {f"{name}_share": share for name, share in SHARES.items()} | {
+        "data": "packaged", "ngram": 13, "near_threshold": 0.8, "permutations": 256, "template_rows": 50}
+    out = f"file://{tmp_path}/many"
+    manifest = cluster_curate.run([str(folder)], out, values, piece=10_000, partitions=3)
+    for name in splits.SPLITS:
+        made = [row for path in sorted((tmp_path / "many" / name).glob("*.jsonl")) for row in read_jsonl(path)]
+        alone = list(read_jsonl(tmp_path / f"one/{name}.jsonl"))
+        assert sorted(row["id"] for row in made) == [row["id"] for row in alone] and len(alone) > 10
+        assert manifest["splits"][name]["rows"] == len(alone)
+        by_id = {row["id"]: row for row in made}
+        assert all(by_id[row["id"]] | {"origin": ""} == row | {"origin": ""} for row in alone)
+    refused = [row for path in (tmp_path / "many/rejects").glob("*.jsonl") for row in read_jsonl(path)]
+    own = [row for row in read_jsonl(tmp_path / "one/rejects.jsonl") if "duplicate" not in row["stage"]]
+    assert sorted((row["stage"], row["reason"]) for row in refused) == sorted((r["stage"], r["reason"]) for r in own)
+    assert "row larger than 100,000 bytes" in {row["reason"] for row in refused}
+    assert manifest["counts"]["duplicates"] == 51 and manifest["counts"]["raw"] == 357
+    with pytest.raises(ValueError, match="name an empty folder"):
+        cluster_curate.run([str(folder)], out, values)
+
+
+@pytest.mark.parametrize(("path", "source"), [
+    ("s3://bucket/dolly-00001-of-00004.parquet", "dolly"), ("file:///a/gsm8k.jsonl", "gsm8k"),
+    ("file:///raw/metamath/train-00001.jsonl", "metamath"), ("file:///raw/orca/000.jsonl", "orca"),
+    ("file:///raw/wizard_70k.jsonl", "wizard_70k"),
+])  # fmt: skip
+def test_shards_belong_to_sources(path, source):
+    assert cluster_curate.source_of(path) == source

@@ -98,7 +98,7 @@ def _texts(chunk: dict, job: dict):
     from lib.curation import textfile
 
     keys, sizes, texts = [], [], []
-    chunk = {name: column[0] if name == "path" else int(column[0]) for name, column in chunk.items()}
+    chunk = of_batch(chunk)
     for number, size, row in files.read(chunk):
         key = chunk["shard"] << NUMBER | number
         if key in job["skip"]:
@@ -126,7 +126,7 @@ def _beginnings(chunk, job):
 
     from lib.curation import templates
 
-    job = _held(job)
+    job = held(job)
     _, _, buffer, starts, ends = _texts(chunk, job)
     hashes = np.empty(len(starts), np.uint64)
     templates.text_hashes(buffer, starts, ends, hashes)
@@ -145,7 +145,13 @@ def _beginnings(chunk, job):
     return {"group": _group(keys, job), "side": side, "key": keys, "text": texts}
 
 
-def _held(job):
+def of_batch(chunk: dict) -> dict:
+    """A chunk of `shards.chunks` from the batch of one that Ray hands out."""
+    return {name: column[0] if name == "path" else int(column[0]) for name, column in chunk.items()}
+
+
+def held(job):
+    """What all tasks of a job share, from Ray's store."""
     import ray
 
     return ray.get(job) if isinstance(job, ray.ObjectRef) else job
@@ -157,7 +163,7 @@ def _frequent(group, job):
 
     triples = np.unique(np.stack([group["side"].astype(np.uint64), group["key"], group["text"]], axis=1), axis=0)
     found, counts = np.unique(triples[:, :2], axis=0, return_counts=True)
-    found = found[counts >= _held(job)["minimum"]]
+    found = found[counts >= held(job)["minimum"]]
     return {"side": found[:, 0].astype(np.int8), "key": found[:, 1]}
 
 
@@ -176,7 +182,7 @@ def _sign(chunk, job):
 
     from lib.curation import dedup, minhash, templates
 
-    job = _held(job)
+    job = held(job)
     rows, sizes, buffer, starts, ends = _texts(chunk, job)
     hashes = np.empty(len(starts), np.uint64)
     templates.text_hashes(buffer, starts, ends, hashes)
@@ -205,20 +211,20 @@ def _pairs(group, job):
 
     from lib.curation import resolve
 
-    job = _held(job)
+    job = held(job)
     order = np.lexsort((group["row"], group["text"], group["band"]))
-    held = {name: np.ascontiguousarray(column[order]) for name, column in group.items()}
+    found = {name: np.ascontiguousarray(column[order]) for name, column in group.items()}
     width = -(-job["permutations"] // 64)
-    sketches = np.stack([held[f"s{i}"] for i in range(width)], axis=1)
-    first, second = resolve.candidates(held["band"], held["text"], held["kind"] == TEMPLATED, sketches, job["most"])
+    sketches = np.stack([found[f"s{i}"] for i in range(width)], axis=1)
+    first, second = resolve.candidates(found["band"], found["text"], found["kind"] == TEMPLATED, sketches, job["most"])
     if len(first):
-        swap = held["row"][first] > held["row"][second]
+        swap = found["row"][first] > found["row"][second]
         first, second = np.where(swap, second, first), np.where(swap, first, second)
-        pair = np.stack([held["row"][first], held["row"][second]], axis=1)
+        pair = np.stack([found["row"][first], found["row"][second]], axis=1)
         _, once = np.unique(pair, axis=0, return_index=True)
         first, second = first[once], second[once]
-    return {"group": _group(held["row"][first], job), "a": held["row"][first],
-            "b": held["row"][second], "a_size": held["size"][first], "b_size": held["size"][second]}
+    return {"group": _group(found["row"][first], job), "a": found["row"][first],
+            "b": found["row"][second], "a_size": found["size"][first], "b_size": found["size"][second]}
 
 
 def _check(group, job):
@@ -227,7 +233,7 @@ def _check(group, job):
 
     from lib.curation import dedup, resolve
 
-    job = _held(job)
+    job = held(job)
     pairs, once = np.unique(np.stack([group["a"], group["b"]], axis=1), axis=0, return_index=True)
     sizes = np.stack([group["a_size"], group["b_size"]], axis=1)[once]
     found = []

@@ -11,52 +11,66 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from functools import partial
 
 from lib.curation import cluster, shards
 
 
-def write_kept(named: list[str], drops, out: str, suffix: str = ".parquet", piece: int | None = None) -> dict:
-    """Write the rows of the shards `named` that are not in `drops` (of `cluster.near_duplicates`) as shards into `out`.
+def write_kept(named: list[str], drops, out: str, suffix: str = ".parquet", piece: int | None = None,
+               folder: Callable[[dict], str] | None = None) -> dict[str, dict]:
+    """Write the rows of the shards `named` that are not in `drops` (of `cluster.near_duplicates`) as shards into `out`,
+    or into the folder of it that `folder` names for a row.
 
-    Returns {"rows", "shards"} written; a chunk that keeps nothing writes none. Needs a running Ray. Raises ValueError
-    for another suffix than .jsonl or .parquet, and for a folder that holds shards already.
+    Returns {folder: {"rows", "shards"}} of what was written, "" for `out` itself; a chunk that keeps nothing writes
+    none. Needs a running Ray. Raises ValueError for another suffix than .jsonl or .parquet, and for a folder that holds
+    shards already.
     """
     import numpy as np
     import ray
 
-    _check_out(out, suffix)
-    job = ray.put({"drops": np.sort(drops["row"].to_numpy(np.uint64)), "out": out.rstrip("/"), "suffix": suffix})
+    check_out(out, suffix)
+    job = ray.put({"drops": np.sort(drops["row"].to_numpy(np.uint64)), "out": out.rstrip("/"), "suffix": suffix,
+                   "folder": folder or (lambda row: "")})  # fmt: skip
     chunks = ray.data.from_items(shards.chunks(named, piece or shards.PIECE))
-    counts = [row["rows"] for row in chunks.map_batches(_write, batch_size=1, fn_args=[job]).take_all()]
-    return {"rows": int(sum(counts)), "shards": sum(count > 0 for count in counts)}
+    table: dict[str, dict] = {}
+    for row in chunks.map_batches(_write, batch_size=1, fn_args=[job]).take_all():
+        made = table.setdefault(row["folder"], {"rows": 0, "shards": 0})
+        made["rows"] += row["rows"]
+        made["shards"] += row["rows"] > 0
+    return table
 
 
-def _check_out(out: str, suffix: str) -> None:
+def check_out(out: str, suffix: str) -> None:
+    """ValueError for a folder that holds shards already, and for a suffix that no shard has."""
     if suffix not in shards.SUFFIXES:
         raise ValueError(f"suffix is {suffix!r}; write {' or '.join(shards.SUFFIXES)}")
-    if old := _present(out):
-        raise ValueError(f"{out} holds {len(old)} shards already, {old[0]} first; name an empty folder")
-
-
-def _present(out: str) -> list[str]:
     try:
-        return shards.find([out])
+        old = shards.find([out])
     except shards.ShardError:
-        return []
+        return
+    raise ValueError(f"{out} holds {len(old)} shards already, {old[0]} first; name an empty folder")
 
 
 def _write(chunk: dict, job) -> dict:
     import numpy as np
 
-    job = cluster._held(job)
-    chunk = {name: column[0] if name == "path" else int(column[0]) for name, column in chunk.items()}
+    job, chunk = cluster.held(job), cluster.of_batch(chunk)
     found = list(shards.read(chunk))
     keys = np.array([chunk["shard"] << cluster.NUMBER | number for number, *_ in found], np.uint64)
-    kept = [row for (*_, row), gone in zip(found, np.isin(keys, job["drops"]), strict=True) if not gone]
-    if kept:
-        shards.write(kept, f"{job['out']}/part-{chunk['shard']:05d}-{chunk['low']:013d}{job['suffix']}")
-    return {"rows": np.array([len(kept)])}
+    kept: dict[str, list[dict]] = {"": []}  # one entry for certain: Ray wants a row to know the columns by
+    for (*_, row), gone in zip(found, np.isin(keys, job["drops"]), strict=True):
+        if not gone:
+            kept.setdefault(job["folder"](row), []).append(row)
+    for folder, rows in kept.items():
+        if rows:
+            shards.write(rows, f"{job['out']}/{folder}/{part(chunk)}{job['suffix']}".replace("//part", "/part"))
+    return {"folder": np.array(list(kept)), "rows": np.array([len(rows) for rows in kept.values()])}
+
+
+def part(chunk: dict) -> str:
+    """The name, without suffix, of the shard made of a chunk: the same whoever makes it, sorted as chunks are."""
+    return f"part-{chunk['shard']:05d}-{chunk['low']:013d}"
 
 
 def text_of(row: dict, field: str) -> str:
@@ -79,10 +93,16 @@ def run(paths: list[str], out: str, field: str = "text", suffix: str = ".parquet
 
     options: those of `cluster.near_duplicates`. Needs a running Ray.
     """
-    _check_out(out, suffix)  # before the work, not after it
+    check_out(out, suffix)  # before the work, not after it
     named = shards.find(paths)
     drops, stats = cluster.near_duplicates(named, partial(text_of, field=field), first_in_order, piece=piece, **options)
-    stats |= {"kept": write_kept(named, drops, out, suffix, piece)}
+    stats |= {"kept": write_kept(named, drops, out, suffix, piece)[""]}
+    write_drops(named, drops, out)
+    return stats
+
+
+def write_drops(named: list[str], drops, out: str) -> None:
+    """Write out/drops/drops.parquet: places in the shards `named` of every dropped row and its keeper, and Jaccard."""
 
     def place(key: int) -> tuple[str, int]:
         return named[key >> cluster.NUMBER], key & ((1 << cluster.NUMBER) - 1)
@@ -92,7 +112,6 @@ def run(paths: list[str], out: str, field: str = "text", suffix: str = ".parquet
     rows = [dict(zip(names, (*place(row), *place(keeper), value), strict=True))
             for row, keeper, value in zip(*columns, strict=True)]  # fmt: skip
     shards.write(rows, f"{out.rstrip('/')}/drops/drops.parquet")
-    return stats
 
 
 def main() -> None:

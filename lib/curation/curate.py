@@ -19,7 +19,7 @@ from lib.curation import dedup, filters, language, normalise, parallel, sources
 from lib.files import atomic_write_json, content_hash, replacing
 
 STAGES = ("unreadable", "unusable", "unfit", "foreign", "contaminated", "exact duplicate", "near-duplicate")
-CODE = ("normalise", "filters", "language", "readers", "decontaminate", "curate")
+CODE = ("normalise", "filters", "language", "readers", "decontaminate", "runs", "curate")
 
 
 def code_key() -> str:
@@ -54,9 +54,9 @@ def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, pr
     raw = sources.read(source, settings["max_row_bytes"], limit)
     shown = {"file": sys.stdout, "mininterval": 5, "ascii": True, "disable": not progress}
     paths = folder / f"{name}.rows.jsonl", folder / f"{name}.rejects.jsonl"
-    judge = partial(_judge_batch, source=source, name=name, index=index, settings=settings)
+    judged_by = partial(_judge_batch, source=source, name=name, index=index, settings=settings)
     with replacing(paths[0]) as kept, replacing(paths[1]) as rejected:
-        judged = parallel.each(judge, tqdm(raw, desc=source["name"], unit=" rows", **shown), workers)
+        judged = parallel.each(judged_by, tqdm(raw, desc=source["name"], unit=" rows", **shown), workers)
         for lines, refused, seen in judged:
             kept.write(lines)
             rejected.write(refused)
@@ -69,17 +69,28 @@ def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, pr
     return record
 
 
-def _judge_batch(batch, *, source, name, index, settings):
-    """(lines of the rows that pass, lines of those refused, counters) for (line, row, reason) triples."""
+def _judge_batch(batch, **about):
+    """`judge` with the rows as lines, made in the process that judged them."""
+    kept, rejected, seen = judge(batch, **about)
+    lines = ("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for rows in (kept, rejected))
+    return *lines, seen
+
+
+def judge(batch, *, source: dict, name: str, index, settings: dict) -> tuple[list[dict], list[dict], dict]:
+    """(rows that pass, rows refused, counters) of raw (place, row, reason) triples: the stages of `ingest`.
+
+    place: line, or another word for where in the source a row stands; row None is one that could not be read, for
+    that reason. Rows carry `origin`, "file:place"; those refused carry stage and reason, too.
+    """
     seen = {what: Counter() for what in ("counts", "reasons", "languages", "layouts", "hits")}
     kept, rejected = [], []
-    for line, row, reason in batch:
+    for place, row, reason in batch:
         seen["counts"]["raw"] += 1
-        origin = f"{Path(source['path']).name}:{line}" if source["kind"] == "file" else f"{name}:{line}"
+        origin = f"{Path(source['path']).name}:{place}" if source["kind"] == "file" else f"{name}:{place}"
         for made, stage, why in _judge(row, reason, source, index, settings, seen["languages"], seen["layouts"]):
             if stage is None:
                 seen["counts"]["passed"] += 1
-                kept.append(json.dumps(made | {"origin": origin}, ensure_ascii=False) + "\n")
+                kept.append(made | {"origin": origin})
                 continue
             seen["counts"][stage] += 1
             label = why.partition(" (")[0] if stage == "foreign" else why
@@ -87,9 +98,8 @@ def _judge_batch(batch, *, source, name, index, settings):
             seen["reasons"][f"{stage}: {label}"] += 1
             if stage == "contaminated":
                 seen["hits"][why.split("/")[0]] += 1
-            refused = {"stage": stage, "reason": why, "origin": origin, **made}
-            rejected.append(json.dumps(refused, ensure_ascii=False) + "\n")
-    return "".join(kept), "".join(rejected), seen
+            rejected.append({"stage": stage, "reason": why, "origin": origin, **made})
+    return kept, rejected, seen
 
 
 def _judge(row, reason, source, index, settings, codes, layouts) -> Iterator[tuple[dict, str | None, str]]:

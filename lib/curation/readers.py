@@ -50,7 +50,7 @@ def _lines(handle, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
             yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
-def _too_long(max_bytes: int) -> str:
+def too_long(max_bytes: int) -> str:
     return f"row larger than {max_bytes:,} bytes"
 
 
@@ -82,7 +82,7 @@ def _is_unicode(text: str) -> bool:
 def _read_jsonl(handle, max_bytes: int) -> Iterator[Raw]:
     for number, line in _lines(handle, max_bytes):
         if line is None:
-            yield number, None, _too_long(max_bytes)
+            yield number, None, too_long(max_bytes)
         elif line.strip():
             yield number, *parse(line)
 
@@ -109,12 +109,12 @@ def _read_csv(handle, max_bytes: int, delimiter: str) -> Iterator[Raw]:
             yield reader.line_num, None, f"bad CSV: {error}"
             continue
         if skipped:  # the skipped line may have been part of this row, so neither can be trusted
-            yield skipped.pop(), None, _too_long(max_bytes)
+            yield skipped.pop(), None, too_long(max_bytes)
             skipped.clear()
         elif not cells:
             continue
         elif sum(map(len, cells)) > max_bytes:
-            yield reader.line_num, None, _too_long(max_bytes)
+            yield reader.line_num, None, too_long(max_bytes)
         elif not _is_unicode("".join(cells)):
             yield reader.line_num, None, "invalid UTF-8"
         elif not header:
@@ -124,7 +124,7 @@ def _read_csv(handle, max_bytes: int, delimiter: str) -> Iterator[Raw]:
         else:
             yield reader.line_num, dict(zip(header, cells, strict=True)), None
     if skipped:
-        yield skipped.pop(), None, _too_long(max_bytes)
+        yield skipped.pop(), None, too_long(max_bytes)
 
 
 _TOKEN = re.compile(rb'["\\\[\]{}]')
@@ -146,11 +146,11 @@ def _read_json(handle, max_bytes: int) -> Iterator[Raw]:
         yield 1, None, "no JSON array or object in this file"
     if count != 1:
         return
-    whole, reason = (None, _too_long(_CONTAINER_BYTES)) if held is None else parse(held)
+    whole, reason = (None, too_long(_CONTAINER_BYTES)) if held is None else parse(held)
     rows = [whole] if whole is None else _unwrap(whole)
     for number, row in enumerate(rows, 1):
         if isinstance(row, dict) and len(json.dumps(row)) > max_bytes:
-            yield number, None, _too_long(max_bytes)
+            yield number, None, too_long(max_bytes)
         elif isinstance(row, dict):
             yield number, row, None
         else:
@@ -168,7 +168,7 @@ def _unwrap(whole: dict) -> list:
 
 def _element(number: int, piece: bytes | None, max_bytes: int) -> Raw:
     if piece is None or len(piece) > max_bytes:
-        return number, None, _too_long(max_bytes)
+        return number, None, too_long(max_bytes)
     return number, *parse(piece)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 PIECE = 16_000_000  # bytes of JSON lines in a chunk
 SUFFIXES = (".jsonl", ".parquet")
@@ -61,21 +62,50 @@ def chunks(shards: list[str], piece: int = PIECE) -> list[dict]:
 
 
 def read(chunk: dict) -> Iterator[tuple[int, int, dict]]:
-    """(number, size in bytes, row) of the rows of a chunk. A line belongs to the chunk in which it begins."""
+    """(number, size in bytes, row) of the rows of a chunk. A line belongs to the chunk in which it begins. ShardError
+    when the shard is gone, or holds what is no JSON."""
+    if chunk["path"].endswith(".parquet"):
+        yield from _read_group(chunk)
+        return
+    for at, line in lines(chunk):
+        if line.strip():
+            yield at, len(line), _parsed(line, chunk["path"], at)
+
+
+def lines(chunk: dict, most: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """(byte, line) of the lines of JSON that begin in a chunk; None for one longer than `most` bytes, which is read
+    past in pieces. ShardError when the shard is gone."""
+    with _opened(chunk["path"]) as handle:
+        handle.seek(max(chunk["low"] - 1, 0))
+        at = chunk["low"] and chunk["low"] - 1 + _next_line(handle, most)[1]
+        while at < chunk["high"]:
+            line, size = _next_line(handle, most)
+            if not size:
+                return
+            yield at, line
+            at += size
+
+
+def _next_line(handle, most: int) -> tuple[bytes | None, int]:
+    """(the next line, None if it is longer than `most` bytes and `most` is not 0; its size)."""
+    line = handle.readline(most + 1 if most else -1)
+    if not most or len(line) <= most:
+        return line, len(line)
+    size = len(line)
+    while line and not line.endswith(b"\n"):
+        line = handle.readline(1 << 20)
+        size += len(line)
+    return None, size
+
+
+@contextmanager
+def _opened(path: str):
     import fsspec
 
-    path, system_path = chunk["path"], fsspec.core.url_to_fs(chunk["path"])
+    system, inner = fsspec.core.url_to_fs(path)
     try:
-        if path.endswith(".parquet"):
-            yield from _read_group(*system_path, chunk["low"])
-            return
-        with system_path[0].open(system_path[1], "rb") as handle:
-            handle.seek(max(chunk["low"] - 1, 0))
-            at = chunk["low"] and chunk["low"] - 1 + len(handle.readline())
-            while at < chunk["high"] and (line := handle.readline()):
-                if line.strip():
-                    yield at, len(line), _parsed(line, path, at)
-                at += len(line)
+        with system.open(inner, "rb") as handle:
+            yield handle
     except FileNotFoundError as error:
         raise ShardError(f"{path} is gone since the job began; restore it and start again: finished "
                          "stages are not kept") from error
@@ -90,13 +120,13 @@ def _parsed(line: bytes, path: str, at: int) -> dict:
         raise ShardError(f"{path}, byte {at}: not JSON ({error}); the shard is incomplete or damaged") from error
 
 
-def _read_group(system, inner: str, group: int) -> Iterator[tuple[int, int, dict]]:
+def _read_group(chunk: dict) -> Iterator[tuple[int, int, dict]]:
     import pyarrow.parquet as pq
 
-    with system.open(inner) as handle:
+    with _opened(chunk["path"]) as handle:
         file = pq.ParquetFile(handle)
-        first = sum(file.metadata.row_group(i).num_rows for i in range(group))
-        for number, row in enumerate(file.read_row_group(group).to_pylist(), first):
+        first = sum(file.metadata.row_group(i).num_rows for i in range(chunk["low"]))
+        for number, row in enumerate(file.read_row_group(chunk["low"]).to_pylist(), first):
             yield number, 0, {key: value for key, value in row.items() if value is not None}
 
 
