@@ -40,14 +40,13 @@ def read(texts, file, lower: bool, sign, threads: int = 1):
     labels, stops, done, waiting = [], array("q"), [], deque()
     numbered = enumerate(texts() if callable(texts) else texts)
     with ThreadPoolExecutor(threads) as pool:
-        while block := [entry for entry in islice(numbered, BLOCK)]:
-            encoded = []
-            for position, entry in block:
-                label, text = (position, entry) if isinstance(entry, str) else entry
+        while block := list(islice(numbered, BLOCK)):
+            block = [pair if isinstance(pair[1], str) else pair[1] for pair in block]  # of (position, entry)
+            for label, text in block:
                 if not isinstance(text, str):
                     raise TypeError(f"row {label}: the text is a {type(text).__name__}; reject the row first")
-                labels.append(label)
-                encoded.append(encode(text, lower))
+            labels += [label for label, _ in block]
+            encoded = [encode(text, lower) for _, text in block]
             buffer, starts, ends = pack(encoded)
             stops.extend((ends + (stops[-1] if stops else 0)).tolist())
             _write(file, buffer[:-1], len(stops))
