@@ -80,7 +80,8 @@ def judge(batch, *, source: dict, name: str, index, settings: dict) -> tuple[lis
     """(rows that pass, rows refused, counters) of raw (place, row, reason) triples: the stages of `ingest`.
 
     place: line, or another word for where in the source a row stands; row None is one that could not be read, for
-    that reason. Rows carry `origin`, "file:place"; those refused carry stage and reason, too.
+    that reason. Rows carry `origin`, "file:place"; those refused carry stage and reason, too. counters: Counter by
+    name: "counts" of raw rows, of those that passed and of those that each stage refused, "reasons", "hits" and so on.
     """
     seen = {what: Counter() for what in ("counts", "reasons", "languages", "layouts", "hits")}
     kept, rejected = [], []
