@@ -198,7 +198,7 @@ def test_what_stays_is_written_as_shards(local, tmp_path, suffix):
     assert stats["kept"]["rows"] == len(kept) and stats["kept"]["shards"] >= 3
     told = [row for chunk in shards.chunks(shards.find([f"{out}/drops"])) for _, _, row in shards.read(chunk)]
     assert len(told) == len(gone) and all(row["jaccard"] >= 0.8 for row in told)
-    with pytest.raises(ValueError, match="name an empty folder"):
+    with pytest.raises(shards.ShardError, match="name an empty folder"):
         cluster_job.run([f"file://{tmp_path}/in"], out, partitions=4)
 
 
@@ -229,7 +229,7 @@ def test_all_of_curation_over_shards_keeps_the_rows_of_00(local, folder, tmp_pat
     assert sorted((row["stage"], row["reason"]) for row in refused) == sorted((r["stage"], r["reason"]) for r in own)
     assert "row larger than 100,000 bytes" in {row["reason"] for row in refused}
     assert manifest["counts"]["duplicates"] == 51 and manifest["counts"]["raw"] == 357
-    with pytest.raises(ValueError, match="name an empty folder"):
+    with pytest.raises(shards.ShardError, match="name an empty folder"):
         cluster_curate.run([str(folder)], out, values)
 
 

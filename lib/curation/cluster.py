@@ -8,8 +8,9 @@ texts are one class, of which a bucket compares one row. The rounds: a class is 
 alike has been dropped, and dropped when one of them is kept; that is the greedy choice in order of priority, so no
 dropped row is an orphan (Blelloch, Fineman, Shun 2012: the rounds are few). A task that is lost with its worker is
 done again by Ray from the same chunk, with the same result (`pytest -m cluster` kills one; tests/bench/dedup_ray.py
-measures). A worker holds one chunk, or what is shuffled of PARTITION bytes of text: its memory does not grow with the
-rows. Starting the workers takes longer than the work below some hundred thousand rows.
+measures). A worker holds one chunk (some megabytes of lines, or a whole row group of Parquet), or what is shuffled of
+PARTITION bytes of text: its memory does not grow with the rows. Starting the workers takes longer than the work below
+some hundred thousand rows.
 """
 
 from __future__ import annotations

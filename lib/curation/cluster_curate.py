@@ -93,8 +93,8 @@ def run(paths: list[str], out: str, values: dict, suffix: str = ".jsonl", piece:
         partitions: int | None = None) -> dict:  # fmt: skip
     """Curate the raw shards at `paths` into `out`; returns what is written to its manifest.json.
 
-    values: parameters of 00_curate, from `params.effective`. Needs a running Ray. Raises ValueError for a folder that
-    holds shards already or when no row is left, ShardError for shards that are missing.
+    values: parameters of 00_curate, from `params.effective`. Needs a running Ray. Raises ShardError for shards that
+    are missing or hold no row that passes, and for a folder that holds shards already.
     """
     import fsspec
 
@@ -103,15 +103,15 @@ def run(paths: list[str], out: str, values: dict, suffix: str = ".jsonl", piece:
 
     out, packaged = out.rstrip("/"), values["data"] == "packaged"
     data = values["data"] if packaged else str(ROOT / Path(values["data"]).expanduser())
+    named = shards.find(paths)
     for folder in (out, *(f"{out}/{name}" for name in ("rows", "rejects", *splits.SPLITS))):
         cluster_job.check_out(folder, suffix)
     index = decontaminate.Index(tasks.evaluation_texts(data), n=values["ngram"],
                                 ignore=packaged_rows.background() if packaged else ())  # fmt: skip
     settings = {key: values[key] for key in ("min_chars", "max_chars", "max_repetition", "max_row_bytes")}
-    named = shards.find(paths)
     seen = judge_rows(named, out, index, settings, piece)
     if not seen["counts"]["passed"]:
-        raise ValueError(f"no row is left: read {out}/rejects, then widen the filters or the sources")
+        raise shards.ShardError(f"no row is left: read {out}/rejects, then widen the filters or the sources")
     rows = shards.find([f"{out}/rows"])
     order = list(dict.fromkeys(map(source_of, named)))
     first = [order.index(source_of(named[int(Path(path).name.split("-")[1])])) for path in rows]
@@ -144,9 +144,10 @@ def main() -> None:
     try:
         overrides = dict(map(params.parse_override, chosen.p))
         values = params.effective(chosen.profile, ["00_curate"], overrides)["00_curate"]
+        shards.find(chosen.paths)  # before a cluster is started for nothing
         cluster.start(chosen.address, chosen.workers)
         manifest = run(chosen.paths, chosen.out, values, chosen.suffix, partitions=chosen.partitions)
-    except (params.ParameterError, shards.ShardError, ValueError) as error:
+    except (params.ParameterError, shards.ShardError) as error:
         parser.exit(2, f"error: {error}\n")
     print(json.dumps({key: manifest[key] for key in ("counts", "splits", "reasons")}, indent=1))
 

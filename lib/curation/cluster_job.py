@@ -23,8 +23,8 @@ def write_kept(named: list[str], drops, out: str, suffix: str = ".parquet", piec
     or into the folder of it that `folder` names for a row.
 
     Returns {folder: {"rows", "shards"}} of what was written, "" for `out` itself; a chunk that keeps nothing writes
-    none. Needs a running Ray. Raises ValueError for another suffix than .jsonl or .parquet, and for a folder that holds
-    shards already.
+    none. Needs a running Ray. Raises ValueError for another suffix than .jsonl or .parquet, ShardError for a folder
+    that holds shards already.
     """
     import numpy as np
     import ray
@@ -42,14 +42,14 @@ def write_kept(named: list[str], drops, out: str, suffix: str = ".parquet", piec
 
 
 def check_out(out: str, suffix: str) -> None:
-    """ValueError for a folder that holds shards already, and for a suffix that no shard has."""
+    """ShardError for a folder that holds shards already, ValueError for a suffix that no shard has."""
     if suffix not in shards.SUFFIXES:
         raise ValueError(f"suffix is {suffix!r}; write {' or '.join(shards.SUFFIXES)}")
     try:
         old = shards.find([out])
     except shards.ShardError:
         return
-    raise ValueError(f"{out} holds {len(old)} shards already, {old[0]} first; name an empty folder")
+    raise shards.ShardError(f"{out} holds {len(old)} shards already, {old[0]} first; name an empty folder")
 
 
 def _write(chunk: dict, job) -> dict:
@@ -64,7 +64,7 @@ def _write(chunk: dict, job) -> dict:
             kept.setdefault(job["folder"](row), []).append(row)
     for folder, rows in kept.items():
         if rows:
-            shards.write(rows, f"{job['out']}/{folder}/{part(chunk)}{job['suffix']}".replace("//part", "/part"))
+            shards.write(rows, "/".join(filter(None, (job["out"], folder, part(chunk) + job["suffix"]))))
     return {"folder": np.array(list(kept)), "rows": np.array([len(rows) for rows in kept.values()])}
 
 
@@ -125,9 +125,13 @@ def main() -> None:
     parser.add_argument("--address", default="", help="of a running cluster; empty starts one on this machine")
     parser.add_argument("--workers", type=int, default=2, help="processes where none runs yet")
     chosen = parser.parse_args()
-    cluster.start(chosen.address, chosen.workers)
-    stats = run(chosen.paths, chosen.out, chosen.field, chosen.suffix, threshold=chosen.threshold,
-                partitions=chosen.partitions)
+    try:
+        shards.find(chosen.paths)  # before a cluster is started for nothing
+        cluster.start(chosen.address, chosen.workers)
+        stats = run(chosen.paths, chosen.out, chosen.field, chosen.suffix, threshold=chosen.threshold,
+                    partitions=chosen.partitions)
+    except shards.ShardError as error:
+        parser.exit(2, f"error: {error}\n")
     print(json.dumps(stats, indent=1))
 
 

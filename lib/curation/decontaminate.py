@@ -35,7 +35,7 @@ class Index:
 
         if not 2 <= minimum <= n:
             raise ValueError(f"minimum {minimum} must lie between 2 and n, {n}")
-        self.n, self.minimum, self.names = n, minimum, []
+        self.names: list[str] = []
         questions, owners = array("Q"), array("i")
         starts: dict[int, set[int]] = defaultdict(set)
         keys, items, lengths = [], [], set()

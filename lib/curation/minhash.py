@@ -45,7 +45,7 @@ def word_table() -> np.ndarray:
 
 
 @kernel
-def _code_point(buffer, position):
+def code_point(buffer, position):
     """Code point at a position of valid UTF-8 (surrogates passed through) and the position after it."""
     first = uint32(buffer[position])
     if first < uint32(0x80):
@@ -65,7 +65,7 @@ def _trigrams(buffer, position, high, out):
         if count == len(out):
             return count, before  # the next trigram begins with the last code point but one
         before, last = last, position
-        point, position = _code_point(buffer, position)
+        point, position = code_point(buffer, position)
         gram = ((gram << uint64(21)) | uint64(point)) & uint64(0x7FFFFFFFFFFFFFFF)
         points += 1
         if points >= 3:
@@ -83,7 +83,7 @@ def _five_words(buffer, position, high, words, out):
             return count, starts[(found - 4) % 5]  # where the next run of five begins
         point, after = uint32(32), position + 1  # a blank behind the last word ends it
         if position < high:
-            point, after = _code_point(buffer, position)
+            point, after = code_point(buffer, position)
         if words[point]:
             if not inside:
                 starts[found % 5] = position
@@ -120,7 +120,7 @@ def shingle_keys(buffer, low, position, high, words, out):
     if count == 0 and position == low:
         key, at = uint64(MIX), low
         while at < high:
-            point, at = _code_point(buffer, at)
+            point, at = code_point(buffer, at)
             key = (key ^ uint64(point)) * uint64(MIX)
         out[0] = key | uint64(SHORT)
         count = 1

@@ -7,8 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numba import uint64
 
-from lib.curation.minhash import MIX, kernel, word_table
-from lib.curation.minhash import _code_point as code_point
+from lib.curation.minhash import MIX, code_point, kernel, word_table
 
 SPACE, WORD, SIGN, CLOSING, BREAK = range(5)  # what a code point is; runs of WORD make a word
 CLOSES = "?.!:;,\"'"  # signs that end a question and say nothing

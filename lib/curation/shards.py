@@ -16,7 +16,7 @@ SUFFIXES = (".jsonl", ".parquet")
 
 
 class ShardError(OSError):
-    """A shard that is missing, incomplete or unreadable; the message says which and what to do."""
+    """A shard that is missing, incomplete, unreadable or in the way; the message says which and what to do."""
 
 
 def find(paths: list[str]) -> list[str]:

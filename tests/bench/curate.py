@@ -11,6 +11,7 @@ curate.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -33,11 +34,10 @@ def watch(process, peak: list[int], stop: threading.Event) -> None:
 
     while not stop.wait(0.5):
         total = 0
-        for one in [process, *process.children(recursive=True)]:
-            try:
-                total += one.memory_full_info().pss
-            except psutil.Error:  # it has just ended
-                continue
+        with contextlib.suppress(psutil.Error):  # the run has just ended
+            for one in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):  # a worker has
+                    total += one.memory_full_info().pss
         peak[0] = max(peak[0], total)
 
 

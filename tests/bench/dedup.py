@@ -1,6 +1,6 @@
 """Near-duplicate engines on one corpus, alternately in one run: documents a CPU second, recall, precision, memory.
 
-    python tests/bench/dedup.py [--data packaged|FOLDER] [--quality 20000] [--sample 1500]
+    python tests/bench/dedup.py [--data packaged|FOLDER] [--quality 50000] [--sample 1500]
                                 [--sizes 100000 640637 2000000] [--rounds 5] [--out tests/bench/results]
 
 Three parts. Speed: ours and the installed peers read the same JSON lines, in turn, each in a process of its own; what
@@ -178,12 +178,14 @@ def truth(texts: list[str]) -> dict[tuple[int, int], float]:
                     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
                     shared += np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
                 if shared >= wanted:
-                    first[found], second[found] = j, i
+                    if found < len(first):
+                        first[found], second[found] = j, i
                     found += 1
         return found
 
     first, second = np.empty(50_000_000, np.int32), np.empty(50_000_000, np.int32)
     count = possible(bits, size, lost, THRESHOLD, first, second)
+    assert count <= len(first), f"{count:,} pairs to look at, room for {len(first):,}"
     pairs = {}
     for i, j in zip(first[:count].tolist(), second[:count].tolist(), strict=True):
         shared = len(sets[i] & sets[j])
@@ -197,6 +199,8 @@ def quality(drops: dict[int, int], pairs: dict[tuple[int, int], float], count: i
 
     What should go is the greedy choice in text order over the exact pairs. A drop is right when a better row at the
     threshold exists; an orphan has no such row among the kept ones."""
+    from lib import stats
+
     near: dict[int, set[int]] = {}
     for i, j in pairs:
         near.setdefault(i, set()).add(j)
@@ -207,9 +211,11 @@ def quality(drops: dict[int, int], pairs: dict[tuple[int, int], float], count: i
             expected.add(row)
     right = sum(any(other < row for other in near.get(row, ())) for row in drops)
     recorded = [row for row, keeper in drops.items() if keeper >= 0]
+    recall, precision = (stats.proportion(hits, of) for hits, of in
+                         ((sum(row in drops for row in expected), len(expected)), (right, len(drops))))
     return {"should_go": len(expected), "dropped": len(drops),
-            "recall": sum(row in drops for row in expected) / max(len(expected), 1),
-            "precision": right / max(len(drops), 1),
+            "recall": recall["value"], "recall_interval": [recall["low"], recall["high"]],
+            "precision": precision["value"], "precision_interval": [precision["low"], precision["high"]],
             "orphans": sum(all(other in drops for other in near.get(row, ())) for row in drops),
             "kept_pairs": sum(i not in drops and j not in drops for i, j in pairs),
             "wrong_keepers": sum(drops[row] in drops or drops[row] not in near.get(row, ()) for row in recorded)}
@@ -233,7 +239,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="packaged")
-    parser.add_argument("--quality", type=int, default=20_000)
+    parser.add_argument("--quality", type=int, default=50_000)
     parser.add_argument("--sample", type=int, default=1500)
     parser.add_argument("--sizes", type=int, nargs="*", default=[100_000, 640_637, 2_000_000])
     parser.add_argument("--rounds", type=int, default=5)
@@ -299,6 +305,10 @@ def save(chosen, table: list[dict], sizes: dict[int, dict], pairs: int, mean: fl
     lines += ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * len(keys) + "|"]
     for row in table:
         cells = [row.get(key, "") for key in keys]
+        for key, of in (("recall", "should_go"), ("precision", "dropped")):
+            if key in row:
+                low, high = row[f"{key}_interval"]
+                cells[keys.index(key)] = f"{row[key]:.4f} [{low:.4f}, {high:.4f}], n {row[of]:,}"
         lines.append("| " + " | ".join(f"{c:,.4g}" if isinstance(c, float) and c < 1000 else f"{c:,.0f}"
                                        if isinstance(c, float) else str(c) for c in cells) + " |")
     lines += ["", "| documents | CPU seconds | us a document | peak GB | dropped |", "|---|---|---|---|---|"]
