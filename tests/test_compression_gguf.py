@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from lib.compression import adapter_gguf, from_gguf, gguf_types, imatrix, llamacpp, runtime, sparse, to_gguf
+from lib.files import ROOT
 from tests import tiny
 
 PROMPTS = [f"Item {n}: what is {n} + {n}?" for n in range(20)]
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["llamacpp.library(); import peft", "import peft; llamacpp.library()"])
+def test_llama_cpp_and_torch_live_in_one_process_whichever_comes_first(order):
+    """Loaded with RTLD_GLOBAL, the wheel's C++ runtime answered for torch's, and the process aborted."""
+    code = f"from lib.compression import llamacpp; {order}; import torch; torch.ones(2).sum()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 MERGES = [("t", "h"), ("th", "e"), ("a", "n"), ("o", "u"), ("i", "s")]

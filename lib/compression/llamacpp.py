@@ -127,9 +127,9 @@ def library():
     if found != wanted:
         raise RuntimeError(f"{name} {found} is installed, this module describes {wanted}: pip install {WHEEL}")
     folder = Path(spec.submodule_search_locations[0])
-    base = c.CDLL(str(folder / "lib/libggml-base.so.0"), mode=c.RTLD_GLOBAL)
-    ggml = c.CDLL(str(folder / "lib/libggml.so.0"), mode=c.RTLD_GLOBAL)
-    llama = c.CDLL(str(folder / "lib/libllama.so.0"), mode=c.RTLD_GLOBAL)
+    base = c.CDLL(str(folder / "lib/libggml-base.so.0"))
+    ggml = c.CDLL(str(folder / "lib/libggml.so.0"))
+    llama = c.CDLL(str(folder / "lib/libllama.so.0"))
     for call, (result, arguments) in SIGNATURES.items():
         function = getattr(llama, call)
         function.restype, function.argtypes = result, arguments
