@@ -151,12 +151,12 @@ def load_tokenizer(name: str, revision: str = ""):
 def load(name: str, dtype: str = "bfloat16", revision: str = ""):
     """Model in eval mode on the best device, and its tokenizer.
 
-    Args: dtype: "bfloat16" or "float32". Attention runs grouped (see `lib.decoding.grouped_attention`).
+    Args: dtype: "bfloat16" or "float32". Attention runs grouped (see `lib.generation.decoding.grouped_attention`).
     """
     import torch
     import transformers
 
-    from lib import decoding
+    from lib.generation import decoding
 
     assert dtype in ("bfloat16", "float32"), f"dtype is {dtype!r}, expected bfloat16 or float32"
     decoding.register_attention()
@@ -177,7 +177,7 @@ def load_four_bit(name: str, dtype: str = "bfloat16", revision: str = ""):
     import torch
     import transformers
 
-    from lib import decoding
+    from lib.generation import decoding
 
     decoding.register_attention()
     transformers.utils.logging.disable_progress_bar()

@@ -161,7 +161,7 @@ def merge_audit(divergence: dict[str, float], norms):
 
 def s_curves(axis, chosen: list[tuple[int, int]], at: float) -> None:
     """How surely (bands, rows a band) find a pair, by its Jaccard similarity, with a line at the threshold."""
-    from lib.curation import bands
+    from lib.dedup import bands
 
     for count, rows in chosen:
         curve = bands.s_curve(count, rows)

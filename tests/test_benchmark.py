@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from lib.endpoint import Client
+from lib.endpoints.client import Client
 from lib.evaluation import answers, benchmark, grade, judge
-from lib.evaluation.prompts import item as make_item
 from lib.files import ROOT, read_jsonl, write_jsonl
+from lib.prompts import item as make_item
 from tests import tiny
 from tests.openai_server import Server
 

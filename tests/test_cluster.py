@@ -12,7 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.curation import cluster, cluster_curate, cluster_job, dedup, rounds, shards, splits
+from lib.cluster import curate as cluster_curate
+from lib.cluster import job as cluster_job
+from lib.cluster import near_duplicates as cluster
+from lib.cluster import rounds, shards
+from lib.curation import splits
+from lib.dedup import near_duplicates
 from lib.evaluation import tasks
 from lib.files import read_jsonl
 from tests.test_curate import QUESTION, SETTINGS, SHARES, curated, folder  # noqa: F401 (a fixture)
@@ -59,7 +64,7 @@ def both(found, where, suffix, count=3, **options):
     drops, stats = cluster.near_duplicates(named, text, priority, partitions=4, piece=40_000, **options)
     place = {key: at for at, key in enumerate(keys)}
     drops = drops.assign(row=drops["row"].map(place), keeper=drops["keeper"].map(place))
-    one, _ = dedup.near_duplicates([row["text"] for row in found], [row["rank"] for row in found], **options)
+    one, _ = near_duplicates.near_duplicates([row["text"] for row in found], [row["rank"] for row in found], **options)
     return drops, one, stats
 
 
@@ -191,7 +196,7 @@ def test_what_stays_is_written_as_shards(local, tmp_path, suffix):
         shards.write(half, f"file://{tmp_path}/in/part-{number}.jsonl")
     out = f"file://{tmp_path}/out"
     stats = cluster_job.run([f"file://{tmp_path}/in"], out, suffix=suffix, partitions=4, piece=40_000)
-    drops, _ = dedup.near_duplicates([row["text"] for row in found])
+    drops, _ = near_duplicates.near_duplicates([row["text"] for row in found])
     gone = set(drops["row"].tolist())
     kept = [row for chunk in shards.chunks(shards.find([out])) for _, _, row in shards.read(chunk)]
     assert kept == [row for i, row in enumerate(found) if i not in gone]

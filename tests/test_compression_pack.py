@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from lib.compression import calibrate, hard_examples, pack, sizes
+from lib.compression import hard_examples, pack, sizes
+from lib.evaluation import confidence
 
 
 @pytest.fixture
@@ -120,12 +121,12 @@ def drawn(n=4000, seed=0, sharpness=1.0):
     rng = np.random.default_rng(seed)
     honest = rng.beta(2, 2, n)
     right = rng.random(n) < honest
-    return 1 / (1 + np.exp(-sharpness * calibrate.logit(honest))), right
+    return 1 / (1 + np.exp(-sharpness * confidence.logit(honest))), right
 
 
 def test_an_honest_model_has_the_ece_of_chance_and_an_overconfident_one_more():
-    honest = calibrate.measures(*drawn(), resamples=200)
-    sure = calibrate.measures(*drawn(sharpness=3.0), resamples=200)
+    honest = confidence.measures(*drawn(), resamples=200)
+    sure = confidence.measures(*drawn(sharpness=3.0), resamples=200)
     assert honest["ece"]["value"] < 2 * honest["ece"]["floor"] < sure["ece"]["low"]
     assert honest["brier"]["value"] < sure["brier"]["value"]
     assert honest["auroc"]["value"] == pytest.approx(sure["auroc"]["value"]), "order is what AUROC sees"
@@ -133,9 +134,9 @@ def test_an_honest_model_has_the_ece_of_chance_and_an_overconfident_one_more():
 
 @pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
 def test_each_method_repairs_overconfidence_on_other_answers(method):
-    repair = calibrate.fit(method, *drawn(sharpness=3.0))
-    confidence, right = drawn(seed=1, sharpness=3.0)
-    before, after = calibrate.ece(confidence, right), calibrate.ece(repair(confidence), right)
+    repair = confidence.fit(method, *drawn(sharpness=3.0))
+    sure, right = drawn(seed=1, sharpness=3.0)
+    before, after = confidence.ece(sure, right), confidence.ece(repair(sure), right)
     assert after < before / 2.5 and after < 0.04
     if method == "temperature":
         assert repair.about["temperature"] == pytest.approx(3.0, rel=0.1)
@@ -145,15 +146,15 @@ def test_each_method_repairs_overconfidence_on_other_answers(method):
 
 def test_ece_brier_and_risk_of_cases_worked_by_hand():
     confidence, right = [0.9, 0.8, 0.3, 0.2], [True, True, False, False]
-    assert calibrate.ece(confidence, right, 2) == pytest.approx((abs(1.7 - 2) + abs(0.5 - 0)) / 4)
-    assert calibrate.measures(confidence, right)["brier"]["value"] == pytest.approx((0.01 + 0.04 + 0.09 + 0.04) / 4)
-    assert calibrate.risk_coverage(confidence, right) == [(0.25, 0), (0.5, 0), (0.75, pytest.approx(1 / 3)), (1.0, 0.5)]
-    assert calibrate.risk_area(confidence, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
-    tied = calibrate.risk_coverage([0.5, 0.5], [True, False])
+    assert confidence.ece(confidence, right, 2) == pytest.approx((abs(1.7 - 2) + abs(0.5 - 0)) / 4)
+    assert confidence.measures(confidence, right)["brier"]["value"] == pytest.approx((0.01 + 0.04 + 0.09 + 0.04) / 4)
+    assert confidence.risk_coverage(confidence, right) == [(0.25, 0), (0.5, 0), (0.75, pytest.approx(1 / 3)), (1.0, 0.5)]
+    assert confidence.risk_area(confidence, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    tied = confidence.risk_coverage([0.5, 0.5], [True, False])
     assert tied == [(1.0, 0.5)], "equal confidences cannot be told apart"
-    threshold = calibrate.best_threshold(confidence, right)
-    assert threshold == 0.8 and all(calibrate.decisions(confidence, right, threshold))
-    assert calibrate.best_threshold([0.9, 0.8], [False, False]) == math.inf
+    threshold = confidence.best_threshold(confidence, right)
+    assert threshold == 0.8 and all(confidence.decisions(confidence, right, threshold))
+    assert confidence.best_threshold([0.9, 0.8], [False, False]) == math.inf
 
 
 def test_auroc_is_scikit_learn_s_with_ties_too():
@@ -161,26 +162,26 @@ def test_auroc_is_scikit_learn_s_with_ties_too():
 
     confidence, right = drawn(300)
     confidence = np.round(confidence, 1)
-    assert calibrate.auroc(confidence, right) == pytest.approx(roc_auc_score(right, confidence))
+    assert confidence.auroc(confidence, right) == pytest.approx(roc_auc_score(right, confidence))
 
 
 def test_nothing_is_fitted_to_answers_that_are_all_right_or_to_an_unknown_method():
     with pytest.raises(ValueError, match="all 3 answers"):
-        calibrate.fit("platt", [0.1, 0.2, 0.3], [True] * 3)
+        confidence.fit("platt", [0.1, 0.2, 0.3], [True] * 3)
     with pytest.raises(ValueError, match="known are raw"):
-        calibrate.fit("magic", [0.1, 0.2], [True, False])
-    alike = calibrate.measures([0.0, 0.0], [False, False])
+        confidence.fit("magic", [0.1, 0.2], [True, False])
+    alike = confidence.measures([0.0, 0.0], [False, False])
     assert "auroc" not in alike
     assert alike["ece"]["value"] == 0 and alike["ece"]["high"] > 0.5, "two answers prove nothing"
 
 
 def test_signals_come_from_the_tokens_that_spell_the_answer():
     row = {"pieces": ["The", " answer", " is", " 4", "2", "."], "logprobs": [-1, -1, -1, -0.5, -0.1, -2, -3]}
-    found = calibrate.signals(row, "42", 0.75)
+    found = confidence.signals(row, "42", 0.75)
     assert found["answer token"] == pytest.approx(math.exp(-0.3)) and found["agreement"] == 0.75
     assert found["sequence"] == pytest.approx(math.exp(-8.6))
     assert found["mean token"] == pytest.approx(math.exp(-8.6 / 7))
-    assert calibrate.signals(row, "43").keys() == {"sequence", "mean token"} == calibrate.signals(row, None).keys()
+    assert confidence.signals(row, "43").keys() == {"sequence", "mean token"} == confidence.signals(row, None).keys()
 
 
 def test_the_hardest_rows_come_first_and_too_few_are_refused():

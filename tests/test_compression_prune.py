@@ -7,9 +7,10 @@ import datasets
 import numpy as np
 import pytest
 
-from lib import merge, models
+from lib import models
 from lib.compression import calibration, grid, measure, prune, recover, source, structured
 from lib.files import write_jsonl
+from lib.training import merge
 from tests import tiny
 
 torch = pytest.importorskip("torch")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lib import merge, models
+from lib import models
 from lib.compression import quantize, sizes, source
+from lib.training import merge
 from tests import tiny
 
 torch = pytest.importorskip("torch")

@@ -16,9 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.curation import audit, curate, decontaminate, filters, packaged, packaged_rows, sources, splits
+from lib.curation import audit, curate, decontaminate, filters, sources, splits
 from lib.evaluation import tasks
 from lib.files import ROOT, content_hash, read_jsonl, sha256_file, write_jsonl
+from lib.packaged import rows as packaged_rows
+from lib.packaged import training_files
 
 SHARED = ROOT.parent / "shared" / "data"
 SETTINGS = {"min_chars": 3, "max_chars": 12000, "max_repetition": 0.5, "max_row_bytes": 100_000, "evaluation": "x"}
@@ -313,7 +315,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 
 def test_what_is_put_into_the_packaged_data_is_found(tmp_path):
     evaluation = list(tasks.evaluation_texts("packaged"))
-    packaged.build(tmp_path / "raw", 3, 1000, evaluation)
+    training_files.build(tmp_path / "raw", 3, 1000, evaluation)
     index = decontaminate.Index(evaluation, ignore=packaged_rows.background(200))
     _, _, stage, _, near = curated(tmp_path / "raw", tmp_path / "out", index)
     truth = list(read_jsonl(tmp_path / "raw/injected.jsonl"))

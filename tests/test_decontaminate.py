@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.curation import decontaminate, runs
+from lib.curation import decontaminate, word_runs
 from lib.curation.decontaminate import Index
 from lib.files import ROOT
 
@@ -107,7 +107,7 @@ def test_runs_are_those_of_a_plain_search(questions, row):
 
     text = " ".join(row)
     padded = {tuple(row[i:i + size]) for size in range(minimum, n + 1) for i in range(len(row) - size + 1)}
-    expected = {str(i) for i, q in enumerate(questions) if runs(q) & padded}
+    expected = {str(i) for i, q in enumerate(questions) if word_runs(q) & padded}
     found = {name for name, reason in index.match("| " + text + " |") if reason != "whole question"}
     whole = {name for name, reason in index.match("| " + text + " |") if reason == "whole question"}
     assert found | whole == expected
@@ -117,10 +117,10 @@ def test_runs_are_those_of_a_plain_search(questions, row):
 @settings(max_examples=300, deadline=None)
 def test_tokens_are_those_of_regular_expressions(text):
     hashes, kinds = decontaminate._tokens(text)
-    inside = kinds != runs.BREAK
+    inside = kinds != word_runs.BREAK
     found = re.findall(r"\w+|[^\w\s]", text)
-    assert (kinds[inside] == runs.WORD).tolist() == [re.match(r"\w", token) is not None for token in found]
-    assert (kinds[inside] == runs.CLOSING).tolist() == [token in runs.CLOSES for token in found]
+    assert (kinds[inside] == word_runs.WORD).tolist() == [re.match(r"\w", token) is not None for token in found]
+    assert (kinds[inside] == word_runs.CLOSING).tolist() == [token in word_runs.CLOSES for token in found]
     assert len(set(zip(found, hashes[inside].tolist(), strict=True))) == len(set(found)) == len(set(hashes[inside]))
     wanted = [len(re.findall(r"\w+|[^\w\s]", line)) for line in (text + "|").splitlines()]
     assert np.diff(np.flatnonzero(np.append(np.insert(~inside, 0, True), True))).tolist() == [
@@ -129,9 +129,9 @@ def test_tokens_are_those_of_regular_expressions(text):
 
 def test_the_bloom_filter_loses_no_key_and_lets_few_others_through():
     keys = np.unique(np.random.default_rng(0).integers(0, 1 << 63, 20_000, np.uint64) * np.uint64(2) + np.uint64(1))
-    bits = runs.filter_bits(keys)
-    assert [runs.position(key, keys, bits) for key in keys[::50]] == list(range(0, len(keys), 50))
-    assert all(runs.position(key, keys, bits) == -1 for key in keys[::50] - np.uint64(1))
+    bits = word_runs.filter_bits(keys)
+    assert [word_runs.position(key, keys, bits) for key in keys[::50]] == list(range(0, len(keys), 50))
+    assert all(word_runs.position(key, keys, bits) == -1 for key in keys[::50] - np.uint64(1))
 
 
 def test_empty_index_and_wrong_use():

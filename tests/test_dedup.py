@@ -13,8 +13,8 @@ from datasketch import MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.curation import bands as lsh
-from lib.curation import dedup, minhash, textfile
+from lib.dedup import bands as lsh
+from lib.dedup import minhash, near_duplicates, textfile
 from lib.files import ROOT
 
 MIX, MASK = minhash.MIX, (1 << 64) - 1
@@ -68,13 +68,13 @@ TRICKY = ["hello world, this is a test", "naïve café ☕ text", "日本語の�
 
 @pytest.mark.parametrize("text", TRICKY, ids=range(len(TRICKY)))
 def test_signature_is_datasketchs(text):
-    assert (dedup.signatures([text])[0] == oracle(text).hashvalues).all()
+    assert (near_duplicates.signatures([text])[0] == oracle(text).hashvalues).all()
 
 
 @given(st.lists(st.text(min_size=3, max_size=200), min_size=1, max_size=5), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_signatures_are_datasketchs_for_any_text_and_seed(texts, seed):
-    ours = dedup.signatures(texts, permutations=64, seed=seed)
+    ours = near_duplicates.signatures(texts, permutations=64, seed=seed)
     for text, signature in zip(texts, ours, strict=True):
         assert (signature == oracle(text, 64, seed).hashvalues).all()
 
@@ -99,16 +99,16 @@ def test_word_shingles_are_the_words_in_a_plain_python_reading():
 
     for text in ["One two, three-four FIVE six; seven_8 nine!", "Ärger über das große Öl im Süden, sagt ER.",
                  "a b c d e", "日本 語 の 文 章 です"]:
-        assert dedup.shingles(text, "word5") == keys(text)
+        assert near_duplicates.shingles(text, "word5") == keys(text)
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_jaccard_is_that_of_the_sets(a, b):
     if min(len(a), len(b)) >= 3:
-        assert dedup.jaccard(a, b) == exact(a, b)
+        assert near_duplicates.jaccard(a, b) == exact(a, b)
     else:
-        assert dedup.jaccard(a, b) == (a == b)
+        assert near_duplicates.jaccard(a, b) == (a == b)
 
 
 def test_candidate_pairs_are_those_of_datasketchs_index():
@@ -120,11 +120,11 @@ def test_candidate_pairs_are_those_of_datasketchs_index():
     expected = {(i, j) for j, sketch in enumerate(sketches) for i in index.query(sketch) if i < j}
     bands, rows = lsh.lsh_parameters(0.8, 128, compat=True)
     assert (bands, rows) == (index.b, index.r) == (9, 13)
-    signatures = dedup.signatures(texts)
+    signatures = near_duplicates.signatures(texts)
     ours = {(i, j) for j in range(len(texts)) for i in range(j)
             if (signatures[i, :117] == signatures[j, :117]).reshape(9, 13).all(axis=1).any()}
     assert ours == expected and len(ours) > 20
-    drops, stats = dedup.near_duplicates(texts, bands="datasketch", permutations=128)
+    drops, stats = near_duplicates.near_duplicates(texts, bands="datasketch", permutations=128)
     assert (stats["bands"], stats["rows"]) == (9, 13)
     pairs = {(min(p), max(p)) for p in zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)}
     assert pairs <= expected and pairs
@@ -148,18 +148,18 @@ def test_against_all_pairs_by_exact_jaccard(by_priority):
     order = np.argsort(priority) if by_priority else range(len(texts))
     expected, _ = greedy(texts, order, 0.8)
     # one row a band at 64 bands finds every pair at 0.8: the result is the definition itself
-    drops, stats = dedup.near_duplicates(texts, priority, bands=(64, 2), template_rows=0)
+    drops, stats = near_duplicates.near_duplicates(texts, priority, bands=(64, 2), template_rows=0)
     assert set(drops["row"]) == expected and len(expected) > 50
     assert stats["drops"] == len(expected) and stats["pairs_alike"] >= len(expected)
     for row, keeper, value in drops.itertuples(index=False):
         assert value == exact(texts[row], texts[keeper]) >= 0.8
-    found, _ = dedup.near_duplicates(texts, priority, template_rows=0)
+    found, _ = near_duplicates.near_duplicates(texts, priority, template_rows=0)
     assert len(set(found["row"]) & expected) >= 0.97 * len(expected)
 
 
 def test_no_orphans_and_no_chain_is_swallowed():
     texts = corpus(seed=11)
-    drops, _ = dedup.near_duplicates(texts)
+    drops, _ = near_duplicates.near_duplicates(texts)
     dropped = set(drops["row"])
     assert not dropped & set(drops["keeper"])  # a keeper is never dropped itself
     rng = random.Random(5)
@@ -168,31 +168,31 @@ def test_no_orphans_and_no_chain_is_swallowed():
         words = chain[-1].split()
         words[i * 8:(i + 1) * 8] = rng.choices(POOL, k=8)
         chain.append(" ".join(words))
-    drops, _ = dedup.near_duplicates(chain, bands=(64, 2))
+    drops, _ = near_duplicates.near_duplicates(chain, bands=(64, 2))
     kept = [i for i in range(7) if i not in set(drops["row"])]
     assert len(kept) >= 2 and set(drops["row"]) == greedy(chain, range(7), 0.8)[0]
 
 
 def test_first_copy_stays_and_row_zero_can_be_keeper_and_drop():
     text = sentence(random.Random(1))
-    drops, stats = dedup.near_duplicates([text] * 4)
+    drops, stats = near_duplicates.near_duplicates([text] * 4)
     assert drops["row"].tolist() == [1, 2, 3] and drops["keeper"].tolist() == [0, 0, 0]
     assert drops["jaccard"].tolist() == [1.0] * 3 and stats["cluster_sizes"] == {4: 1}
-    drops, _ = dedup.near_duplicates([text] * 3, priority=[9, 0, 9])
+    drops, _ = near_duplicates.near_duplicates([text] * 3, priority=[9, 0, 9])
     assert drops["row"].tolist() == [0, 2] and drops["keeper"].tolist() == [1, 1]
-    assert dedup.cluster_sizes(drops) == {1: 3}
+    assert near_duplicates.cluster_sizes(drops) == {1: 3}
 
 
-@pytest.mark.parametrize("shingle", dedup.SHINGLES)
+@pytest.mark.parametrize("shingle", near_duplicates.SHINGLES)
 def test_empty_and_short_texts_match_only_their_equals(shingle):
     texts = ["", "a", "b", "ab", "ba", "!!", "??", "", "ab", "日", "本", "a\x00", "hi you", "hi me"]
-    drops, _ = dedup.near_duplicates(texts, shingle=shingle)
+    drops, _ = near_duplicates.near_duplicates(texts, shingle=shingle)
     assert list(zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)) == [(7, 0), (8, 3)]
 
 
 def test_nothing_and_one_text():
     for texts in ([], ["only one"], [""]):
-        drops, stats = dedup.near_duplicates(texts)
+        drops, stats = near_duplicates.near_duplicates(texts)
         assert len(drops) == 0 and list(drops.columns) == ["row", "keeper", "jaccard"]
         assert stats["texts"] == len(texts)
 
@@ -201,25 +201,25 @@ def test_a_stream_with_labels_and_rows_of_megabytes():
     rng = random.Random(2)
     long = sentence(rng, 200_000, 200_000)
     rows = [("first", long), ("second", "small " + sentence(rng)), (0, long + " tail")]
-    drops, stats = dedup.near_duplicates(lambda: iter(rows))
+    drops, stats = near_duplicates.near_duplicates(lambda: iter(rows))
     assert drops.iloc[0].tolist()[:2] == [0, "first"] and drops["jaccard"][0] > 0.99
     assert stats["texts"] == 3
 
 
 def test_threads_and_block_size_change_nothing(monkeypatch):
     texts = corpus(seed=7)
-    one, _ = dedup.near_duplicates(texts)
+    one, _ = near_duplicates.near_duplicates(texts)
     monkeypatch.setattr(textfile, "BLOCK", 37)
-    two, _ = dedup.near_duplicates(texts, threads=2)
+    two, _ = near_duplicates.near_duplicates(texts, threads=2)
     assert one.equals(two)
 
 
 def test_word_shingles_ignore_case_and_punctuation():
     a = sentence(random.Random(4))
     b = a.upper().replace(" ", ", ")
-    drops, _ = dedup.near_duplicates([a, b], shingle="word5")
+    drops, _ = near_duplicates.near_duplicates([a, b], shingle="word5")
     assert drops["jaccard"].tolist() == [1.0]
-    assert len(dedup.near_duplicates([a, b], shingle="char3")[0]) == 0
+    assert len(near_duplicates.near_duplicates([a, b], shingle="char3")[0]) == 0
 
 
 WRAPPER = ("Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -230,9 +230,9 @@ WRAPPER = ("Below is an instruction that describes a task. Write a response that
 def test_templated_rows_do_not_collapse():
     slots = [f"{POOL[i]} {POOL[-i]}" for i in range(1, 1001)]
     texts = [WRAPPER.format(slot) for slot in dict.fromkeys(slots)]
-    bare, _ = dedup.near_duplicates(texts, template_rows=0)
+    bare, _ = near_duplicates.near_duplicates(texts, template_rows=0)
     assert len(bare) > 0.9 * len(texts)  # the wrong way: one row of the template stands for all
-    drops, stats = dedup.near_duplicates(texts)
+    drops, stats = near_duplicates.near_duplicates(texts)
     assert len(drops) < 0.02 * len(texts)
     assert stats["templated_rows"] == len(texts)
     assert sum(found["text"].startswith("Below is an instruction") for found in stats["templates"]) >= 1
@@ -242,7 +242,7 @@ def test_near_duplicates_inside_a_template_are_still_found():
     rng = random.Random(8)
     slots = [sentence(rng, 25, 40) for _ in range(300)]
     texts = [WRAPPER.format(slot) for slot in slots] + [WRAPPER.format(slot + " too") for slot in slots[:40]]
-    drops, _ = dedup.near_duplicates(texts, bands=(64, 2))
+    drops, _ = near_duplicates.near_duplicates(texts, bands=(64, 2))
     assert set(drops["row"]) == set(range(300, 340)) and drops["keeper"].tolist() == list(range(40))
 
 
@@ -256,7 +256,7 @@ def test_an_edit_in_the_wording_does_not_hide_a_near_duplicate(place):
         words = text.split(" ")
         words[place] = rng.choice(POOL)
         copies.append(" ".join(words))
-    drops, stats = dedup.near_duplicates(texts + copies, bands=(64, 2))
+    drops, stats = near_duplicates.near_duplicates(texts + copies, bands=(64, 2))
     found = dict(zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True))
     alike = [i for i in range(60) if exact(texts[i], copies[i]) >= 0.8]
     assert len(alike) == 60 and sum(found.get(200 + i) == i for i in alike) >= 57
@@ -268,15 +268,15 @@ def test_one_slot_in_two_templates_is_two_rows():
     words = [" ".join(rng.choices(POOL, k=2)) for _ in range(80)]
     first = [f"Please translate the following word into French: {w}" for w in words]
     second = [f"Give me a short definition of this word: {w}" for w in words]
-    stripped = dedup.strip_templates(first + second)
+    stripped = near_duplicates.strip_templates(first + second)
     assert stripped[:80] == stripped[80:] == words  # bare, the two would be equal ...
-    assert len(dedup.near_duplicates(first + second)[0]) == 0  # ... but the full texts differ
+    assert len(near_duplicates.near_duplicates(first + second)[0]) == 0  # ... but the full texts differ
 
 
 def test_strip_templates_leaves_natural_text_and_whole_duplicates_alone():
     texts = corpus(100) + [sentence(random.Random(77))] * 60
-    assert dedup.strip_templates(texts) == texts
-    drops, _ = dedup.near_duplicates(texts)
+    assert near_duplicates.strip_templates(texts) == texts
+    drops, _ = near_duplicates.near_duplicates(texts)
     assert len(drops[drops["row"] > 200]) == 59
 
 
@@ -290,11 +290,11 @@ def test_s_curve_and_parameters():
 
 
 @pytest.mark.parametrize(("error", "match", "call"), [
-    (ValueError, "shingle", lambda: dedup.near_duplicates(["a"], shingle="char4")),
-    (ValueError, "threshold", lambda: dedup.near_duplicates(["a"], threshold=0)),
-    (ValueError, "bands", lambda: dedup.near_duplicates(["a"], bands=(40, 8))),
-    (ValueError, "priority", lambda: dedup.near_duplicates(["a", "b"], priority=[1])),
-    (TypeError, "row 1: .*NoneType", lambda: dedup.near_duplicates([(0, "a"), (1, None)])),
+    (ValueError, "shingle", lambda: near_duplicates.near_duplicates(["a"], shingle="char4")),
+    (ValueError, "threshold", lambda: near_duplicates.near_duplicates(["a"], threshold=0)),
+    (ValueError, "bands", lambda: near_duplicates.near_duplicates(["a"], bands=(40, 8))),
+    (ValueError, "priority", lambda: near_duplicates.near_duplicates(["a", "b"], priority=[1])),
+    (TypeError, "row 1: .*NoneType", lambda: near_duplicates.near_duplicates([(0, "a"), (1, None)])),
 ])
 def test_wrong_use_says_what_is_wrong(error, match, call):
     with pytest.raises(error, match=match):
@@ -306,34 +306,34 @@ def test_a_text_longer_than_a_chunk_of_shingles_is_read_in_pieces():
     rng = random.Random(6)
     long = sentence(rng, 9000, 9000)  # several chunks of shingles
     assert len(long) > 4 * minhash.CHUNK
-    assert (dedup.signatures([long])[0] == oracle(long).hashvalues).all()
+    assert (near_duplicates.signatures([long])[0] == oracle(long).hashvalues).all()
     changed = edited(rng, long, 0.03)
-    drops, _ = dedup.near_duplicates([long, changed])
+    drops, _ = near_duplicates.near_duplicates([long, changed])
     assert drops["jaccard"].tolist() == [exact(long, changed)]
-    for shingle in dedup.SHINGLES:
-        drops, _ = dedup.near_duplicates([long, long + " x"], shingle=shingle)
-        assert drops["jaccard"].tolist() == [dedup.jaccard(long, long + " x", shingle)]
+    for shingle in near_duplicates.SHINGLES:
+        drops, _ = near_duplicates.near_duplicates([long, long + " x"], shingle=shingle)
+        assert drops["jaccard"].tolist() == [near_duplicates.jaccard(long, long + " x", shingle)]
 
 
 def test_many_equal_rows_take_one_comparison_each():
     text = sentence(random.Random(1))
-    drops, stats = dedup.near_duplicates([text] * 3000, template_rows=0)
+    drops, stats = near_duplicates.near_duplicates([text] * 3000, template_rows=0)
     assert len(drops) == 2999 and set(drops["keeper"]) == {0} and set(drops["jaccard"]) == {1.0}
     assert stats["pairs_compared"] == 2999 and stats["most_compared"] == 1
 
 
 def test_rows_shorter_than_a_shingle_alone():
     texts = [chr(97 + i % 26) + "x" * (i % 2) for i in range(520)]
-    drops, stats = dedup.near_duplicates(texts)
+    drops, stats = near_duplicates.near_duplicates(texts)
     assert len(drops) == 520 - len(set(texts)) and set(drops["jaccard"]) == {1.0}
     assert stats["pairs_compared"] == len(drops)
 
 
 def test_a_full_disk_is_named(monkeypatch):
     full = os.fdopen(os.open("/dev/full", os.O_RDWR), "w+b", 0)
-    monkeypatch.setattr(dedup.tempfile, "TemporaryFile", lambda dir=None: full)
+    monkeypatch.setattr(near_duplicates.tempfile, "TemporaryFile", lambda dir=None: full)
     with pytest.raises(OSError, match="no space for the text of 2 rows.*TMPDIR") as caught:
-        dedup.near_duplicates(["one text", "another"])
+        near_duplicates.near_duplicates(["one text", "another"])
     assert caught.value.errno == 28
 
 

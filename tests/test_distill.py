@@ -14,10 +14,10 @@ from itertools import islice
 
 import pytest
 
+from lib import prompts
 from lib.curation import decontaminate
 from lib.distillation import accept, gain, pool, price, teacher
-from lib.endpoint import Client
-from lib.evaluation import prompts
+from lib.endpoints.client import Client
 from lib.files import ROOT, atomic_write_json, read_jsonl, write_jsonl
 from tests import tiny
 from tests.openai_server import Server
@@ -219,7 +219,7 @@ def test_gold_answers_reply_to_the_very_messages_and_to_nothing_else(bank):
 CHILD = """
     import json, sys
     from lib.distillation import teacher
-    from lib.endpoint import Client
+    from lib.endpoints.client import Client
     requests = json.load(open(sys.argv[3]))
     c = Client("teacher", sys.argv[1], "m", 1.0, {"m": (1.0, 2.0)}, sys.argv[2], 3, max_retries=0)
     rows = teacher.asker("chat", c, 1.0)(requests, teacher.parse_examples, "write")

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from lib.endpoint import BudgetExceeded, Client, EndpointError
+from lib.endpoints.client import BudgetExceeded, Client, EndpointError
 from lib.files import ROOT
 from tests.openai_server import Server, tokens
 
@@ -201,7 +201,7 @@ def test_retries_of_the_library_pass_the_budget_too(tmp_path):
 
 KILLED = """
     import sys
-    from lib.endpoint import Client
+    from lib.endpoints.client import Client
     c = Client("judge", sys.argv[1], "m", 1.0, {"m": (1.0, 2.0)}, sys.argv[2], concurrency=2)
     c.chat([{"messages": [{"role": "user", "content": f"word {i}"}], "max_tokens": 16} for i in range(60)])
 """

@@ -12,9 +12,11 @@ from itertools import islice
 
 import pytest
 
-from lib.distillation import cluster, embed, failures, pool
-from lib.evaluation import grade, tasks, tasks_packaged
+from lib.distillation import failure_clusters, failures, pool
+from lib.evaluation import grade, tasks
 from lib.files import ROOT, content_hash, write_jsonl
+from lib.generation import embed
+from lib.packaged import generated as generated_items
 from tests import tiny
 
 np = pytest.importorskip("numpy")
@@ -44,7 +46,7 @@ def test_the_pool_holds_no_evaluation_probe_or_calibration_question(items, forbi
 
 
 def test_seeds_of_the_pool_are_those_of_no_split():
-    starts = sorted([*tasks_packaged.SEEDS.values(), *pool.SEEDS.values()])
+    starts = sorted([*generated_items.SEEDS.values(), *pool.SEEDS.values()])
     assert min(b - a for a, b in zip(starts, starts[1:], strict=False)) >= 1_000_000
 
 
@@ -171,36 +173,36 @@ def blobs(k=4, each=30, spread=0.1, seed=0):
 
 def test_the_number_of_clusters_is_found_and_needs_enough_items():
     vectors, known = blobs()
-    k, rows = cluster.choose_k(vectors, [2, 3, 4, 5, 6], 4, 0, known)
+    k, rows = failure_clusters.choose_k(vectors, [2, 3, 4, 5, 6], 4, 0, known)
     assert k == 4 and min(rows[2]["stability"]) == 1.0 and min(rows[2]["agreement"]) > 0.99
-    assert cluster.allowed(100, 8, 12, 10) == [8, 9, 10] and cluster.allowed(1000, 8, 12, 10) == [8, 9, 10, 11, 12]
-    assert cluster.allowed(35, 8, 12, 10) == [3] and cluster.allowed(4, 8, 12, 10) == [1]
-    assert cluster.choose_k(vectors[:6], [1], 3, 0)[0] == 1
+    assert failure_clusters.allowed(100, 8, 12, 10) == [8, 9, 10] and failure_clusters.allowed(1000, 8, 12, 10) == [8, 9, 10, 11, 12]
+    assert failure_clusters.allowed(35, 8, 12, 10) == [3] and failure_clusters.allowed(4, 8, 12, 10) == [1]
+    assert failure_clusters.choose_k(vectors[:6], [1], 3, 0)[0] == 1
 
 
 def test_vectors_that_carry_the_tasks_win_over_noise():
     vectors, known = blobs()
     noise = np.random.default_rng(1).normal(size=vectors.shape)
-    method, rows = cluster.compare({"noise": noise, "good": vectors}, known, [4], 0.5, 4, 0)
+    method, rows = failure_clusters.compare({"noise": noise, "good": vectors}, known, [4], 0.5, 4, 0)
     assert method == "good" and rows[0]["agreement"]["value"] < 0.2 < 0.9 < rows[1]["agreement"]["value"]
     assert rows[0]["stability"]["low"] <= rows[0]["stability"]["value"] <= rows[0]["stability"]["high"]
 
 
 def test_purity_stands_beside_what_chance_gives():
     vectors, known = blobs()
-    labels = cluster.kmeans(vectors, 4, 0).labels_
-    majority = cluster.majorities(labels, known)
-    assert cluster.purity(labels, known, majority)["value"] == 1.0
-    assert 0.25 <= cluster.chance_purity(labels, known, 0) < 0.4
-    assert cluster.majorities([0, 0, 1], ["b", "a", "c"]) == {0: "a", 1: "c"}
+    labels = failure_clusters.kmeans(vectors, 4, 0).labels_
+    majority = failure_clusters.majorities(labels, known)
+    assert failure_clusters.purity(labels, known, majority)["value"] == 1.0
+    assert 0.25 <= failure_clusters.chance_purity(labels, known, 0) < 0.4
+    assert failure_clusters.majorities([0, 0, 1], ["b", "a", "c"]) == {0: "a", 1: "c"}
 
 
 def test_a_cluster_is_named_by_what_the_others_do_not_say():
     texts = ["please add the numbers 1 and 2", "please add the numbers 5", "please name the capital of France",
              "please name the capital of Peru"]
-    found = cluster.words(texts, [0, 0, 1, 1], 2)
+    found = failure_clusters.words(texts, [0, 0, 1, 1], 2)
     assert set(found[0]) == {"add", "numbers"} and found[1][0] == "capital" and "please" not in found[0] + found[1]
-    assert cluster.words(["1 2", "3"], [0, 1]) == {0: [], 1: []}
+    assert failure_clusters.words(["1 2", "3"], [0, 1]) == {0: [], 1: []}
 
 
 def test_words_and_states_become_unit_vectors_fitted_on_the_visible_part(tiny_model):
@@ -231,8 +233,8 @@ def test_mean_states_do_not_depend_on_padding(tiny_model):
 
 def test_the_map_marks_every_item(tmp_path):
     vectors, known = blobs(3, 10)
-    points = cluster.flat_map(vectors, 0)
-    labels = cluster.kmeans(vectors, 3, 0).labels_
-    fig = cluster.figure(points, labels, [i % 3 == 0 for i in range(30)], {0: "a", 1: "b", 2: "c"}, "map")
+    points = failure_clusters.flat_map(vectors, 0)
+    labels = failure_clusters.kmeans(vectors, 3, 0).labels_
+    fig = failure_clusters.figure(points, labels, [i % 3 == 0 for i in range(30)], {0: "a", 1: "b", 2: "c"}, "map")
     assert sum(len(line.get_xdata()) for line in fig.axes[0].lines) == 30
-    assert cluster.flat_map(vectors[:5], 0).shape == (5, 2)
+    assert failure_clusters.flat_map(vectors[:5], 0).shape == (5, 2)

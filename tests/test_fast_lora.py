@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib import conversations, fast_kernels, fast_lora, models, streams, train
+from lib import models
 from lib.files import write_jsonl
+from lib.training import conversations, fast_kernels, fast_lora, streams, train
 from tests import tiny
 from tests.test_train import SETTINGS, rows
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from lib import decoding, decoding_graph, generate, models
+from lib import models
 from lib.files import content_hash
+from lib.generation import decoding, decoding_graph, generate
 from tests import tiny
 
 PROMPTS = ["a", "What is 2 + 2?", "List three colours of the rainbow, please.", "hi", "a longer prompt " * 6]

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.evaluation import code_check, extract, grade, math_worker, prompts, sandbox, tasks
+from lib import prompts
+from lib.evaluation import code_check, extract, grade, math_worker, tasks
 from lib.files import ROOT
+from lib.sandbox import sandbox
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not (SHARED / "evals").is_dir(), reason="needs the shared test data")

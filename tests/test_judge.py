@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 
-from lib.endpoint import Client
+from lib.endpoints.client import Client
 from lib.evaluation import judge
 from lib.files import ROOT
 from tests.openai_server import Server

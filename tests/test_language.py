@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from py3langid import langid
 
-from lib.curation import language, packaged_text
+from lib.curation import language
 from lib.files import ROOT
+from lib.packaged import foreign
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -41,9 +42,9 @@ def test_verdicts_of_the_filter(text, english):
 
 
 def test_every_foreign_row_of_the_packaged_data_is_seen():
-    missed = [code for code, asked, said in packaged_text.FOREIGN
+    missed = [code for code, asked, said in foreign.FOREIGN
               if language.english(language.of_row({"instruction": asked, "response": said})[0])]  # fmt: skip
-    assert missed == [] and len(packaged_text.FOREIGN) == 40
+    assert missed == [] and len(foreign.FOREIGN) == 40
 
 
 @given(st.text(st.one_of(st.sampled_from("aeistn hé日д ABC"), st.characters(codec="utf-8")), max_size=200))

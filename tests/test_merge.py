@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lib import merge, models, train
+from lib import models
+from lib.training import merge, train
 from tests import tiny
 
 

@@ -62,7 +62,7 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
 @pytest.mark.slow
 def test_the_packaged_model_is_whole_and_its_tokenizer_repaired():
     """SmolLM2 splits digits one by one, ends turns with <|im_end|>, and knows that Paris is in France."""
-    from lib import generate
+    from lib.generation import generate
 
     model, tokenizer = models.load("smollm2-135m-instruct")
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"

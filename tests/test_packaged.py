@@ -9,18 +9,14 @@ from collections import Counter
 
 import pytest
 
-from lib.curation import (
-    dedup,
-    normalise,
-    packaged,
-    packaged_code,
-    packaged_facts,
-    packaged_faults,
-    packaged_rows,
-    sources,
-)
+from lib.curation import normalise, sources
+from lib.dedup import near_duplicates
 from lib.evaluation import tasks
 from lib.files import read_jsonl, sha256_file
+from lib.packaged import facts as packaged_facts
+from lib.packaged import faults, training_files
+from lib.packaged import functions as packaged_code
+from lib.packaged import rows as packaged_rows
 
 ROWS = 600
 
@@ -33,7 +29,7 @@ def evaluation():
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, evaluation):
     folder = tmp_path_factory.mktemp("raw")
-    return folder, packaged.build(folder, 1, ROWS, evaluation)
+    return folder, training_files.build(folder, 1, ROWS, evaluation)
 
 
 def raw_rows(folder):
@@ -44,13 +40,13 @@ def raw_rows(folder):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_rows(tmp_path, built, evaluation):
     again, other = tmp_path / "again", tmp_path / "other"
-    packaged.build(again, 1, ROWS, evaluation)
-    packaged.build(other, 2, ROWS, evaluation)
-    for name in packaged.FILES:
+    training_files.build(again, 1, ROWS, evaluation)
+    training_files.build(other, 2, ROWS, evaluation)
+    for name in training_files.FILES:
         assert sha256_file(again / name) == sha256_file(built[0] / name)
         assert sha256_file(other / name) != sha256_file(built[0] / name)
     stamp = (again / "openorca.jsonl").stat().st_mtime_ns
-    packaged.build(again, 1, ROWS, evaluation)
+    training_files.build(again, 1, ROWS, evaluation)
     assert (again / "openorca.jsonl").stat().st_mtime_ns == stamp
 
 
@@ -60,7 +56,7 @@ def test_files_have_the_layouts_of_the_seven_sources(built):
         schema = normalise.detect(frozenset(row or {}))
         if schema:
             layouts[source["name"], schema[0]] += 1
-    assert {name for name, _ in layouts} == {sources.stem(built[0] / name) for name in packaged.FILES}
+    assert {name for name, _ in layouts} == {sources.stem(built[0] / name) for name in training_files.FILES}
     assert {layout for _, layout in layouts} == {"openorca", "alpaca", "sharegpt", "dolly", "metamath", "preference"}
 
 
@@ -78,9 +74,9 @@ def test_truth_names_every_fault_by_its_line(built):
         return f"{row['instruction']}\n{row['response']}"
 
     copies = [item for item in truth if "of" in item]
-    assert len(copies) == round(packaged_faults.NEAR * ROWS) + round(packaged_faults.EXACT * ROWS)
+    assert len(copies) == round(faults.NEAR * ROWS) + round(faults.EXACT * ROWS)
     for item in copies:
-        similar = dedup.jaccard(text(item["origin"]), text(item["of"]))
+        similar = near_duplicates.jaccard(text(item["origin"]), text(item["of"]))
         assert similar == pytest.approx(item["jaccard"]) and similar > 0.7
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.evaluation import sandbox
+from lib.sandbox import sandbox
 
 HARD = sandbox.isolation()
 SOFT = ()  # no kernel layer: what is left where namespaces, landlock and seccomp are refused

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lib import selfdistill
+from lib.distillation import self_distill
 from lib.evaluation import grade, tasks
 from lib.files import ROOT, content_hash, write_jsonl
 from tests import tiny
@@ -20,7 +20,7 @@ def curated(tmp_path_factory):
     """Splits of 00, of which one holds a training prompt back; and the prompt."""
     folder = tmp_path_factory.mktemp("curated")
     taken = tasks.load_items("packaged", ["math"], 5, 1, "train")[0]
-    for split in selfdistill.HELD_OUT:
+    for split in self_distill.HELD_OUT:
         write_jsonl(folder / f"{split}.jsonl", [{"id": split, "instruction": f"Nothing of {split}"}])
     write_jsonl(folder / "validation.jsonl", [{"id": "a", "instruction": taken["prompt"]}])
     return folder, taken
@@ -29,7 +29,7 @@ def curated(tmp_path_factory):
 def test_the_pool_shares_nothing_with_tests_probes_and_held_out_splits(curated):
     folder, held = curated
     wanted = {"math": 12, "code": 3, "reasoning": 8, "knowledge": 6, "instruction": 4, "creativity": 4}
-    items, table = selfdistill.pool("packaged", wanted, 1, folder)
+    items, table = self_distill.pool("packaged", wanted, 1, folder)
     assert {row["category"]: row["taken"] for row in table} == wanted
     known = {content_hash(question) for _, question, _ in tasks.evaluation_texts("packaged")}
     probes = tasks.load_items("packaged", ["math"], 999, 1, "probe")
@@ -40,7 +40,7 @@ def test_the_pool_shares_nothing_with_tests_probes_and_held_out_splits(curated):
     code = [item for item in items if item["category"] == "code"]
     graded = grade.grade_all(code, [[f"```python\n{item['gold']}\n```"] for item in code], progress=False)
     assert graded["correct"].all()  # what is asked can be answered
-    assert selfdistill.pool("packaged", wanted, 1, folder)[0] == items
+    assert self_distill.pool("packaged", wanted, 1, folder)[0] == items
 
 
 def test_a_near_duplicate_of_a_test_item_is_refused_and_counted(curated, monkeypatch):
@@ -50,22 +50,22 @@ def test_a_near_duplicate_of_a_test_item_is_refused_and_counted(curated, monkeyp
     questions = {"copy": test[1] + " Think.", "near": near, "other": "What is 3 times 14?"}
     given = [{"id": name, "meta": {"question": text}, "gold": "0", "prompt": name, "category": "math"}
              for name, text in questions.items()]  # fmt: skip
-    monkeypatch.setattr(selfdistill.tasks, "evaluation_texts", lambda where: [test])
-    monkeypatch.setattr(selfdistill.tasks, "load_items", lambda *arguments: given)
-    items, (row,) = selfdistill.pool("packaged", {"math": 3}, 1, folder)
+    monkeypatch.setattr(self_distill.tasks, "evaluation_texts", lambda where: [test])
+    monkeypatch.setattr(self_distill.tasks, "load_items", lambda *arguments: given)
+    items, (row,) = self_distill.pool("packaged", {"math": 3}, 1, folder)
     assert [item["id"] for item in items] == ["other"]
     assert row["repeats a test item"] + row["near-duplicate of a test item"] == 2
-    found = selfdistill.repeats([{"id": "copy", "instruction": test[1], "response": ""},
+    found = self_distill.repeats([{"id": "copy", "instruction": test[1], "response": ""},
                                  {"id": "other", "instruction": "What is 3 times 14?", "response": "42"}], "packaged")
     assert {name for name, _ in found} == {"copy"}
 
 
 def test_the_vote_by_hand():
-    assert selfdistill.vote([0, 0, 1, -1]) == (0, 0.25)  # 2 of 4 against 1 of 4
-    assert selfdistill.vote([0, 0, 0, 0]) == (0, 1.0)
-    assert selfdistill.vote([0, 1]) == (None, 0.0)
-    assert selfdistill.vote([-1, -1]) == (None, 0.0)
-    assert selfdistill.vote([-1, -1, -1, 2]) == (2, 0.25)
+    assert self_distill.vote([0, 0, 1, -1]) == (0, 0.25)  # 2 of 4 against 1 of 4
+    assert self_distill.vote([0, 0, 0, 0]) == (0, 1.0)
+    assert self_distill.vote([0, 1]) == (None, 0.0)
+    assert self_distill.vote([-1, -1]) == (None, 0.0)
+    assert self_distill.vote([-1, -1, -1, 2]) == (2, 0.25)
 
 
 def said(text, finish="stop"):
@@ -86,7 +86,7 @@ def test_candidates_filters_and_yields():
     votes = {"right": [said("The answer is 4.")] * 3 + [said("The answer is 2.")],
              "wrong": [said("The answer is 4.")] * 2 + [said("no idea")] * 2}  # fmt: skip
     goals = {"math": 0.0, "creativity": 0.3}
-    rows = {row["id"]: row for row in selfdistill.candidates(items, texts, votes, goals)}
+    rows = {row["id"]: row for row in self_distill.candidates(items, texts, votes, goals)}
     assert (rows["right"]["correct"], rows["right"]["majority"], rows["right"]["margin"]) == (True, True, 0.5)
     assert (rows["wrong"]["correct"], rows["wrong"]["majority"], rows["wrong"]["margin"]) == (False, False, 0.5)
     assert rows["cut"]["majority"] is None and rows["cut"]["cut"]
@@ -94,18 +94,18 @@ def test_candidates_filters_and_yields():
     assert rows["split"]["response"] == "The answer is 4." and not rows["split"]["cut"]
     assert rows["split"]["margin"] == pytest.approx(1 / 3)
     assert rows["open"]["correct"] is None and rows["open"]["target_temperature"] == 0.3
-    kept = {rule: [row["id"] for row in rows.values() if selfdistill.passes(row, rule, 0.4)]
-            for rule in selfdistill.FILTERS}  # fmt: skip
+    kept = {rule: [row["id"] for row in rows.values() if self_distill.passes(row, rule, 0.4)]
+            for rule in self_distill.FILTERS}  # fmt: skip
     assert kept == {"correct": ["right", "split", "open"], "majority": ["right", "open"], "all": list(rows)}
-    table = {row["category"]: row for row in selfdistill.yields(list(rows.values()), 0.4)}
+    table = {row["category"]: row for row in self_distill.yields(list(rows.values()), 0.4)}
     assert table["math"]["correct"]["value"] == 0.5 and table["math"]["all"]["value"] == 1
     assert table["creativity"]["correct"] is None and table["creativity"]["majority"] is None
-    chosen = selfdistill.select(list(rows.values()), "all", {"math": 2, "creativity": 0})
+    chosen = self_distill.select(list(rows.values()), "all", {"math": 2, "creativity": 0})
     assert [row["id"] for row in chosen] == ["right", "wrong"]
     with pytest.raises(ValueError, match="choose from correct"):
-        selfdistill.passes(rows["right"], "best")
-    assert len(selfdistill.figure(list(table.values())).axes[0].get_xticklabels()) == 2
-    told = selfdistill.agreement(list(rows.values()), 0.4)
+        self_distill.passes(rows["right"], "best")
+    assert len(self_distill.figure(list(table.values())).axes[0].get_xticklabels()) == 2
+    told = self_distill.agreement(list(rows.values()), 0.4)
     assert told["right_if_kept"]["value"] == 1.0 and told["right_if_refused"]["value"] == 0.5
 
 
@@ -135,10 +135,10 @@ out.mkdir(exist_ok=True)
 own = {"math": {"temperature": 0.0, "samples": 1, "votes": 3},
        "creativity": {"temperature": 0.7, "samples": 2, "votes": 3}}
 loaded = models.load(str(folder / "model"), "float32")
-selfdistill.sample(items, own, loaded, vote_temperature=0.7, folder=out, model_key="m", seed=1, batch_size=4,
+self_distill.sample(items, own, loaded, vote_temperature=0.7, folder=out, model_key="m", seed=1, batch_size=4,
                    max_new_tokens=12, max_new_tokens_code=12)
-texts, votes = (selfdistill.read_samples(out, kind) for kind in ("texts", "votes"))
-write_jsonl(out / "candidates.jsonl", selfdistill.candidates(items, texts, votes, {"math": 0.0, "creativity": 0.3}))
+texts, votes = (self_distill.read_samples(out, kind) for kind in ("texts", "votes"))
+write_jsonl(out / "candidates.jsonl", self_distill.candidates(items, texts, votes, {"math": 0.0, "creativity": 0.3}))
 """
 
 

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from lib import conversations, models, sharpen, streams
+from lib import models
 from lib.files import write_jsonl
+from lib.training import conversations, sharpen, streams
 from tests import tiny
 
 
@@ -111,7 +112,7 @@ def test_training_towards_a_temperature_sharpens_the_model(small):
     """After training, the entropy at the trained positions has moved towards that of softmax(z / 0.3)."""
     import torch
 
-    from lib import tune
+    from lib.training import tune
 
     folder, name, rows = small
     values = {"epochs": 30, "max_steps": 0, "learning_rate": 0.02, "warmup_share": 0.0, "effective_batch": 3,

@@ -16,8 +16,10 @@ from collections import Counter
 
 import pytest
 
-from lib.evaluation import constraints, prompts, tasks, tasks_files, tasks_packaged
+from lib import prompts
+from lib.evaluation import constraints, tasks, tasks_files
 from lib.files import ROOT
+from lib.packaged import generated as generated_items
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not (SHARED / "evals").is_dir(), reason="needs the shared test data")
@@ -96,7 +98,7 @@ def test_errors_are_one_sentence_that_says_what_to_do(data, categories, split, s
 def test_the_pools_use_disjoint_seed_ranges(pools):
     starts = sorted(tasks.SEEDS.values())
     gaps = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
-    assert min(gaps) > 100 * tasks_packaged.POOL
+    assert min(gaps) > 100 * generated_items.POOL
     assert set(tasks.FAMILIES) == {"math", "reasoning"}
     families = {name for pairs in tasks.FAMILIES.values() for name, _ in pairs}
     assert {item["task"] for item in pools["test"]["math"] + pools["test"]["reasoning"]} == families
@@ -104,7 +106,7 @@ def test_the_pools_use_disjoint_seed_ranges(pools):
 
 def test_generators_own_verifier_accepts_every_gold(pools):
     for item in pools["test"]["math"] + pools["test"]["reasoning"]:
-        assert tasks_packaged.verify(item["meta"], item["gold"]) >= 1.0, item["meta"]["question"]
+        assert generated_items.verify(item["meta"], item["gold"]) >= 1.0, item["meta"]["question"]
 
 
 def _one_solution(meta, entry):

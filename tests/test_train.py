@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import conversations, models, streams, throughput, train
+from lib import models
 from lib.files import ROOT, write_jsonl
+from lib.training import conversations, streams, throughput, train
 from tests import tiny
 
 CHAT = [
@@ -236,7 +237,7 @@ def test_an_estimate_follows_the_measurement_and_is_absent_for_other_sizes(tmp_p
 @pytest.mark.slow
 def test_two_processes_train_the_adapter_that_one_would(tmp_path):
     """torchrun with two CPU processes: the losses of one process, and the adapter brought back."""
-    from lib import train_worker
+    from lib.training import train_worker
 
     name = tiny.checkpoint(tmp_path / "model")
     write_jsonl(tmp_path / "train.jsonl", rows(16))

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from lib import merge, tune
 from lib.files import ROOT, read_jsonl, write_jsonl
+from lib.training import merge, tune
 from tests import tiny
 
 VALUES = {"epochs": 2, "max_steps": 0, "learning_rate": 0.01, "warmup_share": 0.1, "effective_batch": 4,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.conversations import messages_of
 from lib.files import content_hash, read_jsonl
+from lib.training.conversations import messages_of
 
 
 def sequences(path: Path, tokenizer, samples: int, length: int, seed: int) -> tuple[list[list[int]], dict]:

@@ -45,7 +45,7 @@ def improved(rows: list[dict], out: Path, client=None, max_tokens: int = 512) ->
     client: an `endpoint.Client` as teacher; None keeps the gold answers. A row that the teacher does not answer whole
     keeps its gold answer. Returns {"rows", "answered" (by the teacher), "source"}.
     """
-    from lib.conversations import messages_of
+    from lib.training.conversations import messages_of
 
     kept, answered = [dict(row) for row in rows], 0
     if client is not None:

@@ -169,7 +169,7 @@ def answer_agreement(model, loaded, tokenizer, prompts: list[str], tokens: int) 
     same_ids: llama.cpp's tokenizer gives the prompt's ids; first: place of the first different token, None when all
     are equal.
     """
-    from lib import generate
+    from lib.generation import generate
 
     texts = [generate.render(tokenizer, generate.as_messages(prompt)) for prompt in prompts]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -192,8 +192,8 @@ def answer(model, tokenizer, items: list[dict], out: Path, *, system: str, max_n
 
     Rows: {"id", "sample", "text", "tokens", "finish", "seconds", "logprobs", "pieces" (text of each token)}.
     """
-    from lib import generate
     from lib.evaluation import answers
+    from lib.generation import generate
 
     texts = [generate.render(tokenizer, generate.as_messages(item["prompt"])) for item in items]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from lib import stats
-from lib.conversations import IGNORED, collate
+from lib.training.conversations import IGNORED, collate
 
 
 def open_model(folder: str, dtype: str, compute_dtype: str):
@@ -17,7 +17,8 @@ def open_model(folder: str, dtype: str, compute_dtype: str):
     float32 arithmetic on weights rounded to 16 bits is the fast way on processors without 16-bit matrix units, and
     leaves the weights' own loss as the only one.
     """
-    from lib import merge, models
+    from lib import models
+    from lib.training import merge
 
     return merge.load_rounded(folder, dtype) if compute_dtype == "float32" else models.load(folder, compute_dtype)[0]
 

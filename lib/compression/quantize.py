@@ -73,8 +73,9 @@ def reload(folder: Path, compute_dtype: str):
     import torch
     import transformers
 
-    from lib import decoding, models
+    from lib import models
     from lib.compression.oneshot import quiet
+    from lib.generation import decoding
 
     decoding.register_attention()
     transformers.utils.logging.disable_progress_bar()
@@ -111,8 +112,8 @@ def run(methods: list[str], source: str, key: str, tokenizer, sequences, held_ou
     Returns a row a system: {"name", "system", "bytes", "kinds", "bits_per_weight", "examples"} and, for the quantised,
         "compared" (rows of `merge.compare_logits` against the 16-bit model). Checkpoints stay in folder/<method>.
     """
-    from lib import merge
     from lib.compression import sizes
+    from lib.training import merge
 
     rows = []
     for name in [SIXTEEN, *methods]:

@@ -21,7 +21,7 @@ def distil(student_folder: Path, teacher_folder: str, tokenizer, train: list[lis
     """
     import torch
 
-    from lib.train import add_lora, autocast
+    from lib.training.train import add_lora, autocast
 
     steps, batch = settings["steps"], settings["batch"]
     if len(train) < steps * batch:
@@ -75,7 +75,7 @@ def held_out_kl(teacher, student, sequences: list[list[int]], compute_dtype: str
     """Mean `divergence` over the tokens of held-out sequences, in nats."""
     import torch
 
-    from lib.train import autocast
+    from lib.training.train import autocast
 
     student.eval()
     total = 0.0

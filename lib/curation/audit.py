@@ -10,7 +10,8 @@ from functools import partial
 from itertools import chain
 
 from lib import stats
-from lib.curation import curate, dedup, filters, language, normalise, parallel, sources
+from lib.curation import curate, filters, language, normalise, parallel, sources
+from lib.dedup import near_duplicates
 
 EVALUATION_NAMES = re.compile(
     r"gsm8k|human_?eval|mbpp|mmlu|\bbbh|big_?bench|\barc_|truthful|ifeval|mt_bench|alpaca_eval|arena_hard|bfcl|"
@@ -94,7 +95,7 @@ def orphans(stage, near, threshold: float, check: int = 2000) -> int:
     lost = int(np.isin(keepers, rows).sum())
     some = np.argsort(stage.ids[rows], kind="stable")[:check]
     for a, b in zip(stage.rows(rows[some]), stage.rows(keepers[some]), strict=True):
-        lost += dedup.jaccard(curate.evidence(a), curate.evidence(b)) < threshold - 1e-9
+        lost += near_duplicates.jaccard(curate.evidence(a), curate.evidence(b)) < threshold - 1e-9
     return lost
 
 

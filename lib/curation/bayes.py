@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from py3langid import langid
 
-from lib.curation.minhash import kernel
+from lib.dedup.minhash import kernel
 
 
 @kernel

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from lib.curation import dedup, filters, language, normalise, parallel, sources
+from lib.curation import filters, language, normalise, parallel, sources
+from lib.dedup import near_duplicates
 from lib.files import atomic_write_json, content_hash, replacing
 
 STAGES = ("unreadable", "unusable", "unfit", "foreign", "contaminated", "exact duplicate", "near-duplicate")
-CODE = ("normalise", "filters", "language", "readers", "decontaminate", "runs", "curate")
+CODE = ("normalise", "filters", "language", "readers", "decontaminate", "word_runs", "curate")
 
 
 def code_key() -> str:
@@ -203,7 +204,7 @@ class Stage:
 def deduplicate(stage: Stage, engine: str = "local", workers: int = 1, address: str = "", **options):
     """(exact, near, stats): DataFrames of row, keeper, jaccard (exact: 1.0), with the statistics of `dedup`.
 
-    engine: "local" with `workers` signing threads, or "ray" for the job of `lib.curation.cluster`, on the cluster at an
+    engine: "local" with `workers` signing threads, or "ray" for the job of `lib.cluster.near_duplicates`, on the cluster at an
     address or on `workers` processes of this machine. options: threshold, permutations and the rest, as it takes them.
 
     The text compared is the whole conversation: two different answers to one question may both stay. Two rows are
@@ -223,7 +224,7 @@ def deduplicate(stage: Stage, engine: str = "local", workers: int = 1, address: 
     exact = pd.DataFrame({"row": lost, "keeper": keeper[lost], "jaccard": np.ones(len(lost))})
     left = np.flatnonzero(keeper == np.arange(len(stage)))
     if engine == "ray":
-        from lib.curation import cluster
+        from lib.cluster import near_duplicates as cluster
 
         cluster.start(address, workers)
         names = stage.source.astype(np.int64) << cluster.NUMBER | stage.offsets  # what the job calls each row
@@ -236,7 +237,7 @@ def deduplicate(stage: Stage, engine: str = "local", workers: int = 1, address: 
         for number, row in zip(left, stage.rows(left), strict=True):
             yield int(number), evidence(row)
 
-    near, stats = dedup.near_duplicates(texts, rank[left], threads=workers, **options)
+    near, stats = near_duplicates.near_duplicates(texts, rank[left], threads=workers, **options)
     return exact, near, stats
 
 

@@ -31,7 +31,7 @@ class Index:
                  max_items: int = 3, ignore: Iterable[str] = ()):
         import numpy as np
 
-        from lib.curation import runs
+        from lib.curation import word_runs
 
         if not 2 <= minimum <= n:
             raise ValueError(f"minimum {minimum} must lie between 2 and n, {n}")
@@ -47,15 +47,15 @@ class Index:
             own = [np.empty(0, np.uint64)]
             for text, shortest in ((question, minimum), (answer or "", n)):
                 hashes, kinds = _tokens(_fold(text))
-                words = hashes[kinds == runs.WORD]
+                words = hashes[kinds == word_runs.WORD]
                 if len(words) >= shortest:
                     lengths.add(min(n, len(words)))
-                    own.append(runs.windows(words, min(n, len(words))))
+                    own.append(word_runs.windows(words, min(n, len(words))))
                 if text is question and len(asked := _unclosed(hashes, kinds)):
-                    questions.append(runs.whole(asked))
+                    questions.append(word_runs.whole(asked))
                     owners.append(number)
                     if len(asked) >= minimum:
-                        starts[int(runs.whole(asked[:minimum]))].add(len(asked))
+                        starts[int(word_runs.whole(asked[:minimum]))].add(len(asked))
             keys.append(np.unique(np.concatenate(own)))
             items.append(np.full(len(keys[-1]), number, np.int32))
         self._lengths = np.array(sorted(lengths), np.int64)
@@ -65,14 +65,14 @@ class Index:
         self._first = np.append(first, len(keys))
         self._evidence = shared <= max_items
         wording = int((~self._evidence).sum())
-        self._seen = runs.filter_bits(self._runs)
+        self._seen = word_runs.filter_bits(self._runs)
         whole, first = np.unique(np.array(questions, np.uint64), return_index=True)
         self._question_items = np.array(owners, np.int32)[first]  # of equal questions the first one
         begin = sorted(starts)
         edges = np.cumsum([0, *(len(starts[key]) for key in begin)])
         sizes = np.array([size for key in begin for size in sorted(starts[key])], np.int64)
         begin = np.array(begin, np.uint64)
-        self._questions = (whole, runs.filter_bits(whole), minimum, begin, runs.filter_bits(begin), edges, sizes)
+        self._questions = (whole, word_runs.filter_bits(whole), minimum, begin, word_runs.filter_bits(begin), edges, sizes)
         for text in ignore:
             self._evidence[self._find(*_tokens(_fold(text)))[:, 0]] = False
         self.counts = {"texts": len(self.names), "questions": len(whole), "runs": len(self._runs),
@@ -85,15 +85,15 @@ class Index:
         """
         import numpy as np
 
-        from lib.curation import runs
+        from lib.curation import word_runs
 
         found: dict[int, str] = {}
         folded = _fold(text)
         hashes, kinds = _tokens(folded)
-        places = runs.find_questions(hashes, kinds, *self._questions).tolist()
+        places = word_runs.find_questions(hashes, kinds, *self._questions).tolist()
         if question:
-            key = np.uint64(runs.whole(_unclosed(*_tokens(_fold(question)))))  # a large plain int is no uint64 to numba
-            places.append(runs.position(key, *self._questions[:2]))
+            key = np.uint64(word_runs.whole(_unclosed(*_tokens(_fold(question)))))  # a large plain int is no uint64 to numba
+            places.append(word_runs.position(key, *self._questions[:2]))
         for place in places:
             if place >= 0:
                 found.setdefault(int(self._question_items[place]), "whole question")
@@ -106,26 +106,27 @@ class Index:
 
     def _find(self, hashes, kinds):
         """Int64 rows (position among the indexed runs, start, length) of every indexed run in the tokens of a text."""
-        from lib.curation import runs
+        from lib.curation import word_runs
 
-        return runs.find(hashes, kinds, self._lengths, self._runs, self._seen)
+        return word_runs.find(hashes, kinds, self._lengths, self._runs, self._seen)
 
 
 def _tokens(folded: str):
     import numpy as np
 
-    from lib.curation import runs, textfile
+    from lib.curation import word_runs
+    from lib.dedup import textfile
 
-    return runs.tokens(np.frombuffer(textfile.encode(folded), np.uint8), runs.classes())
+    return word_runs.tokens(np.frombuffer(textfile.encode(folded), np.uint8), word_runs.classes())
 
 
 def _unclosed(hashes, kinds):
     """The tokens of a question without line ends and the marks that end it: "15 - 26 =" keeps its signs."""
-    from lib.curation import runs
+    from lib.curation import word_runs
 
-    hashes, kinds = hashes[kinds != runs.BREAK], kinds[kinds != runs.BREAK]
+    hashes, kinds = hashes[kinds != word_runs.BREAK], kinds[kinds != word_runs.BREAK]
     size = len(kinds)
-    while size and kinds[size - 1] == runs.CLOSING:
+    while size and kinds[size - 1] == word_runs.CLOSING:
         size -= 1
     return hashes[:size]
 

@@ -40,7 +40,7 @@ def clean(items: list[dict], index, *, threshold: float, permutations: int = 128
     index: `decontaminate.Index` over everything that must not be trained on. Near-duplicates are decided on question
     and answer as in 00; the earlier example stays.
     """
-    from lib.curation import dedup
+    from lib.dedup import near_duplicates
 
     kept, rejects, seen = [], [], set()
     for item in items:
@@ -54,7 +54,7 @@ def clean(items: list[dict], index, *, threshold: float, permutations: int = 128
             kept.append(item)
         seen.add(name)
     texts = [f"{item['prompt']}\n{item['meta']['worked']}" for item in kept]
-    drops, _ = dedup.near_duplicates(texts, threshold=threshold, permutations=permutations)
+    drops, _ = near_duplicates.near_duplicates(texts, threshold=threshold, permutations=permutations)
     keeper = dict(zip(drops["row"], drops["keeper"], strict=True))
     for row, other in keeper.items():
         rejects.append(_reject(kept[row], "near-duplicate", f"like: {kept[other]['meta']['question'][:120]}"))
@@ -132,7 +132,7 @@ def write_mix(accepted: list[dict], curated: Path, index, share: float, seed: in
     question set aside) are in neither. Returns {"new", "original", "share", "contaminated" (rows of mixed.jsonl that
     `index` recognises when it is read back: 0)}.
     """
-    from lib import tune
+    from lib.training import tune
 
     originals, mixed = folder / "originals.jsonl", folder / "mixed.jsonl"
     write_jsonl(originals, (row for row in read_jsonl(curated) if not _known(row, index)))

@@ -17,8 +17,11 @@ from collections.abc import Iterator
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from lib.evaluation import extract, prompts, tasks, tasks_files, tasks_knowledge, tasks_packaged
+from lib import prompts
+from lib.evaluation import extract, tasks, tasks_files
 from lib.files import content_hash, read_jsonl
+from lib.packaged import generated as generated_items
+from lib.packaged import knowledge as knowledge_items
 
 SEEDS = {"pool": 4_000_000, "teacher": 5_000_000}  # beside those of train, probe and test in tasks_packaged
 TEACHER_SHARE = 40  # per cent of the questions of a finite source that are kept for the teacher
@@ -38,7 +41,7 @@ def stream(sources: list[str], part: str, *, data: Path | None = None, curated: 
 
     part: "pool" or "teacher". data: folder with evals/, for "files". curated: train.jsonl of 00, for "curated".
     forbidden: content hashes of questions and of whole prompts (`forbidden_contents`). An item is one of
-    `lib.evaluation.prompts.item` whose meta may also hold "worked", a gold answer written out. Ends when every source
+    `lib.prompts.item` whose meta may also hold "worked", a gold answer written out. Ends when every source
     is exhausted; generated items are without end for practical sizes.
     Raises ValueError for an unknown source, or one whose place is not given.
     """
@@ -74,8 +77,8 @@ def forbidden_contents(data: str, curated: Path, evaluation: list[tuple]) -> fro
     """
     found = {content_hash(question) for _, question, _ in evaluation}
     if data == tasks.PACKAGED:
-        probes = chain(*(tasks_packaged.generated(name, "probe") for name in ("math", "reasoning")),
-                       tasks_knowledge.items("probe"))
+        probes = chain(*(generated_items.generated(name, "probe") for name in ("math", "reasoning")),
+                       knowledge_items.items("probe"))
     else:
         probes = chain(*(tasks_files.items(Path(data), name, "probe") for name in tasks.CATEGORIES))
     for item in probes:
@@ -94,11 +97,11 @@ def generated(part: str, size: int = ROW) -> Iterator[dict]:
     """reasoning-gym items, family after family in turn, from the seeds of a part."""
     import reasoning_gym
 
-    from lib.curation import packaged_rows
+    from lib.packaged import rows as packaged_rows
 
     sets = [(category, name, checker, config, reasoning_gym.create_dataset(
         name, seed=SEEDS[part], size=size, **config))
-        for category, table in (("math", tasks_packaged.MATH), ("reasoning", tasks_packaged.REASONING))
+        for category, table in (("math", generated_items.MATH), ("reasoning", generated_items.REASONING))
         for name, (checker, config) in table.items()]
     for index in range(size):
         for category, name, checker, config, dataset in sets:
@@ -116,8 +119,8 @@ def knowledge() -> Iterator[dict]:
     backwards = {"capitals": "Which of these countries has the capital {0}?",
                  "symbols": "Which element has the chemical symbol {0}?",
                  "numbers": "Which element has the atomic number {0}?"}
-    facts = [fact for fact in tasks_knowledge.facts() if tasks_knowledge.split_of(fact[0]) == "train"]
-    for item in tasks_knowledge.items("train"):
+    facts = [fact for fact in knowledge_items.facts() if knowledge_items.split_of(fact[0]) == "train"]
+    for item in knowledge_items.items("train"):
         item["meta"]["worked"] = f"{item['meta']['statement']} {prompts.ANSWER_MARK} {item['gold']}."
         yield item
     for subject, task, _, answer, statement in facts:
@@ -130,7 +133,7 @@ def knowledge() -> Iterator[dict]:
         letter = prompts.LETTERS[options.index(subject)]
         yield prompts.item(
             f"{task}_backwards", "knowledge", backwards[task].format(answer), letter, "choice", options=options,
-            licence=tasks_knowledge.LICENCE, meta={"subject": subject, "statement": statement,
+            licence=knowledge_items.LICENCE, meta={"subject": subject, "statement": statement,
                                                    "worked": f"{statement} {prompts.ANSWER_MARK} {letter}."})
 
 
@@ -139,8 +142,8 @@ def functions() -> Iterator[dict]:
 
     Only examples that call the function itself and show a literal count, and only functions that pass their own.
     """
-    from lib.curation import packaged_code
     from lib.evaluation import grade
+    from lib.packaged import functions as packaged_code
 
     for function in packaged_code.all_functions():
         tests = doctests(function["doc"], function["name"])

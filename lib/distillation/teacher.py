@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 
-from lib.evaluation import prompts
+from lib import prompts
 from lib.files import content_hash
 
 SYSTEM = ("You write exercises for a small language model that has just failed at some. Every exercise has one right "
@@ -184,7 +184,7 @@ def to_item(example: dict) -> dict:
 
 def asker(how: str, client, poll_s: float) -> Callable:
     """The function that asks an endpoint: by "chat" or by "batch", looking every `poll_s` seconds."""
-    from lib import batches
+    from lib.endpoints import batches
 
     if how == "chat":
         return client.chat

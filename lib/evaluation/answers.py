@@ -23,7 +23,7 @@ def generate(items: list[dict], loaded: tuple, *, folder: Path, system: str, mod
     Rows: {"id", "sample", "text", "tokens", "finish", "seconds"}. Finished samples are also kept in
     store.jsonl beside it, so that a killed run goes on where it stopped.
     """
-    from lib.generate import generate as run
+    from lib.generation.generate import generate as run
 
     rows: dict[str, list[dict]] = {}
     for limit, code in ((max_new_tokens, False), (max_new_tokens_code, True)):

@@ -12,7 +12,10 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
-from lib.evaluation import code_check, extract, math_worker, prompts, sandbox, tasks_packaged
+from lib import prompts
+from lib.evaluation import code_check, extract, math_worker
+from lib.packaged import generated as generated_items
+from lib.sandbox import sandbox
 
 REASONING_GYM_PASS = 1.0  # verifier score from which an answer counts as right; partial credit does not
 EXTRACTORS = ("marked", "loose")  # explicit mark; or the checker's fallback (last, first_letter, option_text) alone
@@ -184,7 +187,7 @@ def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
     if extract.normal(answer) == extract.normal(gold):
         answer = gold  # verifiers differ in what they forgive; case, quotes and a full stop are forgiven for all
     try:
-        score = tasks_packaged.verify(item["meta"], answer)
+        score = generated_items.verify(item["meta"], answer)
     except Exception as error:  # a verifier's own bug on odd input makes no right answer
         return _result(False, extract.normal(answer), extractor, f"the verifier raised {type(error).__name__}")
     correct = score >= REASONING_GYM_PASS

@@ -15,7 +15,7 @@ from lib import stats
 from lib.files import content_hash
 
 if TYPE_CHECKING:
-    from lib.endpoint import Client
+    from lib.endpoints.client import Client
 
 SYSTEM = (
     "You compare two answers to the same request. Judge how well each serves the person who asked: does it "

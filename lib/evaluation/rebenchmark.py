@@ -135,12 +135,12 @@ def diversity(rows: dict[str, list[dict]]):
 
     import pandas as pd
 
-    from lib.curation import dedup
+    from lib.dedup import near_duplicates
 
     found = []
     for name, samples in rows.items():
         texts = [row["text"] for row in samples]
-        pairs = [dedup.jaccard(a, b) for a, b in combinations(texts, 2)]
+        pairs = [near_duplicates.jaccard(a, b) for a, b in combinations(texts, 2)]
         found.append({"id": name, "distinct_2": distinct(texts), "self_similarity": _mean(pairs) if pairs else None})
     return pd.DataFrame(found, columns=["id", "distinct_2", "self_similarity"])
 

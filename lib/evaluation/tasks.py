@@ -1,7 +1,7 @@
 """Evaluation items: real ones from a folder, or those that installed packages carry. One shape for all.
 
 An item is {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}; see
-`lib.evaluation.prompts.item`. `probe` items serve decisions taken during training, `test` items the reported result,
+`lib.prompts.item`. `probe` items serve decisions taken during training, `test` items the reported result,
 `train` items are prompts to learn from. The three are disjoint by content hash, and neither probe nor test shares a
 generator seed with training rows.
 """
@@ -13,10 +13,13 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib.evaluation import tasks_files, tasks_knowledge, tasks_packaged, tasks_written
-from lib.evaluation.prompts import LETTERS
-from lib.evaluation.tasks_packaged import FAMILIES, SEEDS  # noqa: F401  (training rows use the same families, other seeds)
+from lib.evaluation import tasks_files
 from lib.files import ROOT
+from lib.packaged import generated as generated_items
+from lib.packaged import knowledge as knowledge_items
+from lib.packaged import written as tasks_written
+from lib.packaged.generated import FAMILIES, SEEDS  # noqa: F401  (training rows use the same families, other seeds)
+from lib.prompts import LETTERS
 
 PACKAGED = "packaged"
 CATEGORIES = ("math", "code", "reasoning", "knowledge", "instruction", "creativity")
@@ -83,14 +86,14 @@ def knowledge_training(seed: int) -> Iterator[tuple[str, str]]:
     """(prompt, response) pairs from the packaged facts, about countries and elements that no item asks
     about.
     """
-    return tasks_knowledge.training(seed)
+    return knowledge_items.training(seed)
 
 
 def packaged_knowledge(split: str) -> list[dict]:
     """The packaged knowledge items of "train", "probe" or "test"; `meta["statement"]` says the fact in a
     sentence.
     """
-    return list(tasks_knowledge.items(split))
+    return list(knowledge_items.items(split))
 
 
 def _gold_text(item: dict) -> str | None:
@@ -108,16 +111,16 @@ def _pool(data: str, category: str, split: str) -> list[dict]:
     if data != PACKAGED and (split != "train" or _has_training(data, category)):
         return list(tasks_files.items(_folder(data), category, split))
     if category in ("math", "reasoning"):
-        return list(tasks_packaged.generated(category, split))
+        return list(generated_items.generated(category, split))
     if category == "knowledge":
-        return list(tasks_knowledge.items(split))
+        return list(knowledge_items.items(split))
     if category == "instruction":
         return list(tasks_written.instruction(split))
     if category == "creativity":
         return list(tasks_written.creative(split))
     if split == "train":
-        return list(tasks_packaged.documented_functions())
-    return list(tasks_packaged.human_eval()) if split == "test" else []
+        return list(generated_items.documented_functions())
+    return list(generated_items.human_eval()) if split == "test" else []
 
 
 def _has_training(data: str, category: str) -> bool:

@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lib.evaluation import prompts
-from lib.evaluation.tasks_packaged import human_eval_item
+from lib import prompts
+from lib.packaged.generated import human_eval_item
 
 # category -> task -> (patterns under evals/ of its test files, of its training files); see `_member` for the splits
 FILES: dict[str, dict[str, tuple[str, str]]] = {

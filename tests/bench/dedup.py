@@ -38,17 +38,17 @@ def read(path: str) -> list[str]:
 
 
 def ours(path: str, **options):
-    """(drops {row: keeper}, statistics) of lib.curation.dedup."""
+    """(drops {row: keeper}, statistics) of lib.dedup.near_duplicates."""
     import orjson
 
-    from lib.curation import dedup
+    from lib.dedup import near_duplicates
 
     def texts():
         with open(path, "rb") as handle:
             for line in handle:
                 yield orjson.loads(line)["text"]
 
-    drops, stats = dedup.near_duplicates(texts, threshold=THRESHOLD, **options)
+    drops, stats = near_duplicates.near_duplicates(texts, threshold=THRESHOLD, **options)
     return dict(zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)), stats
 
 

@@ -25,12 +25,13 @@ SENTENCE = re.compile(r"(?<=[.!?;:])\s+|\n+")
 
 def sentences(data: str = "packaged", seed: int = 1) -> list[str]:
     """Distinct sentences of 20 to 400 characters of the training rows of `data`, in the order of the files."""
-    from lib.curation import normalise, packaged, sources
+    from lib.curation import normalise, sources
     from lib.evaluation import tasks
+    from lib.packaged import training_files
 
     with tempfile.TemporaryDirectory() as folder:
         if data == "packaged":
-            packaged.build(Path(folder), seed, 5000, list(tasks.evaluation_texts("packaged")))
+            training_files.build(Path(folder), seed, 5000, list(tasks.evaluation_texts("packaged")))
         found: dict[str, None] = {}
         for source in sources.find([], folder if data == "packaged" else data):
             for _, row, _ in sources.read(source):

@@ -46,7 +46,10 @@ def child(workers: int, folder: str) -> dict:
     """One side: 0 workers is the one-machine engine on one thread."""
     import orjson
 
-    from lib.curation import cluster, cluster_job, dedup, shards
+    from lib.cluster import job as cluster_job
+    from lib.cluster import near_duplicates as cluster
+    from lib.cluster import shards
+    from lib.dedup import near_duplicates
 
     named = shards.find([folder])
     if not workers:
@@ -56,9 +59,9 @@ def child(workers: int, folder: str) -> dict:
                     for line in handle:
                         yield orjson.loads(line)["text"]
 
-        dedup.near_duplicates(["warm", "up"])
+        near_duplicates.near_duplicates(["warm", "up"])
         start = time.perf_counter()
-        drops, _ = dedup.near_duplicates(texts)
+        drops, _ = near_duplicates.near_duplicates(texts)
         return {"seconds": time.perf_counter() - start, "drops": sorted(drops["row"].tolist())}
     os.sched_setaffinity(0, set(range(workers)))  # Ray counts processors and does not keep to them
     cluster.start(workers=workers)

@@ -46,7 +46,7 @@ def made(model, tokenizer, new) -> int:
     """New tokens up to and with the first stop token of each row, [rows, length]."""
     import torch
 
-    from lib import generate
+    from lib.generation import generate
 
     stopped = torch.isin(new, torch.tensor(generate.stop_ids(model, tokenizer), device=new.device)).int()
     return int((stopped.cumsum(1) - stopped == 0).sum())
@@ -56,7 +56,7 @@ def paged(model, tokenizer, texts, tokens: int, temperature: float) -> int:
     """transformers' continuous batching over a paged cache; returns the tokens it made."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    from lib import generate
+    from lib.generation import generate
 
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     settings = GenerationConfig(
@@ -76,7 +76,8 @@ def small(options) -> None:
     """Both sides on a real model."""
     import torch
 
-    from lib import decoding, generate, models
+    from lib import models
+    from lib.generation import decoding, generate
 
     model, tokenizer = models.load(options.model)
     prompts = [f"{QUESTIONS[i % len(QUESTIONS)]} (question {i})" for i in range(options.prompts)]
@@ -125,7 +126,7 @@ def shape_8b(options) -> None:
     import train_8b
     from transformers import GenerationConfig
 
-    from lib import decoding, decoding_graph, generate
+    from lib.generation import decoding, decoding_graph, generate
     from tests import tiny
 
     out, rows, tokenizer = options.out, [], tiny.tokenizer()

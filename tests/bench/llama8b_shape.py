@@ -46,8 +46,10 @@ def main() -> None:
     import torch
     import yaml
 
-    from lib import conversations, generate, merge, models, throughput, train
+    from lib import models
     from lib.files import write_jsonl
+    from lib.generation import generate
+    from lib.training import conversations, merge, throughput, train
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=6)

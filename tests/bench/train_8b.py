@@ -63,7 +63,8 @@ def build(adapters: bool = True, dropout: float = 0.0):
     import torch
     from transformers import LlamaForCausalLM
 
-    from lib import models, train
+    from lib import models
+    from lib.training import train
 
     start = time.perf_counter()
     torch.manual_seed(0)
@@ -141,7 +142,7 @@ def stream(pairs, seed: int = 1):
     import torch
 
     from lib import models
-    from lib.conversations import IGNORED
+    from lib.training.conversations import IGNORED
 
     lengths = [length for length, _ in pairs]
     ids = torch.randint(3, VOCABULARY, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
@@ -253,7 +254,7 @@ def apart(fast_lora):
 
 def part_ours(out: Path) -> None:
     """Ceilings; our speed at fixed and real lengths; then one piece taken away at a time."""
-    from lib import fast_lora
+    from lib.training import fast_lora
 
     model = build()
     attempt(out, "ceiling", ceilings, out, model)
@@ -301,14 +302,14 @@ class Bare:
 
 
 def part_fit(out: Path) -> None:
-    """`lib.train.fit` itself, as notebook 10 calls it: Trainer, logging, clipping, real lengths, dropout.
+    """`lib.training.train.fit` itself, as notebook 10 calls it: Trainer, logging, clipping, real lengths, dropout.
 
     Started by `torchrun` it measures as many GPUs as there are processes; the first one reports.
     """
     import torch
     from accelerate import PartialState
 
-    from lib import train
+    from lib.training import train
 
     state = PartialState(cpu=TINY)
     if not TINY:
@@ -361,7 +362,7 @@ def part_gradients(out: Path) -> None:
     """Loss and gradients at full depth, ours and peft's under autocast, against float32 document by document."""
     import torch
 
-    from lib import fast_lora, train
+    from lib.training import fast_lora, train
 
     model = build()
     model.train()
@@ -417,7 +418,8 @@ def part_curve(out: Path, steps: int = 200) -> None:
     import numpy as np
     import torch
 
-    from lib import conversations, fast_lora, models, streams, train
+    from lib import models
+    from lib.training import conversations, fast_lora, streams, train
 
     rows = [json.loads(line) for line in Path(os.environ["CURVE_ROWS"]).read_text().splitlines()]
     curves = {}
@@ -533,7 +535,7 @@ def part_unsloth(out: Path) -> None:
     import torch
     from unsloth import FastLanguageModel
 
-    from lib import train
+    from lib.training import train
     from tests import tiny
 
     folder = tempfile.mkdtemp()

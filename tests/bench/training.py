@@ -17,8 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def main() -> None:
     import torch
 
-    from lib import models, streams, train
-    from lib.conversations import IGNORED
+    from lib import models
+    from lib.training import streams, train
+    from lib.training.conversations import IGNORED
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m-instruct")

@@ -1,0 +1,76 @@
+"""Bands and sketches: which pairs of MinHash signatures become candidates, and how surely a pair is found."""
+
+from __future__ import annotations
+
+RECALL_WEIGHTS = (0.002, 0.998)  # exact Jaccard removes false positives, so the weight goes to finding
+PERMUTATIONS = 256  # 32 bands of 8: finds 99.7 % of the pairs at 0.8; 128 find 95 %
+SKETCH_MISSES = 1e-6  # share of the pairs at the threshold that may be lost by comparing sketches first
+
+
+def lsh_parameters(threshold: float, permutations: int = PERMUTATIONS, compat: bool = False) -> tuple[int, int]:
+    """(bands, rows a band) from datasketch's optimiser.
+
+    compat: datasketch's own default, which weighs false positives and misses alike (9 x 13 for 0.8 and 128,
+    finds 40 % of the pairs at 0.8); otherwise weighted for recall (32 x 8 for 256, finds 99.7 %).
+    """
+    from datasketch import MinHashLSH
+
+    weights = (0.5, 0.5) if compat else RECALL_WEIGHTS
+    chosen = MinHashLSH(threshold=threshold, num_perm=permutations, weights=weights)
+    return chosen.b, chosen.r
+
+
+def found_share(jaccard: float, bands: int, rows: int) -> float:
+    """Chance that a pair of this Jaccard similarity shares at least one band: 1 - (1 - J^rows)^bands."""
+    return 1.0 - (1.0 - jaccard**rows) ** bands
+
+
+def s_curve(bands: int, rows: int, step: float = 0.05) -> list[dict]:
+    """Rows {"jaccard", "found"} of the S-curve from 0.5 to 1."""
+    points = [round(0.5 + i * step, 6) for i in range(int(0.5 / step + 1e-9) + 1)]
+    return [{"jaccard": j, "found": found_share(j, bands, rows)} for j in points]
+
+
+def most_different_bits(threshold: float, permutations: int) -> tuple[int, int]:
+    """Different sketch bits, in the first two words and in all, that all but SKETCH_MISSES of the pairs at the
+    threshold stay within: each bit is different with probability (1 - J) / 2, independently (binomial quantile)."""
+    from scipy.stats import binom
+
+    return tuple(int(binom.isf(SKETCH_MISSES / 2, bits, (1 - threshold) / 2))
+                 for bits in (min(128, permutations), permutations))
+
+
+def chosen(bands, threshold: float, permutations: int) -> tuple[int, int]:
+    """(bands, rows) of a `bands` option: a pair, "datasketch", or None for the choice of `lsh_parameters`."""
+    if bands is None or bands == "datasketch":
+        return lsh_parameters(threshold, permutations, compat=bands == "datasketch")
+    if isinstance(bands, str) or len(bands) != 2 or min(bands) < 1 or bands[0] * bands[1] > permutations:
+        raise ValueError(f'bands is (bands, rows) with bands x rows <= {permutations}, "datasketch" or None, '
+                         f"not {bands!r}")
+    return tuple(bands)
+
+
+def buckets(signed: list, bands: int):
+    """Number the groups of entries that share a band key: (int32 (bands, entries), -1 where alone; int32 sizes).
+
+    signed: [(uint64 (bands, texts), sketches)] of the blocks of entries in order; the keys of a band are gathered,
+    sorted with the entry in the low bits, and numbered, one band at a time. Entries, not keys, take bits: at 16 M
+    entries 40 bits of a key are left, and a chance agreement costs one comparison of sketches.
+    """
+    import numpy as np
+
+    from lib.dedup import resolve
+
+    entries = sum(keys.shape[1] for keys, _ in signed)
+    mask = np.uint64((1 << max(entries - 1, 1).bit_length()) - 1)
+    numbers, sizes, total = np.empty((bands, entries), np.int32), [np.empty(0, np.int32)], 0
+    for band in range(bands if entries else 0):
+        packed = np.concatenate([keys[band] for keys, _ in signed])
+        packed &= ~mask
+        packed |= np.arange(entries, dtype=np.uint64)
+        packed.sort()
+        found = np.empty(entries // 2 + 1, np.int32)
+        count = resolve.number_buckets(packed, mask, total, numbers[band], found)
+        sizes.append(found[:count].copy())
+        total += count
+    return numbers, np.concatenate(sizes)

@@ -1,0 +1,245 @@
+"""The batch while it is being decoded: grouped attention, a cache that grows in blocks, rows that come and go.
+
+Uses transformers' own extension points (attention interface, cache layers). `lib.generation.generate` is what notebooks call;
+tests/bench/generation.py compares it with `model.generate`.
+"""
+
+from __future__ import annotations
+
+ATTENTION = "grouped_sdpa"
+ENDED_PART = 8  # ended rows stay in the batch until they are this part of it: taking rows out copies the whole cache
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """SDPA that treats the query heads of one key/value head as extra query positions while decoding.
+
+    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. Nothing is repeated, so the
+    cache is read once instead of heads / kv_heads times. Longer queries (prefill, training) take transformers' SDPA.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    batch, heads, length, width = query.shape
+    if length > 1:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    groups = heads // key.shape[1]
+    grouped = query.reshape(batch, heads // groups, groups, width)
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.shape[2]]
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, 1, heads, width), None
+
+
+def register_attention() -> None:
+    """Make `attn_implementation=ATTENTION` known to transformers. Harmless when called twice."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, grouped_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def _roomy_cache(config):
+    """A DynamicCache whose layers grow in blocks, so that a decoding step writes one column instead of copying all."""
+    import torch
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        room = 64
+
+        def lazy_initialization(self, key_states, value_states):
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.stores, self.length, self.is_initialized = None, 0, True
+
+        def update(self, key_states, value_states, *args, **kwargs):
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            end = self.length + key_states.shape[2]
+            if self.stores is None or end > self.stores[0].shape[2]:
+                self._grow(key_states, end)
+            for store, states in zip(self.stores, (key_states, value_states), strict=True):
+                store[:, :, self.length : end] = states
+            self.length = end
+            self.keys, self.values = (store[:, :, :end] for store in self.stores)
+            return self.keys, self.values
+
+        def _grow(self, like, end):
+            batch, heads, _, width = like.shape
+            stores = [
+                torch.empty(batch, heads, end + self.room, width, dtype=like.dtype, device=like.device) for _ in "kv"
+            ]
+            if self.stores is not None:
+                for new, old in zip(stores, self.stores, strict=True):
+                    new[:, :, : self.length] = old[:, :, : self.length]
+            self.stores = stores
+
+        def get_seq_length(self):
+            return self.length if self.is_initialized else 0
+
+        def rebuild(self, change):
+            """Replace keys and values, each [batch, kv_heads, length, width], by change(tensor)."""
+            self.stores = [change(store[:, :, : self.length]).contiguous() for store in self.stores]
+            self.length = self.stores[0].shape[2]
+            self.keys, self.values = self.stores
+
+        def join(self, other):
+            """Append the rows of another layer; the shorter of the two is filled with zeros on its left."""
+            width, (mine, theirs) = max(self.length, other.length), (self.length, other.length)
+            stores = []
+            for a, b in zip(self.stores, other.stores, strict=True):
+                shape = (a.shape[0] + b.shape[0], a.shape[1], width + self.room, a.shape[3])
+                store = torch.zeros(shape, dtype=a.dtype, device=a.device)
+                store[: a.shape[0], :, width - mine : width] = a[:, :, :mine]
+                store[a.shape[0] :, :, width - theirs : width] = b[:, :, :theirs]
+                stores.append(store)
+            self.stores, self.length = stores, width
+            self.keys, self.values = (store[:, :, :width] for store in stores)
+
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer() for _ in range(config.num_hidden_layers)]
+    return cache
+
+
+def prompt_groups(prompts, most_tokens: int = 4096, least_filled: float = 0.75):
+    """Lists of distinct prompts of like length, longest first.
+
+    A group has at most `most_tokens` with its padding, and no prompt shorter than `least_filled` of its longest: one
+    long prompt in a batch would otherwise make padding of the rest.
+    """
+    distinct, start = sorted(dict.fromkeys(map(tuple, prompts)), key=len, reverse=True), 0
+    while start < len(distinct):
+        longest, end = len(distinct[start]), start + 1
+        while end < len(distinct) and (end + 1 - start) * longest <= most_tokens and (
+            len(distinct[end]) >= least_filled * longest
+        ):
+            end += 1
+        yield distinct[start:end]
+        start = end
+
+
+def prefill(model, tokenizer, rows):
+    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows, vocab]."""
+    import torch
+
+    state, logits, order = None, [], {}
+    for prompts in prompt_groups(row["ids"] for row in rows):
+        made, found = prefill_group(model, tokenizer.pad_token_id, prompts)
+        order |= {ids: len(order) + index for index, ids in enumerate(prompts)}
+        state = join(state, made)
+        logits.append(found)
+    repeat = [order[tuple(row["ids"])] for row in rows]
+    return {**take(state, repeat), "rows": rows}, torch.cat(logits)[repeat]
+
+
+def prefill_group(model, pad: int, prompts):
+    """Run some prompts (token ids) left-padded together. Returns state, logits [prompts, vocab]."""
+    import torch
+
+    width = max(len(ids) for ids in prompts)
+    ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = _roomy_cache(model.config)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    kept = {"rows": list(prompts), "cache": cache, "mask": mask, "positions": positions[:, -1:] + 1}
+    return kept | {"tokens": ids[:, -1:]}, logits
+
+
+def step(model, state):
+    """Feed the last chosen tokens; returns logits [rows, vocab] and moves the state one position on."""
+    import torch
+
+    state["mask"] = torch.cat([state["mask"], state["mask"].new_ones(len(state["rows"]), 1)], 1)
+    logits = model(
+        input_ids=state["tokens"],
+        attention_mask=state["mask"],
+        position_ids=state["positions"],
+        past_key_values=state["cache"],
+        use_cache=True,
+    ).logits[:, -1]
+    state["positions"] = state["positions"] + 1
+    return logits
+
+
+def take(state, index: list[int]):
+    """The state with the rows at `index` of its tensors; columns that are padding for all of them go."""
+    import torch
+
+    chosen = torch.tensor(index, device=state["mask"].device)
+    mask = state["mask"].index_select(0, chosen)
+    first = int(mask.any(0).int().argmax())
+    for layer in state["cache"].layers:
+        layer.rebuild(lambda tensor: tensor.index_select(0, chosen)[:, :, first:])
+    tensors = {name: state[name].index_select(0, chosen) for name in ("positions", "tokens")}
+    return {**state, **tensors, "mask": mask[:, first:]}
+
+
+def select(state, keep: list[int]):
+    """Unfinished rows of a state, or None when all are finished."""
+    if not keep:
+        return None
+    if len(keep) == len(state["rows"]):
+        return state
+    return {**take(state, keep), "rows": [state["rows"][index] for index in keep]}
+
+
+def join(first, second):
+    """Two states as one; the shorter cache gets masked columns on its left."""
+    import torch
+    from torch.nn.functional import pad
+
+    if first is None or second is None:
+        return first or second
+    width = max(first["mask"].shape[1], second["mask"].shape[1])
+    for one, other in zip(first["cache"].layers, second["cache"].layers, strict=True):
+        one.join(other)
+    masks = [pad(state["mask"], (width - state["mask"].shape[1], 0)) for state in (first, second)]
+    joined = {name: torch.cat([first[name], second[name]]) for name in ("positions", "tokens")}
+    return {**joined, "rows": first["rows"] + second["rows"], "cache": first["cache"], "mask": torch.cat(masks)}
+
+
+class Growing:
+    """The batch of `lib.generation.generate`: its cache grows with the longest row, and rows leave it when they have ended.
+
+    A row is a dict with "ids" (prompt) and "ended". Rows are admitted when half of the batch is free.
+    """
+
+    def __init__(self, model, tokenizer, size: int):
+        self.model, self.tokenizer, self.size = model, tokenizer, size
+        self.state = self.new = None
+
+    @property
+    def rows(self) -> list[dict]:
+        return self.state["rows"] if self.state else []
+
+    def room(self) -> int:
+        """How many rows may be admitted now."""
+        free = self.size - len(self.rows)
+        return free if free >= max(1, self.size // 2) else 0
+
+    def admit(self, rows: list[dict]):
+        """Run the prompts of new rows; returns logits [rows, vocab]. `put` must follow."""
+        self.new, logits = prefill(self.model, self.tokenizer, rows)
+        return logits
+
+    def step(self):
+        """Logits [rows, vocab] that follow the tokens put last."""
+        return step(self.model, self.state)
+
+    def put(self, rows: list[dict], tokens) -> None:
+        """Hand over the tokens [rows] chosen for the rows just admitted, or for all; ended rows may leave."""
+        state = {**(self.new or self.state), "tokens": tokens[:, None]}
+        live = [index for index, row in enumerate(rows) if not row["ended"]]
+        if len(rows) - len(live) >= max(1, len(rows) // ENDED_PART):
+            state = select(state, live)
+        self.state, self.new = join(self.state, state) if self.new else state, None

@@ -1,0 +1,171 @@
+"""The batch on a CUDA device: a ring of columns, and one captured step that is replayed.
+
+Kernel by kernel, a step of an 8B takes 35 to 60 ms to launch, whatever its batch; as one CUDA graph it takes what the
+card needs (tests/bench/generation.py). A graph wants tensors that stay where they are, so the cache is a fixed number
+of places of a fixed number of columns. All places write the same column, and after the last column comes the first
+again: a row lives no longer than the ring is, its mask says which columns are its own, and keys carry their true
+positions, so the order of the columns does not matter. A row that has ended leaves its place to the next prompt;
+nothing is copied but that prompt.
+"""
+
+from __future__ import annotations
+
+from lib.generation import decoding
+
+BLOCK = 16  # columns are a multiple of it, as the attention kernels like their masks
+FREE_PART = 8  # prompts are admitted when this part of the places is free, so that they share a forward pass
+
+
+def usable(model) -> bool:
+    """Whether steps of this model can be captured: dense weights on a CUDA device."""
+    return model.device.type == "cuda" and not getattr(model, "is_quantized", False)
+
+
+def places(model, wanted: int, columns: int, free_bytes: int) -> int:
+    """How many of `wanted` rows fit in `free_bytes`: cache, and a row of logits with what sampling makes of it.
+
+    Raises ValueError when not one fits.
+    """
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * heads * width * columns * model.dtype.itemsize
+    row = cache + 40 * config.vocab_size  # float32 and float64 copies of the logits of a row
+    if free_bytes < row:
+        raise ValueError(f"a row of {columns} tokens needs {row / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free; "
+                         "lower max_new_tokens or free the device")
+    return max(1, min(wanted, free_bytes // row))
+
+
+def _ring_cache(model, rows: int, columns: int, column):
+    """A cache whose layers write one column, the one that the tensor `column` names, and hand out all."""
+    import torch
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class RingLayer(DynamicLayer):
+        def lazy_initialization(self, key_states, value_states):
+            _, heads, _, width = key_states.shape
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            # zeros, not empty: a column that is masked still counts times nothing, and nothing times NaN is NaN
+            self.stores = [torch.zeros(rows, heads, columns, width, dtype=self.dtype, device=self.device) for _ in "kv"]
+            self.keys, self.values = self.stores
+
+        def update(self, key_states, value_states, *args, **kwargs):
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            for store, states in zip(self.stores, (key_states, value_states), strict=True):
+                store.index_copy_(2, column, states)
+            return self.stores
+
+        def get_seq_length(self):
+            return columns
+
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RingLayer() for _ in range(model.config.num_hidden_layers)]
+    return cache
+
+
+class Ring:
+    """The batch of `lib.generation.generate` on CUDA, with the methods of `decoding.Growing`.
+
+    longest: tokens of the longest row, prompt and answer. The step is captured on CUDA alone; elsewhere it runs as is,
+    which is what tests compare.
+    """
+
+    def __init__(self, model, tokenizer, size: int, longest: int):
+        import torch
+
+        self.model, self.tokenizer, device = model, tokenizer, model.device
+        self.columns = -(-longest // BLOCK) * BLOCK
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            size = places(model, size, self.columns, int(0.85 * free) - 2**30)  # a group of prompts takes under 1 GiB
+        nobody = {"ended": True, "out": [], "uniform": torch.zeros(1, dtype=torch.float64)}
+        self.rows: list[dict] = [nobody] * size
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        self.positions = torch.zeros(size, 1, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(size, 1, dtype=torch.long, device=device)
+        lowest = torch.finfo(model.dtype).min
+        self.mask = torch.full((size, 1, 1, self.columns), lowest, dtype=model.dtype, device=device)
+        self.cache = _ring_cache(model, size, self.columns, self.column)
+        self.graph = self.logits = self.taken = None
+
+    def room(self) -> int:
+        """How many rows may be admitted now."""
+        free = sum(row["ended"] for row in self.rows)
+        return free if free >= max(1, len(self.rows) // FREE_PART) else 0
+
+    def admit(self, rows: list[dict]):
+        """Run the prompts of new rows and put them into free places; returns logits [rows, vocab]. `put` follows."""
+        import torch
+
+        if not self.cache.layers[0].is_initialized:
+            self._capture()
+        free = [place for place, row in enumerate(self.rows) if row["ended"]][: len(rows)]
+        for place, row in zip(free, rows, strict=True):
+            self.rows[place] = row
+        at, device = int(self.column), self.model.device
+        logits = None
+        for prompts in decoding.prompt_groups(row["ids"] for row in rows):
+            made, found = decoding.prefill_group(self.model, self.tokenizer.pad_token_id, prompts)
+            logits = found.new_empty(len(rows), found.shape[1]) if logits is None else logits
+            order = {ids: index for index, ids in enumerate(prompts)}
+            mine = [index for index, row in enumerate(rows) if tuple(row["ids"]) in order]
+            source = torch.tensor([order[tuple(rows[index]["ids"])] for index in mine], device=device)
+            target = torch.tensor([free[index] for index in mine], device=device)
+            width = made["mask"].shape[1]
+            columns = torch.arange(at - width, at, device=device) % self.columns
+            for ring, layer in zip(self.cache.layers, made["cache"].layers, strict=True):
+                for store, states in zip(ring.stores, (layer.keys, layer.values), strict=True):
+                    store[target[:, None], :, columns] = states[source].transpose(1, 2)
+            seen = torch.zeros_like(self.mask[0, 0, 0]).expand(len(mine), -1).clone()
+            seen[:, columns] = made["mask"][source].to(seen.dtype)
+            self.mask[target, 0, 0] = (1 - seen) * torch.finfo(self.mask.dtype).min
+            self.positions[target] = made["positions"][source]
+            logits[mine] = found[source]
+        self.taken = torch.tensor(free, device=device)
+        return logits
+
+    def step(self):
+        """Logits [places, vocab] that follow the tokens put last; those of empty places mean nothing."""
+        if self.graph is None:
+            return self._forward()
+        self.graph.replay()
+        return self.logits
+
+    def put(self, rows: list[dict], tokens) -> None:
+        """Hand over the tokens [rows] chosen for the rows just admitted, or for all."""
+        if self.taken is None:
+            self.tokens.copy_(tokens[:, None])
+        else:
+            self.tokens[self.taken] = tokens[:, None]
+            self.taken = None
+
+    def _forward(self):
+        """One step on the tensors that stay: own column seen, forward, one position and one column on."""
+        self.mask.index_fill_(3, self.column, 0)
+        logits = self.model(
+            input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]  # fmt: skip
+        self.positions += 1
+        self.column.copy_((self.column + 1) % self.columns)
+        return logits
+
+    def _capture(self) -> None:
+        """Run a step on empty places, which makes the cache, and on CUDA capture the next."""
+        import torch
+
+        if self.model.device.type != "cuda":
+            self._forward()
+            return
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(2):
+                self._forward()
+        torch.cuda.current_stream().wait_stream(beside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self._forward()
