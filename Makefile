@@ -12,6 +12,7 @@ run: $(READY)
 	@.venv/bin/python -m lib.run $(PROFILE) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 test: $(READY)
+	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 

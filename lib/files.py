@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent  # relative paths in parameters start here, in Jupyter and papermill alike
+ROOT = (
+    Path(__file__).resolve().parent.parent
+)  # relative paths in parameters start here, in Jupyter and papermill alike
 
 
 def content_hash(*parts: str) -> str:
     """16 hex digits of SHA-256 over the parts, white space folded and lower-cased, joined by 0x1F.
 
-    Two rows that differ only in case or spacing are the same content, so they can never land in two splits.
+    Two rows that differ only in case or spacing are the same content, so they can never land in two
+    splits.
     """
     folded = "\x1f".join(" ".join((part or "").lower().split()) for part in parts)
     return hashlib.sha256(folded.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -33,12 +36,15 @@ def sha256_file(path: str | Path) -> str:
 
 @contextmanager
 def replacing(path: str | Path, mode: str = "w") -> Iterator:
-    """Open a temporary file beside `path`; rename it over `path` on success, delete it on any error."""
+    """Open a temporary file beside `path`; rename it over `path` on success, delete it on any
+    error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as handle:
+        with os.fdopen(
+            descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8"})
+        ) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -56,7 +62,8 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 
 def atomic_write_json(path: str | Path, value) -> None:
-    """Write JSON atomically. NaN and infinity are refused: a metric that was not measured is absent."""
+    """Write JSON atomically. NaN and infinity are refused: a metric that was not measured is
+    absent."""
     atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -79,5 +86,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                message = f"{path}, line {number}: not JSON ({error}); delete the file to have it rebuilt"
+                message = (
+                    f"{path}, line {number}: not JSON ({error}); delete the file to have it rebuilt"
+                )
                 raise ValueError(message) from error

@@ -1,6 +1,8 @@
-"""Parameters: what a notebook declares, what a profile sets, and one clear sentence when the two disagree.
+"""Parameters: what a notebook declares, what a profile sets, and one clear sentence when the two
+disagree.
 
-This is the only module that reads YAML. Files are flat, because papermill replaces a nested dict whole.
+This is the only module that reads YAML. Files are flat, because papermill replaces a nested dict
+whole.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ DTYPES = ("auto", "bfloat16", "float32")  # of matrix products; auto is resolved
 
 
 class ParameterError(ValueError):
-    """A parameter, profile or gate file that cannot be used. The message is one sentence for the user."""
+    """A parameter, profile or gate file that cannot be used. The message is one sentence for the
+    user."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Parameter:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error and a date stays a string, as in papermill."""
+    """Safe YAML in which a key that stands twice is an error and a date stays a string, as in
+    papermill."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -56,29 +60,39 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     """The valid word most like `word`, or all of them when none is near."""
     valid = sorted(valid)
     close = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.5)
-    return f"the nearest valid one is {close[0]!r}" if close else f"valid are: {', '.join(valid) or 'none'}"
+    return (
+        f"the nearest valid one is {close[0]!r}"
+        if close
+        else f"valid are: {', '.join(valid) or 'none'}"
+    )
 
 
 def shown(path: str | Path, root: Path = ROOT) -> str:
-    """A path relative to the repository where possible, so that messages and records name no machine."""
+    """A path relative to the repository where possible, so that messages and records name no
+    machine."""
     path = Path(path)
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def read_yaml(path: Path, root: Path = ROOT):
-    """The value of a YAML file. Raises ParameterError naming the file, and the line of a syntax error."""
+    """The value of a YAML file. Raises ParameterError naming the file, and the line of a syntax
+    error."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ParameterError(f"{shown(path, root)} is missing; {nearest(path.name, siblings)}") from None
+        raise ParameterError(
+            f"{shown(path, root)} is missing; {nearest(path.name, siblings)}"
+        ) from None
     except ParameterError as error:
         raise ParameterError(f"{shown(path, root)}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or error
-        raise ParameterError(f"{shown(path, root)}{where}: not readable as YAML ({reason})") from None
+        raise ParameterError(
+            f"{shown(path, root)}{where}: not readable as YAML ({reason})"
+        ) from None
 
 
 def read_flat(path: Path, root: Path = ROOT) -> dict:
@@ -87,12 +101,15 @@ def read_flat(path: Path, root: Path = ROOT) -> dict:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ParameterError(f"{shown(path, root)}: must hold lines `key: value`, not {_kind(value)}")
+        raise ParameterError(
+            f"{shown(path, root)}: must hold lines `key: value`, not {_kind(value)}"
+        )
     for key, entry in value.items():
         inner = entry if isinstance(entry, list) else [entry]
         if isinstance(entry, dict) or any(isinstance(item, (dict, list)) for item in inner):
             raise ParameterError(
-                f"{shown(path, root)}: {key} is nested; write flat keys, a nested default is replaced whole"
+                f"{shown(path, root)}: {key} is nested; write flat keys, a nested default is"
+                " replaced whole"
             )
     return value
 
@@ -109,8 +126,9 @@ def notebook_path(name: str, root: Path = ROOT) -> Path:
 def declared(path: Path, root: Path = ROOT) -> dict[str, Parameter]:
     """Parameters that a notebook declares, in order, read without running it.
 
-    Raises ParameterError for anything papermill would misread: no tagged cell, two of them, an expression,
-    several lines to one parameter, or a second `=` on the line, which hides the parameter from papermill.
+    Raises ParameterError for anything papermill would misread: no tagged cell, two of them, an
+    expression, several lines to one parameter, or a second `=` on the line, which hides the
+    parameter from papermill.
     """
     where = shown(path, root)
     try:
@@ -121,30 +139,40 @@ def declared(path: Path, root: Path = ROOT) -> dict[str, Parameter]:
         raise ParameterError(f"{where}: not a notebook ({error})") from None
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
-        raise ParameterError(f"{where}: one cell must carry the tag 'parameters', found {len(tagged)}")
+        raise ParameterError(
+            f"{where}: one cell must carry the tag 'parameters', found {len(tagged)}"
+        )
     source = "".join(tagged[0]["source"])
     try:
         statements = ast.parse(source).body
     except SyntaxError as error:
-        raise ParameterError(f"{where}: parameters cell, line {error.lineno}: {error.msg}") from None
+        raise ParameterError(
+            f"{where}: parameters cell, line {error.lineno}: {error.msg}"
+        ) from None
     lines, comments, found = source.splitlines(), _comments(source), {}
     for statement in statements:
         line = statement.lineno
         text = lines[line - 1].strip()
         target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-        if not isinstance(target, ast.Name) or len(statement.targets) != 1 or statement.end_lineno != line:
+        if (
+            not isinstance(target, ast.Name)
+            or len(statement.targets) != 1
+            or statement.end_lineno != line
+        ):
             raise ParameterError(
                 f"{where}: parameters cell, line {line}: write `name = literal  # why`: {text}"
             )
         if lines[line - 1].count("=") > 1:
             raise ParameterError(
-                f"{where}: the line of parameter {target.id!r} holds a second '=' (in its comment or value), "
-                "which hides the parameter from papermill; reword it"
+                f"{where}: the line of parameter {target.id!r} holds a second '=' (in its comment"
+                " or value), which hides the parameter from papermill; reword it"
             )
         try:
             default = ast.literal_eval(statement.value)
         except ValueError:
-            raise ParameterError(f"{where}: the default of {target.id!r} must be a literal: {text}") from None
+            raise ParameterError(
+                f"{where}: the default of {target.id!r} must be a literal: {text}"
+            ) from None
         if target.id in found:
             raise ParameterError(f"{where}: the parameter {target.id!r} is declared twice")
         found[target.id] = Parameter(target.id, default, comments.get(line, ""))
@@ -161,25 +189,41 @@ def _kind(value) -> str:
         return f"the boolean {str(value).lower()}"
     if value is None:
         return "an empty value"
-    names = {int: "the integer", float: "the number", str: "the text", list: "the list", dict: "the mapping"}
+    names = {
+        int: "the integer",
+        float: "the number",
+        str: "the text",
+        list: "the list",
+        dict: "the mapping",
+    }
     return f"{names.get(type(value), type(value).__name__)} {value!r}"
 
 
 def check(where: str, name: str, value, default) -> object:
-    """`value` if it fits the type of `default` (an integer fits a float). Raises ParameterError otherwise."""
+    """`value` if it fits the type of `default` (an integer fits a float). Raises ParameterError
+    otherwise."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ParameterError(f"{where}: {name} is {value}; it must be a finite number")
     if isinstance(default, list):
         if not isinstance(value, list):
-            raise ParameterError(f"{where}: {name} is {_kind(value)}; it must be a list, e.g. {default!r}")
+            raise ParameterError(
+                f"{where}: {name} is {_kind(value)}; it must be a list, e.g. {default!r}"
+            )
         inner = default[0] if default else None
-        return [v if inner is None else check(where, f"{name}[{i}]", v, inner) for i, v in enumerate(value)]
+        return [
+            v if inner is None else check(where, f"{name}[{i}]", v, inner)
+            for i, v in enumerate(value)
+        ]
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is type(default):
         return value
     hint = ""
-    if isinstance(default, (int, float)) and not isinstance(default, bool) and isinstance(value, str):
+    if (
+        isinstance(default, (int, float))
+        and not isinstance(default, bool)
+        and isinstance(value, str)
+    ):
         try:
             number = float(value)
             hint = f"; YAML reads {value} as text, write {_with_point(number)}"
@@ -187,8 +231,12 @@ def check(where: str, name: str, value, default) -> object:
             pass
     elif isinstance(default, str):
         hint = "; put it in quotes"
-    wanted = {bool: "true or false", int: "an integer", float: "a number", str: "text"}[type(default)]
-    raise ParameterError(f"{where}: {name} is {_kind(value)}; it must be {wanted}, as {default!r} is{hint}")
+    wanted = {bool: "true or false", int: "an integer", float: "a number", str: "text"}[
+        type(default)
+    ]
+    raise ParameterError(
+        f"{where}: {name} is {_kind(value)}; it must be {wanted}, as {default!r} is{hint}"
+    )
 
 
 def _with_point(number: float) -> str:
@@ -197,7 +245,8 @@ def _with_point(number: float) -> str:
 
 
 def apply(where: str, values: dict, into: dict[str, Parameter], owner: str) -> dict:
-    """Checked values. Raises ParameterError for a key that `owner` does not declare, or of the wrong type."""
+    """Checked values. Raises ParameterError for a key that `owner` does not declare, or of the
+    wrong type."""
     for key in values:
         if key not in into:
             raise ParameterError(f"{where}: {owner} has no parameter {key!r}; {nearest(key, into)}")
@@ -210,12 +259,18 @@ def profiles(root: Path = ROOT) -> list[str]:
 
 
 def effective(
-    profile: str, names: list[str], overrides: dict | None = None, root: Path = ROOT, chosen: list[str] | None = None
+    profile: str,
+    names: list[str],
+    overrides: dict | None = None,
+    root: Path = ROOT,
+    chosen: list[str] | None = None,
 ) -> dict[str, dict[str, object]]:
-    """Every parameter of every named notebook: its defaults, common.yaml, <notebook>.yaml, then overrides.
+    """Every parameter of every named notebook: its defaults, common.yaml, <notebook>.yaml, then
+    overrides.
 
-    Reads and checks the whole profile before anything runs; raises ParameterError at the first fault.
-    An override goes to each of the `chosen` notebooks (all by default) that declares it; one at least must.
+    Reads and checks the whole profile before anything runs; raises ParameterError at the first
+    fault. An override goes to each of the `chosen` notebooks (all by default) that declares it; one
+    at least must.
     """
     folder = root / "params" / profile
     if not folder.is_dir():
@@ -225,7 +280,9 @@ def effective(
             try:
                 notebook_path(file.stem, root)
             except ParameterError as error:
-                raise ParameterError(f"{shown(file, root)} belongs to no notebook: {error}") from None
+                raise ParameterError(
+                    f"{shown(file, root)} belongs to no notebook: {error}"
+                ) from None
     common = read_flat(folder / "common.yaml", root)
     result, known = {}, {}
     for name in names:
@@ -239,7 +296,9 @@ def effective(
         mine = {key: value for key, value in (overrides or {}).items() if key in own and to_run}
         result[name] = values | apply("-p on the command line", mine, own, f"notebook {name}")
         known_dtype(f"profile {profile}, notebook {name}", result[name])
-        _folders_exist(result[name], {path: read_flat(path, root), folder / "common.yaml": common}, mine, root)
+        _folders_exist(
+            result[name], {path: read_flat(path, root), folder / "common.yaml": common}, mine, root
+        )
     apply("-p on the command line", overrides or {}, known, "the run")
     return result
 
@@ -251,16 +310,21 @@ def known_dtype(where: str, values: dict) -> None:
 
 
 def _folders_exist(values: dict, files: dict[Path, dict], overrides: dict, root: Path) -> None:
-    """ParameterError when `data`, or a `model` written as a path, names a folder that is not there."""
+    """ParameterError when `data`, or a `model` written as a path, names a folder that is not
+    there."""
     for key in ("data", "model"):
         value = values.get(key)
         is_path = isinstance(value, str) and (key == "data" or value.startswith((".", "/", "~")))
         if not is_path or value == "packaged" or (root / Path(value).expanduser()).is_dir():
             continue
-        origin = next((shown(path, root) for path, content in files.items() if key in content), "the notebook")
+        origin = next(
+            (shown(path, root) for path, content in files.items() if key in content), "the notebook"
+        )
         beside = (root / Path(value).expanduser()).parent
         found = [str(Path(value).parent / each.name) for each in beside.glob("*") if each.is_dir()]
-        near = nearest(value, [*found, "packaged"] if key == "data" else found or ["a folder that exists"])
+        near = nearest(
+            value, [*found, "packaged"] if key == "data" else found or ["a folder that exists"]
+        )
         origin = "-p on the command line" if key in overrides else origin
         raise ParameterError(f"{origin}: {key} is {value!r}, and there is no such folder; {near}")
 

@@ -1,6 +1,8 @@
-"""How evaluation items are worded, in one place, so that base and tuned model always see the same prompt.
+"""How evaluation items are worded, in one place, so that base and tuned model always see the same
+prompt.
 
-The answer format asked for here is the one that `lib.evaluation.grade` looks for first (its extractors named `marked`).
+The answer format asked for here is the one that `lib.evaluation.grade` looks for first (its
+extractors named `marked`).
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ from lib.files import content_hash
 ANSWER_MARK = "The answer is"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-# Measured on SmolLM2-135M with 120 probe items: this sentence is obeyed in 91 % of the answers; "End with: The answer
-# is X." in a third (the model copies the X), and quotation marks around the mark are echoed.
+# Measured on SmolLM2-135M with 120 probe items: this sentence is obeyed in 91 % of the answers;
+# "End with: The answer is X." in a third (the model copies the X), and quotation marks around the
+# mark are echoed.
 FINISH = "Finish with the sentence: The answer is ..."
 QUESTION = "{question}\n\n" + FINISH
 CHOICE = "{question}\n\n{options}\n\nAnswer with the letter. " + FINISH
 COMPLETE = (
-    "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{question}\n```"
+    "Complete this Python function. Answer with the whole function in one code"
+    " block.\n\n```python\n{question}\n```"
 )
 WRITE = (
     "{question}\n\nWrite the Python function. It must pass tests like this one:\n\n"
@@ -30,8 +34,8 @@ def options_block(options: list[str]) -> str:
 
 
 def render(checker: str, question: str, options: list[str] | None = None, example: str = "") -> str:
-    """The user message for a question. `options` for choices, `example` (one test) for functions to be
-    written.
+    """The user message for a question. `options` for choices, `example` (one test) for functions to
+    be written.
     """
     if checker == "code":
         template = WRITE if example else COMPLETE

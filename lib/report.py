@@ -1,4 +1,5 @@
-"""The page of a run: README.md, index.html and the code-free notebooks, from metrics/*.json alone."""
+"""The page of a run: README.md, index.html and the code-free notebooks, from metrics/*.json
+alone."""
 
 from __future__ import annotations
 
@@ -14,31 +15,51 @@ from lib.workbook.progress import clock
 
 SYSTEMS = ("base", "tuned", "consistent", "distilled", "compressed", "routed")
 # one of each, in this order; where fewer than two of them have one, others stand in
-FIGURES = ("12_benchmark", "13_consistency", "16_rebenchmark", "20_prune", "22_gguf", "25_calibrate")
-STATUS = {"absent": "not run", "stale": "older than what it reads"}  # where the word itself does not say it
+FIGURES = (
+    "12_benchmark",
+    "13_consistency",
+    "16_rebenchmark",
+    "20_prune",
+    "22_gguf",
+    "25_calibrate",
+)
+STATUS = {
+    "absent": "not run",
+    "stale": "older than what it reads",
+}  # where the word itself does not say it
 
 
 def collect(out: Path, root: Path, names: list[str], pending: list[str] | None = None) -> tuple:
     """({notebook: status}, {notebook: record}, judged gates) of outputs/<run>.
 
-    `pending`: notebooks that the present run still has ahead. A notebook that is pending, running or failed
-    contributes no numbers, even if an earlier run left some.
+    `pending`: notebooks that the present run still has ahead. A notebook that is pending, running
+    or failed contributes no numbers, even if an earlier run left some.
     """
     status = state.statuses(out, names) | {name: "pending" for name in pending or []}
     records = record.load(out, [name for name in names if status[name] in ("done", "stale")])
-    return status, records, gates.judge_all({name: r["metrics"] for name, r in records.items()}, root)
+    return (
+        status,
+        records,
+        gates.judge_all({name: r["metrics"] for name, r in records.items()}, root),
+    )
 
 
-def write(out: Path, *, root: Path = ROOT, names: list[str], pending: list[str] | None = None) -> None:
+def write(
+    out: Path, *, root: Path = ROOT, names: list[str], pending: list[str] | None = None
+) -> None:
     """Write outputs/<run>/README.md and index.html; see `collect` for `pending`."""
     status, records, judged = collect(out, root, names, pending)
     title = f"Run {out.name}: what was targeted, measured, and how sure we are"
     standing = sorted({text for r in records.values() for text in r["stands_in"]})
     blocks: list[tuple] = [("lead", _lead(status, records, judged))]
     for word, verdict in (("Missed", "FAIL"), ("Undecided", "inconclusive")):
-        found = [gate["statement"].partition(" (")[0] for gate in judged if gate["verdict"] == verdict]
+        found = [
+            gate["statement"].partition(" (")[0] for gate in judged if gate["verdict"] == verdict
+        ]
         blocks += [("p", f"{word}: {'; '.join(found)}.")] if found else []
-    blocks += [("p", f"What stood in for the real thing: {'; '.join(standing)}.")] if standing else []
+    blocks += (
+        [("p", f"What stood in for the real thing: {'; '.join(standing)}.")] if standing else []
+    )
     blocks += _systems(records) + _figures(out, records, judged) + _gates(judged, records)
     blocks += _notebooks(out, status, records) + _ledger(records) + _provenance(records)
     atomic_write_text(out / "README.md", page.markdown(title, blocks))
@@ -50,10 +71,14 @@ def _lead(status: dict, records: dict, judged: list[dict]) -> str:
     broken = [name for name, word in status.items() if word in ("failed", "interrupted")]
     sentences = [f"{', '.join(broken)} did not finish."] if broken else []
     if ahead:
-        sentences.append(f"This run is under way, {len(ahead)} of {len(status)} notebooks are ahead.")
+        sentences.append(
+            f"This run is under way, {len(ahead)} of {len(status)} notebooks are ahead."
+        )
     sentences.append(record.verdict(judged))
     systems = record.systems(records)
-    quality = [f"{s} {gates.written(systems[s]['quality'])}" for s in systems if "quality" in systems[s]]
+    quality = [
+        f"{s} {gates.written(systems[s]['quality'])}" for s in systems if "quality" in systems[s]
+    ]
     if quality:
         sentences.append(f"Quality: {'; '.join(quality)}.")
     return " ".join(sentences)
@@ -68,12 +93,18 @@ def _systems(records: dict) -> list[tuple]:
     rows = []
     for name in sorted(systems, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS)):
         columns = {"quality": None, "bytes": "bytes", "speed": None, "cost": "USD"}
-        rows.append([name, *(gates.written(systems[name].get(c), unit) for c, unit in columns.items())])
+        rows.append(
+            [name, *(gates.written(systems[name].get(c), unit) for c, unit in columns.items())]
+        )
     absent = [name for name in SYSTEMS if name not in systems]
     blocks: list[tuple] = [("h2", "Systems")]
     if rows:
-        blocks.append(("table", ["system", "quality [95 % interval], n", "on disk", "speed", "cost"], rows))
-    return blocks + ([("note", f"Not measured in this run: {', '.join(absent)}.")] if absent else [])
+        blocks.append(
+            ("table", ["system", "quality [95 % interval], n", "on disk", "speed", "cost"], rows)
+        )
+    return blocks + (
+        [("note", f"Not measured in this run: {', '.join(absent)}.")] if absent else []
+    )
 
 
 def _figures(out: Path, records: dict, judged: list[dict]) -> list[tuple]:
@@ -101,10 +132,13 @@ def _gates(judged: list[dict], records: dict) -> list[tuple]:
         more += " threshold changed since it ran" if gate["id"] in moved else ""
         measured = gates.written(gate["measured"], gate["unit"]) if gate["measured"] else ""
         badge = Badge(gate["verdict"], gate["verdict"].replace(" ", "-"), more.strip())
-        rows.append([gate["notebook"][:2], badge, gate["statement"], gates.threshold_text(gate), measured])
+        rows.append(
+            [gate["notebook"][:2], badge, gate["statement"], gates.threshold_text(gate), measured]
+        )
     how = (
-        "Thresholds are written before a run and judged from the 95 % interval: pass when all of it "
-        "satisfies, FAIL when all of it violates, inconclusive when it straddles. Not measured is not zero."
+        "Thresholds are written before a run and judged from the 95 % interval: pass when all of it"
+        " satisfies, FAIL when all of it violates, inconclusive when it straddles. Not measured is"
+        " not zero."
     )
     columns = ["in", "verdict", "gate", "threshold", "measured [95 % interval], n"]
     return [("h2", "Gates"), ("table", columns, rows), ("note", how)]
@@ -135,13 +169,18 @@ def _ledger(records: dict) -> list[tuple]:
 
 
 def _provenance(records: dict) -> list[tuple]:
-    """One row for each combination of commit, device and versions, with the notebooks that share it."""
+    """One row for each combination of commit, device and versions, with the notebooks that share
+    it."""
     groups: dict[tuple, list[str]] = {}
     for name, entry in records.items():
         origin, device = entry["provenance"], entry["provenance"]["device"]
         gpu = ", ".join(device.get("gpu", ["no GPU"]))
-        machine = f"{device['cpu']}, {device['cores']} cores, {device.get('memory_gib', '?')} GiB, {gpu}"
-        versions = ", ".join(f"{library} {version}" for library, version in origin["versions"].items())
+        machine = (
+            f"{device['cpu']}, {device['cores']} cores, {device.get('memory_gib', '?')} GiB, {gpu}"
+        )
+        versions = ", ".join(
+            f"{library} {version}" for library, version in origin["versions"].items()
+        )
         when = origin["started"][:16].replace("T", " ")
         groups.setdefault((origin["commit"], machine, versions), []).append(f"{name[:2]} ({when})")
     rows = [[", ".join(who), *what] for what, who in groups.items()]
@@ -150,7 +189,8 @@ def _provenance(records: dict) -> list[tuple]:
 
 
 def notebook_html(out: Path, name: str) -> Path:
-    """outputs/<run>/html/<name>.html: the executed notebook without code and warnings, no script."""
+    """outputs/<run>/html/<name>.html: the executed notebook without code and warnings, no
+    script."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -158,16 +198,25 @@ def notebook_html(out: Path, name: str) -> Path:
     for cell in notebook.cells:  # warnings of libraries are for who reads the code
         cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
     exporter = HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
-        exclude_anchor_links=True, embed_images=True, mathjax_url="", require_js_url="",
-    )  # fmt: skip
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+        embed_images=True,
+        mathjax_url="",
+        require_js_url="",
+    )
     body, _ = exporter.from_notebook_node(notebook)
     back = f'<a href="../index.html">Run {page.escape(out.name)}</a>'
     head = (
-        f'<p class="note">{back}, code and warnings hidden; with both: <a href="../{name}.ipynb">{name}.ipynb</a></p>'
+        f'<p class="note">{back}, code and warnings hidden; with both: <a'
+        f' href="../{name}.ipynb">{name}.ipynb</a></p>'
     )
     target = out / "html" / f"{name}.html"
-    atomic_write_text(target, page.document(f"{_title(name)} ({out.name})", head + page.boxed(body)))
+    atomic_write_text(
+        target, page.document(f"{_title(name)} ({out.name})", head + page.boxed(body))
+    )
     return target
 
 

@@ -1,8 +1,8 @@
 """Estimates with their intervals: shares, means, paired differences, win/tie/loss, pass@k.
 
-Every function that estimates returns {"value", "low", "high", "n", "unit", "method"}: a 95 % interval over
-n independent units (items, or prompts where samples share a prompt). What does not exist raises ValueError:
-a missing measurement is absent, never 0.
+Every function that estimates returns {"value", "low", "high", "n", "unit", "method"}: a 95 %
+interval over n independent units (items, or prompts where samples share a prompt). What does not
+exist raises ValueError: a missing measurement is absent, never 0.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from math import ceil, comb, log2
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
-LARGE = 20_000  # above this many units Student's t equals the bootstrap to a thousandth of its width
+LARGE = (
+    20_000  # above this many units Student's t equals the bootstrap to a thousandth of its width
+)
 
 
 def proportion(k: int, n: int, unit: str = "share") -> dict:
@@ -32,42 +34,66 @@ def proportion(k: int, n: int, unit: str = "share") -> dict:
     return _estimate(value, min(low, value), max(high, value), n, unit, f"Wilson, {k} of {n}")
 
 
-def mean_ci(values: Sequence[float], seed: int = 0, *, clusters: Sequence | None = None,
-            bounds: tuple[float, float] | None = None, unit: str = "mean") -> dict:
+def mean_ci(
+    values: Sequence[float],
+    seed: int = 0,
+    *,
+    clusters: Sequence | None = None,
+    bounds: tuple[float, float] | None = None,
+    unit: str = "mean",
+) -> dict:
     """Mean with a BCa bootstrap interval.
 
-    clusters: one label a value (the prompt of a sample); whole clusters are then resampled, because samples
-    of one prompt are not independent, and n counts clusters. bounds: the range a value can take, used only
-    when all values are equal and resampling shows no spread (see `_without_spread`); (0, 1) is assumed for
-    values inside it.
+    clusters: one label a value (the prompt of a sample); whole clusters are then resampled, because
+    samples of one prompt are not independent, and n counts clusters. bounds: the range a value can
+    take, used only when all values are equal and resampling shows no spread (see
+    `_without_spread`); (0, 1) is assumed for values inside it.
     """
     x = _array(values, "mean_ci")
     bounds = bounds or ((0.0, 1.0) if x.min() >= 0 and x.max() <= 1 else None)
     if clusters is None:
         return _interval([x], float(x.mean()), bounds, seed, unit)
     if len(clusters) != len(x):
-        raise ValueError(f"{len(x)} values but {len(clusters)} cluster labels: give one label a value")
+        raise ValueError(
+            f"{len(x)} values but {len(clusters)} cluster labels: give one label a value"
+        )
     sums, counts = _by_cluster(x, clusters)
     return _interval([sums, counts], float(x.mean()), bounds, seed, unit, paired=True)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0, *,
-                      clusters: Sequence | None = None, bounds: tuple[float, float] | None = None,
-                      unit: str = "difference") -> dict:
+def paired_difference(
+    a: Sequence[float],
+    b: Sequence[float],
+    seed: int = 0,
+    *,
+    clusters: Sequence | None = None,
+    bounds: tuple[float, float] | None = None,
+    unit: str = "difference",
+) -> dict:
     """mean(a) - mean(b) over the same items in the same order; positive when a is higher.
 
     Bootstrap of the differences. ValueError when the lengths differ.
     """
     x, y = _array(a, "paired_difference"), _array(b, "paired_difference")
     if len(x) != len(y):
-        raise ValueError(f"paired_difference: {len(x)} against {len(y)} values; pair them by item id first")
+        raise ValueError(
+            f"paired_difference: {len(x)} against {len(y)} values; pair them by item id first"
+        )
     if bounds is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
         bounds = (-1.0, 1.0)
-    return mean_ci(x - y, seed, clusters=clusters, bounds=bounds or (float("-inf"), float("inf")), unit=unit)
+    return mean_ci(
+        x - y, seed, clusters=clusters, bounds=bounds or (float("-inf"), float("inf")), unit=unit
+    )
 
 
-def difference(a: Sequence[float], b: Sequence[float], seed: int = 0, *,
-               bounds: tuple[float, float] | None = None, unit: str = "difference") -> dict:
+def difference(
+    a: Sequence[float],
+    b: Sequence[float],
+    seed: int = 0,
+    *,
+    bounds: tuple[float, float] | None = None,
+    unit: str = "difference",
+) -> dict:
     """mean(a) - mean(b) of two independent groups, each resampled; n is the smaller group."""
     x, y = _array(a, "difference"), _array(b, "difference")
     if bounds is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
@@ -75,33 +101,46 @@ def difference(a: Sequence[float], b: Sequence[float], seed: int = 0, *,
     value = float(x.mean() - y.mean())
     if min(len(x), len(y)) == 1 or (x.min() == x.max() and y.min() == y.max()):
         a, b = (mean_ci(v, seed, bounds=bounds) for v in (x, y))
-        return _estimate(value, a["low"] - b["high"], a["high"] - b["low"], min(len(x), len(y)), unit,
-                         "difference of the groups' own intervals: a group of one, or no spread in either")
+        return _estimate(
+            value,
+            a["low"] - b["high"],
+            a["high"] - b["low"],
+            min(len(x), len(y)),
+            unit,
+            "difference of the groups' own intervals: a group of one, or no spread in either",
+        )
     return _interval([x, y], value, None, seed, unit, statistic=_mean_difference)
 
 
 def mcnemar(a: Sequence, b: Sequence) -> dict:
-    """Exact two-sided McNemar test of paired right/wrong: b = only a right, c = only b right, n pairs."""
+    """Exact two-sided McNemar test of paired right/wrong: b = only a right, c = only b right, n
+    pairs."""
     from statsmodels.stats.contingency_tables import mcnemar as exact
 
     x, y = _array(a, "mcnemar") != 0, _array(b, "mcnemar") != 0
     if len(x) != len(y):
         raise ValueError(f"mcnemar: {len(x)} against {len(y)} outcomes; pair them by item id first")
     only_a, only_b = int((x & ~y).sum()), int((~x & y).sum())
-    p_value = float(exact([[0, only_a], [only_b, 0]], exact=True).pvalue) if only_a + only_b else 1.0
+    p_value = (
+        float(exact([[0, only_a], [only_b, 0]], exact=True).pvalue) if only_a + only_b else 1.0
+    )
     return {"b": only_a, "c": only_b, "p_value": p_value, "n": len(x)}
 
 
 def win_tie_loss(outcomes: Sequence[float], seed: int = 0) -> dict[str, dict]:
-    """Estimates win, tie, loss, score = (W + T/2) / N and, if any item was decided, win_rate_without_ties.
+    """Estimates win, tie, loss, score = (W + T/2) / N and, if any item was decided,
+    win_rate_without_ties.
 
-    outcomes: 1 win, 0.5 tie, 0 loss, one an item. Shares carry Wilson's interval, the score a bootstrap's.
+    outcomes: 1 win, 0.5 tie, 0 loss, one an item. Shares carry Wilson's interval, the score a
+    bootstrap's.
     """
     x = _array(outcomes, "win_tie_loss")
     if strange := set(x.tolist()) - {0.0, 0.5, 1.0}:
         raise ValueError(f"outcomes are 1, 0.5 or 0, not {sorted(strange)[:3]}")
     win, tie, loss = (int((x == v).sum()) for v in (1.0, 0.5, 0.0))
-    result = {name: proportion(k, len(x)) for name, k in (("win", win), ("tie", tie), ("loss", loss))}
+    result = {
+        name: proportion(k, len(x)) for name, k in (("win", win), ("tie", tie), ("loss", loss))
+    }
     result["score"] = mean_ci(x, seed, bounds=(0.0, 1.0), unit="(W + T/2) / N")
     if win + loss:
         result["win_rate_without_ties"] = proportion(win, win + loss, "share of decided items")
@@ -109,7 +148,8 @@ def win_tie_loss(outcomes: Sequence[float], seed: int = 0) -> dict[str, dict]:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased chance that k of n samples, c of them right, hold a right one: 1 - C(n-c, k) / C(n, k).
+    """Unbiased chance that k of n samples, c of them right, hold a right one: 1 - C(n-c, k) / C(n,
+    k).
 
     Source: Chen et al. 2021, "Evaluating Large Language Models Trained on Code". ValueError unless
     1 <= k <= n and 0 <= c <= n.
@@ -120,9 +160,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def entropy(classes: Sequence[int]) -> float:
-    """Shannon entropy in bits of the answer classes of one prompt; 0 when all agree, log2(k) when none does.
+    """Shannon entropy in bits of the answer classes of one prompt; 0 when all agree, log2(k) when
+    none does.
 
-    Class -1 is "no answer found": each such sample stands alone, since two failures to answer do not agree.
+    Class -1 is "no answer found": each such sample stands alone, since two failures to answer do
+    not agree.
     """
     if not len(classes):
         raise ValueError("entropy of 0 samples does not exist")
@@ -133,7 +175,8 @@ def entropy(classes: Sequence[int]) -> float:
 def n_to_decide(estimate: dict, threshold: float) -> int | None:
     """Units needed for the interval to leave the threshold if the value stays as it is.
 
-    The present n when it already decides; None when no n would (value on the threshold) or none can be told.
+    The present n when it already decides; None when no n would (value on the threshold) or none can
+    be told.
     """
     value, n = estimate["value"], estimate.get("n")
     if n is None or "low" not in estimate or "high" not in estimate:
@@ -142,21 +185,36 @@ def n_to_decide(estimate: dict, threshold: float) -> int | None:
         return int(n)
     if value == threshold:
         return None
-    if estimate.get("method", "").startswith("Wilson"):  # exact: it excludes t once (p-t)^2 > z^2 t(1-t)/n
-        return max(n + 1, ceil(_z() ** 2 * threshold * (1 - threshold) / (value - threshold) ** 2 + 1e-9))
+    if estimate.get("method", "").startswith(
+        "Wilson"
+    ):  # exact: it excludes t once (p-t)^2 > z^2 t(1-t)/n
+        return max(
+            n + 1, ceil(_z() ** 2 * threshold * (1 - threshold) / (value - threshold) ** 2 + 1e-9)
+        )
     half = estimate["high"] - value if threshold > value else value - estimate["low"]
     return max(n + 1, ceil(n * (half / (value - threshold)) ** 2))
 
 
 def text(estimate: dict, digits: int = 3) -> str:
-    """"0.620 [0.550, 0.690], n 80": how an estimate is written in a sentence."""
-    value, *ends = (f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high") if key in estimate)
+    """ "0.620 [0.550, 0.690], n 80": how an estimate is written in a sentence."""
+    value, *ends = (
+        f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high") if key in estimate
+    )
     return f"{value} [{', '.join(ends)}], n {estimate['n']}" if ends else value
 
 
-def _interval(samples: list, value: float, bounds, seed: int, unit: str, *, paired: bool = False,
-              statistic=None) -> dict:
-    """Bootstrap interval for one sample, for (cluster sums, cluster counts) `paired`, or for two groups."""
+def _interval(
+    samples: list,
+    value: float,
+    bounds,
+    seed: int,
+    unit: str,
+    *,
+    paired: bool = False,
+    statistic=None,
+) -> dict:
+    """Bootstrap interval for one sample, for (cluster sums, cluster counts) `paired`, or for two
+    groups."""
     import warnings
 
     import numpy as np
@@ -170,7 +228,9 @@ def _interval(samples: list, value: float, bounds, seed: int, unit: str, *, pair
         level = samples[0] / samples[1] if paired else samples[0]
         if level.max() - level.min() < 1e-12:
             low, high = _without_spread(value, n, bounds)
-            return _estimate(value, low, high, n, unit, f"all {n} equal; Wilson bound on what could differ")
+            return _estimate(
+                value, low, high, n, unit, f"all {n} equal; Wilson bound on what could differ"
+            )
         if n > LARGE and not paired:
             half = t.ppf((1 + CONFIDENCE) / 2, n - 1) * samples[0].std(ddof=1) / np.sqrt(n)
             return _estimate(value, value - half, value + half, n, unit, f"Student t, {n}")
@@ -178,9 +238,17 @@ def _interval(samples: list, value: float, bounds, seed: int, unit: str, *, pair
     for method in ("BCa", "percentile"):  # BCa has no answer when every resample lies on one side
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = bootstrap(samples, statistic, paired=paired, vectorized=True, method=method,
-                              batch=max(1, 4_000_000 // max(len(s) for s in samples)), n_resamples=RESAMPLES,
-                              confidence_level=CONFIDENCE, rng=np.random.default_rng(seed))
+            found = bootstrap(
+                samples,
+                statistic,
+                paired=paired,
+                vectorized=True,
+                method=method,
+                batch=max(1, 4_000_000 // max(len(s) for s in samples)),
+                n_resamples=RESAMPLES,
+                confidence_level=CONFIDENCE,
+                rng=np.random.default_rng(seed),
+            )
         found = found.confidence_interval
         if np.isfinite([found.low, found.high]).all():
             break
@@ -189,9 +257,10 @@ def _interval(samples: list, value: float, bounds, seed: int, unit: str, *, pair
 
 
 def _without_spread(value: float, n: int, bounds) -> tuple[float, float]:
-    """Interval when all n values are equal. Resampling would claim certainty after three items, so: none of n
-    differed, hence at most Wilson's upper bound for 0 of n could, and those may lie anywhere inside `bounds`.
-    Without finite bounds nothing can be said and the interval has no width."""
+    """Interval when all n values are equal. Resampling would claim certainty after three items, so:
+    none of n differed, hence at most Wilson's upper bound for 0 of n could, and those may lie
+    anywhere inside `bounds`. Without finite bounds nothing can be said and the interval has no
+    width."""
     if bounds is None or not abs(bounds[0]) + abs(bounds[1]) < float("inf"):
         return value, value
     share = proportion(0, n)["high"]
@@ -219,17 +288,27 @@ def _array(values, caller: str):
 
     x = np.asarray(list(values), dtype=float)
     if x.ndim != 1 or len(x) == 0:
-        raise ValueError(f"{caller}: needs a flat list of at least one value, got shape {x.shape}; "
-                         "leave the metric absent")
+        raise ValueError(
+            f"{caller}: needs a flat list of at least one value, got shape {x.shape}; "
+            "leave the metric absent"
+        )
     if not np.isfinite(x).all():
         bad = int((~np.isfinite(x)).sum())
-        raise ValueError(f"{caller}: {bad} of {len(x)} values are missing or infinite; drop them first")
+        raise ValueError(
+            f"{caller}: {bad} of {len(x)} values are missing or infinite; drop them first"
+        )
     return x
 
 
 def _estimate(value, low, high, n, unit, method) -> dict:
-    return {"value": float(value), "low": float(low), "high": float(high), "n": int(n), "unit": unit,
-            "method": method}
+    return {
+        "value": float(value),
+        "low": float(low),
+        "high": float(high),
+        "n": int(n),
+        "unit": unit,
+        "method": method,
+    }
 
 
 def _z() -> float:

@@ -1,4 +1,5 @@
-"""Fixtures of more than one test file: a small project of its own notebooks in a temporary folder."""
+"""Fixtures of more than one test file: a small project of its own notebooks in a temporary
+folder."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from lib.files import ROOT
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch starts its threads: two workers with all cores each only wait
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # before torch starts its threads: two workers with all cores each only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PARAMETERS = """out = "outputs/tiny"  # folder of this run
@@ -29,11 +32,13 @@ GATES = """
 - {id: first, notebook: 01_first, metric: kept, op: ">=", threshold: 2, unit: rows, statement: "rows kept"}
 - {id: last, notebook: 02_second, metric: kept, op: ">=", threshold: 5, unit: rows, statement: "more rows"}
 - {id: absent, notebook: 02_second, metric: other, op: "<", threshold: 1, unit: "", statement: "others"}
-"""
+"""  # noqa: E501
 
 
 def pytest_collection_modifyitems(items):
-    """The long runs of notebooks first, the longest in front: another worker does the many short tests beside them."""
+    """The long runs of notebooks first, the longest in front: another worker does the many short
+    tests beside them."""
+
     def seconds(item):
         allowed = item.get_closest_marker("timeout")
         return 0 if not item.get_closest_marker("notebook") else allowed.args[0] if allowed else 300
@@ -42,7 +47,8 @@ def pytest_collection_modifyitems(items):
 
 
 class Project:
-    """notebooks/, params/ and outputs/ in a folder of their own; the second notebook reads the first."""
+    """notebooks/, params/ and outputs/ in a folder of their own; the second notebook reads the
+    first."""
 
     upstream = {"01_first": [], "02_second": ["01_first"]}
 
@@ -61,7 +67,9 @@ class Project:
         file.write_text(text, encoding="utf-8")
         return file
 
-    def notebook(self, name: str, *cells: str, parameters: str = PARAMETERS, finish: str = FINISH) -> Path:
+    def notebook(
+        self, name: str, *cells: str, parameters: str = PARAMETERS, finish: str = FINISH
+    ) -> Path:
         """Write a notebook: heading, parameters, run.start, the cells, run.finish."""
         import nbformat
 
@@ -69,10 +77,14 @@ class Project:
         made = [v4.new_markdown_cell(f"# {name}")]
         made += [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
         made += [v4.new_code_cell(START.format(name=name, root=self.root))]
-        made += [v4.new_code_cell(cell) for cell in cells] + [v4.new_code_cell(finish.format(name=name))]
+        made += [v4.new_code_cell(cell) for cell in cells] + [
+            v4.new_code_cell(finish.format(name=name))
+        ]
         for number, cell in enumerate(made):
             cell["id"] = f"c{number:02d}"
-        kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+        kernel = {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
+        }
         path = self.root / "notebooks" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(v4.new_notebook(cells=made, metadata=kernel), path)

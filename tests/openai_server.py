@@ -1,21 +1,24 @@
 """A local HTTP server that speaks the OpenAI chat-completions protocol and misbehaves on request.
 
-`with Server(answer) as server:`, then point a client at `server.url`. `answer(body)` gives the reply's text.
-Each entry of `server.faults` spoils one request, in order of arrival:
+`with Server(answer) as server:`, then point a client at `server.url`. `answer(body)` gives the
+reply's text. Each entry of `server.faults` spoils one request, in order of arrival:
   429 or 429:SECONDS  refuse, with Retry-After      500, 401, 404   refuse with that status
-  hang:SECONDS        say nothing for so long       reset           close the connection without a reply
-  half                promise more bytes than come  truncated       a complete reply, its JSON cut short
-  empty               a reply without choices       null            a reply whose content is null
-  text:SOMETHING      this instead of the answer    no_usage        a reply without token counts
-  echo                a refusal that repeats the Authorization header
-  unsupported:NAME    400 whenever the request has that setting; not used up
+  hang:SECONDS        say nothing for so long       reset           close the connection without a
+  reply half                promise more bytes than come  truncated       a complete reply, its JSON
+  cut short empty               a reply without choices       null            a reply whose content
+  is null text:SOMETHING      this instead of the answer    no_usage        a reply without token
+  counts echo                a refusal that repeats the Authorization header unsupported:NAME    400
+  whenever the request has that setting; not used up
 
-It also keeps /files and /batches. A batch ends after `batch_polls` looks; entries of `batch_ends` say how, one a batch:
-  completed           every request has its line        half                every other request in the error file (500)
-  expired:N           only N requests were run          missing:N           the last N requests have no line at all
-  refused:N           the last N were refused (400)     failed              refused whole
-Entries of `batch_faults`, WHERE:WHAT, spoil one call each; WHERE is file, create, list, poll or content, WHAT is reset
-(done on the server, no reply), hang:SECONDS (likewise, late), 500 (not done) or half (more bytes promised than come).
+It also keeps /files and /batches. A batch ends after `batch_polls` looks; entries of `batch_ends`
+say how, one a batch:
+  completed           every request has its line        half                every other request in
+  the error file (500) expired:N           only N requests were run          missing:N           the
+  last N requests have no line at all refused:N           the last N were refused (400)     failed
+  refused whole
+Entries of `batch_faults`, WHERE:WHAT, spoil one call each; WHERE is file, create, list, poll or
+content, WHAT is reset (done on the server, no reply), hang:SECONDS (likewise, late), 500 (not done)
+or half (more bytes promised than come).
 """
 
 from __future__ import annotations
@@ -30,10 +33,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """Records `requests` (path, body, key, arrival time) and counts `replies` (200s that were fully sent)."""
+    """Records `requests` (path, body, key, arrival time) and counts `replies` (200s that were fully
+    sent)."""
 
-    def __init__(self, answer: Callable[[dict], str] = lambda body: "hello", faults: list[str] = (),
-                 delay_s: float = 0.0):
+    def __init__(
+        self,
+        answer: Callable[[dict], str] = lambda body: "hello",
+        faults: list[str] = (),
+        delay_s: float = 0.0,
+    ):
         self.answer, self.faults, self.delay_s = answer, list(faults), delay_s
         self.requests: list[dict] = []
         self.files: dict[str, bytes] = {}
@@ -65,16 +73,26 @@ class Server:
     def run_batch(self, batch: dict) -> None:
         """Answer the requests of a batch and write its output and error file."""
         end, _, count = (self.batch_ends.pop(0) if self.batch_ends else "completed").partition(":")
-        lines = [json.loads(line) for line in self.files[batch["input_file_id"]].decode().split("\n") if line]
+        lines = [
+            json.loads(line)
+            for line in self.files[batch["input_file_id"]].decode().split("\n")
+            if line
+        ]
         good, bad = lines, []
         if end == "failed":
-            batch["errors"] = {"object": "list", "data": [{"code": "invalid", "message": "told to refuse the batch"}]}
+            batch["errors"] = {
+                "object": "list",
+                "data": [{"code": "invalid", "message": "told to refuse the batch"}],
+            }
             batch["status"] = "failed"
             return
         if end == "half":
             good, bad = lines[::2], [(line, 500, None) for line in lines[1::2]]
         elif end == "expired":
-            good, bad = lines[: int(count)], [(line, 0, "batch_expired") for line in lines[int(count) :]]
+            good, bad = (
+                lines[: int(count)],
+                [(line, 0, "batch_expired") for line in lines[int(count) :]],
+            )
         elif end == "refused":
             good, bad = lines[: -int(count)], [(line, 400, None) for line in lines[-int(count) :]]
         elif end == "missing":
@@ -84,15 +102,29 @@ class Server:
             self.answered.append(line["custom_id"])
             body = {"status_code": 200, "body": completion(self, line["body"])}
             out.append({"id": "r", "custom_id": line["custom_id"], "response": body, "error": None})
-        errors = [{"id": "e", "custom_id": line["custom_id"], "error": {"code": code, "message": "x"} if code else None,
-                   "response": {"status_code": status, "body": {"error": {"message": f"told to say {status}"}}}
-                   if status else None} for line, status, code in bad]
+        errors = [
+            {
+                "id": "e",
+                "custom_id": line["custom_id"],
+                "error": {"code": code, "message": "x"} if code else None,
+                "response": (
+                    {"status_code": status, "body": {"error": {"message": f"told to say {status}"}}}
+                    if status
+                    else None
+                ),
+            }
+            for line, status, code in bad
+        ]
         for name, found in (("output_file_id", out), ("error_file_id", errors)):
             if found:
                 batch[name] = f"file-{len(self.files)}"
                 self.files[batch[name]] = "\n".join(json.dumps(line) for line in found).encode()
         batch["status"] = "expired" if end == "expired" else "completed"
-        batch["request_counts"] = {"total": len(lines), "completed": len(out), "failed": len(errors)}
+        batch["request_counts"] = {
+            "total": len(lines),
+            "completed": len(out),
+            "failed": len(errors),
+        }
 
     def next_fault(self, body: dict) -> str:
         with self.lock:
@@ -116,9 +148,19 @@ def completion(server: Server, body: dict, fault: str = "", detail: str = "") ->
     text = detail if fault == "text" else None if fault == "null" else server.answer(body)
     prompt = " ".join(message["content"] for message in body["messages"])
     usage = {"prompt_tokens": tokens(prompt), "completion_tokens": tokens(text or "")}
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"] + "-local",
-             "choices": [] if fault == "empty" else [choice], "usage": usage}
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+    }
+    reply = {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": body["model"] + "-local",
+        "choices": [] if fault == "empty" else [choice],
+        "usage": usage,
+    }
     return {k: v for k, v in reply.items() if k != "usage"} if fault == "no_usage" else reply
 
 
@@ -135,7 +177,14 @@ def _handler(server: Server):
             if found:
                 self.kept("content", lambda: server.files[found[1]])
             elif path == "/batches":
-                self.kept("list", lambda: {"object": "list", "has_more": False, "data": list(server.batches.values())})
+                self.kept(
+                    "list",
+                    lambda: {
+                        "object": "list",
+                        "has_more": False,
+                        "data": list(server.batches.values()),
+                    },
+                )
             else:
                 self.kept("poll", lambda: self.poll(server.batches[path.rsplit("/", 1)[1]]))
 
@@ -174,7 +223,9 @@ def _handler(server: Server):
                 return
             key = self.headers.get("Authorization", "")
             with server.lock:
-                server.requests.append({"path": self.path, "body": body, "key": key, "time": time.time()})
+                server.requests.append(
+                    {"path": self.path, "body": body, "key": key, "time": time.time()}
+                )
                 server.now += 1
                 server.peak = max(server.peak, server.now)
             try:
@@ -188,18 +239,34 @@ def _handler(server: Server):
         def keep_file(self, raw: bytes) -> dict:
             boundary = self.headers["Content-Type"].split("boundary=")[1].encode()
             parts = [part.split(b"\r\n\r\n", 1) for part in raw.split(b"--" + boundary)[1:-1]]
-            data = next(body for head, body in parts if b'name="file"' in head).removesuffix(b"\r\n")
+            data = next(body for head, body in parts if b'name="file"' in head).removesuffix(
+                b"\r\n"
+            )
             name = f"file-{len(server.files)}"
             server.files[name] = data
-            return {"id": name, "object": "file", "bytes": len(data), "created_at": 0, "filename": "x.jsonl",
-                    "purpose": "batch", "status": "processed"}
+            return {
+                "id": name,
+                "object": "file",
+                "bytes": len(data),
+                "created_at": 0,
+                "filename": "x.jsonl",
+                "purpose": "batch",
+                "status": "processed",
+            }
 
         def make_batch(self, body: dict) -> dict:
             name = f"batch-{len(server.batches)}"
             server.batches[name] = {
-                "id": name, "object": "batch", "endpoint": body["endpoint"], "input_file_id": body["input_file_id"],
-                "completion_window": body["completion_window"], "status": "in_progress", "created_at": 0, "looks": 0,
-                "metadata": body.get("metadata")}
+                "id": name,
+                "object": "batch",
+                "endpoint": body["endpoint"],
+                "input_file_id": body["input_file_id"],
+                "completion_window": body["completion_window"],
+                "status": "in_progress",
+                "created_at": 0,
+                "looks": 0,
+                "metadata": body.get("metadata"),
+            }
             return server.batches[name]
 
         def reply(self, body: dict, key: str, fault: str, detail: str):
@@ -218,7 +285,9 @@ def _handler(server: Server):
             else:
                 self.send(200, completion(server, body, fault, detail), fault=fault)
 
-        def send(self, status: int, value: dict | bytes, headers: dict | None = None, fault: str = ""):
+        def send(
+            self, status: int, value: dict | bytes, headers: dict | None = None, fault: str = ""
+        ):
             data = value if isinstance(value, bytes) else json.dumps(value).encode()
             data = data[: len(data) // 2] if fault == "truncated" else data
             if status == 200 and fault != "half":

@@ -1,4 +1,5 @@
-"""The Batch API against a local server that misbehaves: nothing is lost, paid twice or overspent, killed or not."""
+"""The Batch API against a local server that misbehaves: nothing is lost, paid twice or overspent,
+killed or not."""
 
 from __future__ import annotations
 
@@ -29,13 +30,24 @@ def environment(monkeypatch):
 
 
 def client(server, tmp_path, **options):
-    settings = {"role": "teacher", "base_url": server.url, "model": "m", "budget_usd": 1.0, "max_retries": 0,
-                "prices": {"m": (1.0, 2.0)}, "cache_path": tmp_path / "cache.sqlite", "timeout_s": 5.0}
+    settings = {
+        "role": "teacher",
+        "base_url": server.url,
+        "model": "m",
+        "budget_usd": 1.0,
+        "max_retries": 0,
+        "prices": {"m": (1.0, 2.0)},
+        "cache_path": tmp_path / "cache.sqlite",
+        "timeout_s": 5.0,
+    }
     return Client(**{**settings, **options})
 
 
 def words(count, start=0):
-    return [{"messages": [{"role": "user", "content": f"word {i}"}], "max_tokens": 16} for i in range(start, count)]
+    return [
+        {"messages": [{"role": "user", "content": f"word {i}"}], "max_tokens": 16}
+        for i in range(start, count)
+    ]
 
 
 def echo(body):
@@ -60,23 +72,34 @@ def test_answers_come_in_order_at_half_the_price_and_are_kept(tmp_path):
         rows = ask(c, words(9))
         assert texts(rows) == [f"word {i}" for i in range(9)] and states(c) == {"paid": 9}
         one = tokens("word 1") * 3.0 / 1e6
-        assert rows[3]["usd"] == pytest.approx(one / 2)  # the first one went through chat, to learn the endpoint's ways
+        assert rows[3]["usd"] == pytest.approx(
+            one / 2
+        )  # the first one went through chat, to learn the endpoint's ways
         assert c.spent() == pytest.approx(one + 8 * one / 2) and not rows[3]["cached"]
         again = ask(client(server, tmp_path), words(9))
         assert len(server.batches) == 1 and len(server.requests) == 1
-        assert all(row["cached"] and row["usd"] == 0 for row in again) and texts(again) == texts(rows)
+        assert all(row["cached"] and row["usd"] == 0 for row in again) and texts(again) == texts(
+            rows
+        )
         chat = client(server, tmp_path).chat(words(9))  # one store for both ways of asking
         assert len(server.requests) == 1 and texts(chat) == texts(rows)
-    assert KEY not in json.dumps([*server.batches.values(), *map(bytes.decode, server.files.values())])
+    assert KEY not in json.dumps(
+        [*server.batches.values(), *map(bytes.decode, server.files.values())]
+    )
 
 
-@pytest.mark.parametrize("end, lost", [("half", 4), ("expired:3", 5), ("missing:2", 2), ("expired:0", 8)])
+@pytest.mark.parametrize(
+    "end, lost", [("half", 4), ("expired:3", 5), ("missing:2", 2), ("expired:0", 8)]
+)
 def test_what_a_batch_did_not_run_is_sent_again_and_nothing_else(tmp_path, end, lost):
     with Server(echo) as server:
         server.batch_ends = [end]
         c = client(server, tmp_path)
         assert texts(ask(c, words(9))) == [f"word {i}" for i in range(9)]
-        sent = [len(server.files[b["input_file_id"]].strip().split(b"\n")) for b in server.batches.values()]
+        sent = [
+            len(server.files[b["input_file_id"]].strip().split(b"\n"))
+            for b in server.batches.values()
+        ]
         assert sent == [8, lost] and len(server.answered) == len(set(server.answered)) == 8
     # a line that never came may have been charged: it stays open and goes on counting in full
     assert states(c) == {"paid": 9, ("open" if end.startswith("missing") else "refused"): lost}
@@ -86,7 +109,10 @@ def test_a_request_refused_for_good_is_an_error_and_is_not_sent_again(tmp_path):
     with Server(echo) as server:
         server.batch_ends = ["refused:2"]
         rows = ask(client(server, tmp_path), words(6))
-        assert len(server.batches) == 1 and ["error" in row for row in rows] == [False] * 4 + [True] * 2
+        assert (
+            len(server.batches) == 1
+            and ["error" in row for row in rows] == [False] * 4 + [True] * 2
+        )
         assert "told to say 400" in rows[-1]["error"]
 
 
@@ -100,7 +126,9 @@ def test_a_batch_refused_whole_costs_nothing_and_says_why(tmp_path):
         assert texts(ask(c, words(4))) == [f"word {i}" for i in range(4)]
 
 
-@pytest.mark.parametrize("faults", [["poll:reset", "poll:500"], ["content:reset"], ["content:half"], ["file:500"]])
+@pytest.mark.parametrize(
+    "faults", [["poll:reset", "poll:500"], ["content:reset"], ["content:half"], ["file:500"]]
+)
 def test_lost_connections_while_polling_and_fetching_are_waited_out(tmp_path, faults):
     with Server(echo) as server:
         server.batch_faults = list(faults)
@@ -138,12 +166,21 @@ def test_an_endpoint_that_stays_away_leaves_the_batch_to_be_collected_later(tmp_
 
 def test_the_budget_cuts_a_batch_to_what_fits_and_stops_before_it_is_exceeded(tmp_path):
     with Server(lambda body: " ".join(["w"] * 16)) as server:
-        c = client(server, tmp_path, prices={"m": (0.0, 1e6)}, budget_usd=16 + 8 * 5.5)  # a batched answer costs 8
+        c = client(
+            server, tmp_path, prices={"m": (0.0, 1e6)}, budget_usd=16 + 8 * 5.5
+        )  # a batched answer costs 8
         with pytest.raises(BudgetExceeded, match="raise the budget"):
             ask(c, words(12))
-        assert len(server.answered) == 5 and c.spent() == pytest.approx(16 + 40) and c.spent() <= c.budget_usd
+        assert (
+            len(server.answered) == 5
+            and c.spent() == pytest.approx(16 + 40)
+            and c.spent() <= c.budget_usd
+        )
         richer = client(server, tmp_path, prices={"m": (0.0, 1e6)}, budget_usd=1000.0)
-        assert all(texts(ask(richer, words(12)))) and len(server.answered) == len(set(server.answered)) == 10
+        assert (
+            all(texts(ask(richer, words(12))))
+            and len(server.answered) == len(set(server.answered)) == 10
+        )
 
 
 def test_an_unusable_answer_is_paid_and_asked_for_again(tmp_path):
@@ -157,7 +194,10 @@ def test_an_unusable_answer_is_paid_and_asked_for_again(tmp_path):
     with Server(lambda body: next(said)) as server:
         c = client(server, tmp_path)
         rows = ask(c, words(3), parse)
-    assert [row["value"] for row in rows] == ["FINE"] * 3 and states(c) == {"paid": 3, "unusable": 1}
+    assert [row["value"] for row in rows] == ["FINE"] * 3 and states(c) == {
+        "paid": 3,
+        "unusable": 1,
+    }
 
 
 def test_a_batch_left_by_another_step_is_kept_whatever_this_step_accepts(tmp_path):
@@ -169,7 +209,9 @@ def test_a_batch_left_by_another_step_is_kept_whatever_this_step_accepts(tmp_pat
         with pytest.raises(EndpointError, match="its id is kept"):
             ask(client(server, tmp_path), words(5), patience=2)
         rows = ask(client(server, tmp_path, tries=1), words(7, 6), nothing)
-        assert "error" in rows[0] and len(server.batches) == 2  # its own question, in a batch of its own
+        assert (
+            "error" in rows[0] and len(server.batches) == 2
+        )  # its own question, in a batch of its own
         assert texts(ask(client(server, tmp_path), words(5))) == [f"word {i}" for i in range(5)]
         assert len(server.batches) == 2 and len(server.answered) == 5
 
@@ -182,12 +224,17 @@ CHILD = """
     asked = [{"messages": [{"role": "user", "content": f"word {i}"}], "max_tokens": 16} for i in range(9)]
     rows = batches.ask(c, asked, poll_s=0.05, patience=100)
     print("END", [row["text"] for row in rows])
-"""
+"""  # noqa: E501
 
 
 def spawn(server, tmp_path):
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), server.url, str(tmp_path / "cache.sqlite")],
-                            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CHILD), server.url, str(tmp_path / "cache.sqlite")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(condition, seconds=60):
@@ -206,11 +253,19 @@ def test_killed_the_next_run_collects_the_same_batch(tmp_path, moment):
         if moment == "before the id is known":
             server.batch_faults = ["create:hang:30"]  # made on the server; the reply never arrives
         child = spawn(server, tmp_path)
-        wait_for(lambda: server.batches and (moment != "while polling" or server.batches["batch-0"]["looks"] > 2))
+        wait_for(
+            lambda: (
+                server.batches
+                and (moment != "while polling" or server.batches["batch-0"]["looks"] > 2)
+            )
+        )
         child.send_signal(signal.SIGKILL)
         child.wait()
         before = client(server, tmp_path)
-        assert states(before) == {"paid": 1, "open": 8}  # set aside, so the budget holds while nobody looks
+        assert states(before) == {
+            "paid": 1,
+            "open": 8,
+        }  # set aside, so the budget holds while nobody looks
         server.batch_polls = 0
         out, _ = spawn(server, tmp_path).communicate(timeout=60)
         assert f"END {[f'word {i}' for i in range(9)]}" in out

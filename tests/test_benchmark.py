@@ -1,4 +1,5 @@
-"""Win, tie and loss from checkers and a judge; answers graded from their files; notebook 12 as a whole."""
+"""Win, tie and loss from checkers and a judge; answers graded from their files; notebook 12 as a
+whole."""
 
 from __future__ import annotations
 
@@ -24,17 +25,34 @@ def open_item(number):
 
 
 def rows_of(texts, items):
-    return {i["id"]: {"id": i["id"], "sample": 0, "text": text, "tokens": len(text.split()), "finish": "stop"}
-            for i, text in zip(items, texts, strict=True) if text is not None}
+    return {
+        i["id"]: {
+            "id": i["id"],
+            "sample": 0,
+            "text": text,
+            "tokens": len(text.split()),
+            "finish": "stop",
+        }
+        for i, text in zip(items, texts, strict=True)
+        if text is not None
+    }
 
 
 def right(*flags, items):
-    return {i["id"]: {"correct": flag} for i, flag in zip(items, flags, strict=True) if flag is not None}
+    return {
+        i["id"]: {"correct": flag} for i, flag in zip(items, flags, strict=True) if flag is not None
+    }
 
 
-@pytest.mark.parametrize("correct, reference, expected", [
-    (True, False, ("win", None)), (False, True, ("loss", None)),
-    (True, True, ("tie", "both_right")), (False, False, ("tie", "both_wrong"))])
+@pytest.mark.parametrize(
+    "correct, reference, expected",
+    [
+        (True, False, ("win", None)),
+        (False, True, ("loss", None)),
+        (True, True, ("tie", "both_right")),
+        (False, False, ("tie", "both_wrong")),
+    ],
+)
 def test_a_checker_decides(correct, reference, expected):
     assert benchmark.decide(correct, reference) == expected
 
@@ -42,14 +60,28 @@ def test_a_checker_decides(correct, reference, expected):
 def test_outcomes_hold_what_was_decided_and_nothing_else():
     items = [item(f"{k}?") for k in range(5)] + [open_item(k) for k in range(4)]
     mine, theirs = rows_of(["a b"] * 9, items), rows_of(["c"] * 9, items)
-    verdicts = {items[5]["id"]: {"first": "A", "second": "B", "outcome": "win", "tie_kind": None},
-                items[6]["id"]: {"first": "A", "second": "A", "outcome": "tie", "tie_kind": "flip"},
-                items[7]["id"]: {"error": "the judge was silent"}}
-    rows = benchmark.outcomes(items, mine, theirs, right(1, 0, 1, 0, None, items=items[:5]),
-                              right(0, 1, 1, 0, 1, items=items[:5]), verdicts)
+    verdicts = {
+        items[5]["id"]: {"first": "A", "second": "B", "outcome": "win", "tie_kind": None},
+        items[6]["id"]: {"first": "A", "second": "A", "outcome": "tie", "tie_kind": "flip"},
+        items[7]["id"]: {"error": "the judge was silent"},
+    }
+    rows = benchmark.outcomes(
+        items,
+        mine,
+        theirs,
+        right(1, 0, 1, 0, None, items=items[:5]),
+        right(0, 1, 1, 0, 1, items=items[:5]),
+        verdicts,
+    )
     found = [(row["outcome"], row["tie_kind"]) for row in rows]
-    assert found == [("win", None), ("loss", None), ("tie", "both_right"), ("tie", "both_wrong"),
-                     ("win", None), ("tie", "flip")]
+    assert found == [
+        ("win", None),
+        ("loss", None),
+        ("tie", "both_right"),
+        ("tie", "both_wrong"),
+        ("win", None),
+        ("tie", "flip"),
+    ]
     assert [row["id"] for row in rows] == [items[k]["id"] for k in (0, 1, 2, 3, 5, 6)]
     assert rows[0]["tokens"] == 2 and rows[0]["tokens_reference"] == 1
     assert rows[4]["correct"] is rows[4]["correct_reference"] is None
@@ -71,7 +103,9 @@ def test_summary_and_metrics_leave_out_what_was_not_measured():
     names = ("win_share", "tie_share", "loss_share", "score", "accuracy", "accuracy_reference")
     assert set(metrics) == {f"math_{name}" for name in names}
     assert all("low" in metrics[name] and metrics[name]["n"] == 4 for name in metrics)
-    with_control = benchmark.metrics(rows, benchmark.outcomes(items, mine, mine, grades[0], grades[0]))
+    with_control = benchmark.metrics(
+        rows, benchmark.outcomes(items, mine, mine, grades[0], grades[0])
+    )
     assert with_control["self_tie_share"]["value"] == 1 and with_control["self_tie_share"]["n"] == 4
     assert benchmark.metrics([], []) == {} and benchmark.table({}) == []
     assert benchmark.accuracy({}) is None and benchmark.paired({}, grades[0]) is None
@@ -80,8 +114,10 @@ def test_summary_and_metrics_leave_out_what_was_not_measured():
 def test_flip_rate_counts_judged_items_only():
     items = [item("1?"), *(open_item(k) for k in range(3))]
     mine = rows_of(["x"] * 4, items)
-    verdicts = {i["id"]: {"outcome": "tie", "tie_kind": kind}
-                for i, kind in zip(items[1:], ("flip", "judged_equal", "flip"), strict=True)}
+    verdicts = {
+        i["id"]: {"outcome": "tie", "tie_kind": kind}
+        for i, kind in zip(items[1:], ("flip", "judged_equal", "flip"), strict=True)
+    }
     grades = right(1, items=items[:1])
     rows = benchmark.outcomes(items, mine, mine, grades, grades, verdicts)
     assert benchmark.flip_rate(rows)["value"] == pytest.approx(2 / 3)
@@ -91,7 +127,9 @@ def test_flip_rate_counts_judged_items_only():
 
 def test_paired_difference_and_mcnemar_use_the_common_items():
     items = [item(f"{k}?") for k in range(6)]
-    found = benchmark.paired(right(1, 1, 1, 0, 0, None, items=items), right(0, 0, 1, 1, 0, 1, items=items))
+    found = benchmark.paired(
+        right(1, 1, 1, 0, 0, None, items=items), right(0, 0, 1, 1, 0, 1, items=items)
+    )
     assert (found["b"], found["c"], found["n"]) == (2, 1, 5)
     assert found["difference"]["value"] == pytest.approx(0.2)
 
@@ -108,8 +146,13 @@ def test_table_shows_a_dash_for_what_is_missing():
 def test_figure_has_a_bar_a_category_that_fills_the_axis():
     items = [item(f"{k}?") for k in range(4)] + [item(f"c{k}?", "code", "code") for k in range(3)]
     mine = rows_of(["x"] * 7, items)
-    rows = benchmark.outcomes(items, mine, mine, right(1, 1, 0, 0, 1, 1, 1, items=items),
-                              right(0, 1, 1, 0, 1, 0, 1, items=items))
+    rows = benchmark.outcomes(
+        items,
+        mine,
+        mine,
+        right(1, 1, 0, 0, 1, 1, 1, items=items),
+        right(0, 1, 1, 0, 1, 0, 1, items=items),
+    )
     axes = benchmark.figure(benchmark.summary(rows), "title").axes[0]
     ends = {}
     for patch in axes.patches:
@@ -124,7 +167,10 @@ def test_answers_are_graded_from_files_alone(tmp_path):
     write_jsonl(answers.path(tmp_path, "tuned"), rows_of(texts, items).values())
     read = answers.read(tmp_path, "tuned")
     grades = answers.graded(items, read)
-    assert {k: v["correct"] for k, v in grades.items()} == {items[0]["id"]: True, items[1]["id"]: False}
+    assert {k: v["correct"] for k, v in grades.items()} == {
+        items[0]["id"]: True,
+        items[1]["id"]: False,
+    }
     assert answers.graded(items[2:], read) == {} and answers.read(tmp_path, "tuned", sample=1) == {}
     with pytest.raises(FileNotFoundError, match="generations-base.jsonl is missing; run once"):
         answers.read(tmp_path, "base")
@@ -133,14 +179,19 @@ def test_answers_are_graded_from_files_alone(tmp_path):
 def test_two_extractors_read_the_same_files_differently(tmp_path):
     items = [item("3 + 4?")]
     read = rows_of(["It is 7"], items)
-    found = {name: answers.graded(items, read, name)[items[0]["id"]]["correct"] for name in grade.EXTRACTORS}
+    found = {
+        name: answers.graded(items, read, name)[items[0]["id"]]["correct"]
+        for name in grade.EXTRACTORS
+    }
     assert found == {"marked": False, "loose": True}
 
 
 def test_endpoint_answers_are_saved_and_failures_have_no_row(tmp_path):
     items = [item("3 + 4?"), item("bad?")]
     with Server(lambda body: "7" if "3" in str(body["messages"]) else None) as server:
-        client = Client("reference", server.url, "m", 1.0, {"m": (1, 2)}, tmp_path / "c.sqlite", tries=1)
+        client = Client(
+            "reference", server.url, "m", 1.0, {"m": (1, 2)}, tmp_path / "c.sqlite", tries=1
+        )
         errors = answers.ask(items, client, folder=tmp_path, system="reference", max_tokens=50)
     assert len(errors) == 1 and list(answers.read(tmp_path, "reference")) == [items[0]["id"]]
     row = answers.read(tmp_path, "reference")[items[0]["id"]]
@@ -148,7 +199,9 @@ def test_endpoint_answers_are_saved_and_failures_have_no_row(tmp_path):
 
 
 def longer(body):
-    shown = re.findall(r"<answer_[AB]>\n(.*?)\n</answer_", body["messages"][-1]["content"], re.DOTALL)
+    shown = re.findall(
+        r"<answer_[AB]>\n(.*?)\n</answer_", body["messages"][-1]["content"], re.DOTALL
+    )
     a, b = map(len, shown)
     return json.dumps({"reason": "length", "verdict": "A" if a > b else "B" if b > a else "tie"})
 
@@ -161,7 +214,10 @@ def test_stored_verdicts_serve_without_a_judge_and_only_for_the_same_texts(tmp_p
     with Server(longer) as server:
         client = Client("judge", server.url, "m", 1.0, {"m": (1, 2)}, tmp_path / "c.sqlite")
         found = answers.verdicts(items, mine, theirs, file=file, client=client)
-        assert answers.verdicts(items[:1], mine, theirs, file=tmp_path / "none.jsonl", client=client) == {}
+        assert (
+            answers.verdicts(items[:1], mine, theirs, file=tmp_path / "none.jsonl", client=client)
+            == {}
+        )
     assert [row["outcome"] for row in found.values()] == ["win", "win"]
     assert list(found) == [items[1]["id"], items[2]["id"]] and len(list(read_jsonl(file))) == 2
     assert answers.verdicts(items, mine, theirs, file=file) == found
@@ -174,13 +230,17 @@ def test_a_sample_is_shown_verbatim_and_cut():
     answer = {"text": "# title\n" + "x" * 600, "tokens": 9}
     verdict = {"correct": False, "extractor": "last", "answer": "x"}
     text = answers.sample_text(one, {"tuned": (answer, verdict), "base": (answer, None)}, limit=100)
-    assert all(part in text for part in ("    # title", "more characters", "wrong (last: `x`)", "no checker"))
+    assert all(
+        part in text
+        for part in ("    # title", "more characters", "wrong (last: `x`)", "no checker")
+    )
     assert judge.pair_key("a", "b", "c") != judge.pair_key("a", "c", "b")
 
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
-    """A random Llama over bytes, where notebook 12 looks for the merged model; its answers are nonsense."""
+    """A random Llama over bytes, where notebook 12 looks for the merged model; its answers are
+    nonsense."""
     folder = tmp_path_factory.mktemp("run") / "artifacts" / "11_merge" / "merged"
     tiny.checkpoint(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -194,10 +254,23 @@ def execute(folder, merged, **parameters):
     import papermill
 
     out = merged.parents[2]
-    given = {"out": str(out), "model": str(merged), "dtype": "float32", "per_category": 2,
-             "max_new_tokens": 8, "max_new_tokens_code": 8, "control_per_category": 1, **parameters}
-    papermill.execute_notebook(ROOT / "notebooks" / "12_benchmark.ipynb", folder / "12.ipynb", given,
-                               progress_bar=False, cwd=ROOT / "notebooks")
+    given = {
+        "out": str(out),
+        "model": str(merged),
+        "dtype": "float32",
+        "per_category": 2,
+        "max_new_tokens": 8,
+        "max_new_tokens_code": 8,
+        "control_per_category": 1,
+        **parameters,
+    }
+    papermill.execute_notebook(
+        ROOT / "notebooks" / "12_benchmark.ipynb",
+        folder / "12.ipynb",
+        given,
+        progress_bar=False,
+        cwd=ROOT / "notebooks",
+    )
     return json.loads((out / "metrics" / "12_benchmark.json").read_text(encoding="utf-8"))
 
 
@@ -211,16 +284,28 @@ def test_notebook_with_a_judge_and_a_reference_at_an_endpoint(tmp_path, tiny_mod
         return "A long answer that says much. The answer is 7."
 
     with Server(reply, faults=["429", "truncated"]) as server:
-        endpoints = {f"{role}_{name}": value for role in ("judge", "reference") for name, value in
-                     (("model", f"{role}-model"), ("base_url", server.url), ("prices", [1.0, 2.0]))}
+        endpoints = {
+            f"{role}_{name}": value
+            for role in ("judge", "reference")
+            for name, value in (
+                ("model", f"{role}-model"),
+                ("base_url", server.url),
+                ("prices", [1.0, 2.0]),
+            )
+        }
         first = execute(tmp_path, tiny_model, **endpoints)
         asked = len(server.requests)
         again = execute(tmp_path, tiny_model, **endpoints)
         assert len(server.requests) == asked  # everything paid for was kept
     metrics = first["metrics"]
-    assert metrics["creativity_loss_share"]["value"] == 1 and metrics["creativity_loss_share"]["n"] == 2
+    assert (
+        metrics["creativity_loss_share"]["value"] == 1
+        and metrics["creativity_loss_share"]["n"] == 2
+    )
     assert metrics["flip_rate"]["value"] == 0 and metrics["position_bias"]["value"] == 0.5
-    assert {"self_tie_share", "overall_accuracy", "overall_accuracy_base", "accuracy_gain"} <= set(metrics)
+    assert {"self_tie_share", "overall_accuracy", "overall_accuracy_base", "accuracy_gain"} <= set(
+        metrics
+    )
     assert "creativity_accuracy" not in metrics and metrics["math_accuracy_reference"]["n"] == 2
     assert set(first["systems"]) == {"base", "tuned", "reference"} and not first["stands_in"]
     assert again["provenance"]["api_spend"] == first["provenance"]["api_spend"] > 0
@@ -234,7 +319,9 @@ def test_notebook_with_a_judge_and_a_reference_at_an_endpoint(tmp_path, tiny_mod
 def test_notebook_without_endpoints_leaves_creativity_unmeasured(tmp_path, tiny_model):
     record = execute(tmp_path, tiny_model, categories=["math", "creativity"])
     assert not [name for name in record["metrics"] if name.startswith("creativity")]
-    assert "flip_rate" not in record["metrics"] and record["metrics"]["math_tie_share"]["value"] == 1
+    assert (
+        "flip_rate" not in record["metrics"] and record["metrics"]["math_tie_share"]["value"] == 1
+    )
     assert record["stands_in"] and record["provenance"]["api_spend"] == 0
     rows = list(read_jsonl(tiny_model.parents[1] / "12_benchmark" / "outcomes.jsonl"))
     assert {row["category"] for row in rows} == {"math"} and len(rows) == 2

@@ -1,4 +1,5 @@
-"""The job on Ray Data against the one-machine engine, row for row, on a local cluster of several processes."""
+"""The job on Ray Data against the one-machine engine, row for row, on a local cluster of several
+processes."""
 
 from __future__ import annotations
 
@@ -41,12 +42,15 @@ def local():
 
 
 def rows(seed=3):
-    """Texts with near-duplicates of every degree, exact copies, templates and short ones; a rank each."""
+    """Texts with near-duplicates of every degree, exact copies, templates and short ones; a rank
+    each."""
     rng = random.Random(seed)
     texts = corpus(150, seed)
     texts += [rng.choice(texts) for _ in range(30)] + ["", "a", "a", "日本", "日本"]
     slots = [sentence(rng, 25, 40) for _ in range(120)]
-    texts += [WRAPPER.format(slot) for slot in slots] + [WRAPPER.format(edited(rng, slot, 0.05)) for slot in slots[:40]]
+    texts += [WRAPPER.format(slot) for slot in slots] + [
+        WRAPPER.format(edited(rng, slot, 0.05)) for slot in slots[:40]
+    ]
     rng.shuffle(texts)
     ranks = rng.sample(range(10 * len(texts)), len(texts))
     return [{"text": one, "rank": rank} for one, rank in zip(texts, ranks, strict=True)]
@@ -56,15 +60,19 @@ def both(found, where, suffix, count=3, **options):
     """(drops of the job, drops of the one machine) with rows named by place."""
     keys = []
     for number in range(count):
-        part = found[number * len(found) // count:(number + 1) * len(found) // count]
+        part = found[number * len(found) // count : (number + 1) * len(found) // count]
         shards.write(part, f"file://{where}/part-{number}{suffix}")
     named = shards.find([str(where)])
     for chunk in shards.chunks(named):
         keys += [chunk["shard"] << cluster.NUMBER | number for number, _, _ in shards.read(chunk)]
-    drops, stats = cluster.near_duplicates(named, text, priority, partitions=4, piece=40_000, **options)
+    drops, stats = cluster.near_duplicates(
+        named, text, priority, partitions=4, piece=40_000, **options
+    )
     place = {key: at for at, key in enumerate(keys)}
     drops = drops.assign(row=drops["row"].map(place), keeper=drops["keeper"].map(place))
-    one, _ = near_duplicates.near_duplicates([row["text"] for row in found], [row["rank"] for row in found], **options)
+    one, _ = near_duplicates.near_duplicates(
+        [row["text"] for row in found], [row["rank"] for row in found], **options
+    )
     return drops, one, stats
 
 
@@ -79,7 +87,8 @@ def test_the_job_drops_what_the_one_machine_drops(local, tmp_path, suffix):
 
 @pytest.mark.cluster
 def test_a_killed_worker_changes_nothing(local, tmp_path):
-    """A worker process is killed while the job runs, as the system's memory guard would; Ray does its task again."""
+    """A worker process is killed while the job runs, as the system's memory guard would; Ray does
+    its task again."""
     import psutil
 
     killed = []
@@ -87,7 +96,9 @@ def test_a_killed_worker_changes_nothing(local, tmp_path):
     def kill():
         end = time.monotonic() + 60
         while not killed and time.monotonic() < end:
-            for process in psutil.Process().children(recursive=True):  # this session's own cluster and no other
+            for process in psutil.Process().children(
+                recursive=True
+            ):  # this session's own cluster and no other
                 title = " ".join(process.cmdline()) if process.is_running() else ""
                 if title.startswith("ray::") and "MapBatches" in title:
                     os.kill(process.pid, signal.SIGKILL)
@@ -104,7 +115,8 @@ def test_a_killed_worker_changes_nothing(local, tmp_path):
 
 
 def greedy(count, edges, rank):
-    """The definition: go through rows in order, drop what is alike to a kept one; the most alike keeper, then best."""
+    """The definition: go through rows in order, drop what is alike to a kept one; the most alike
+    keeper, then best."""
     near: dict[int, dict[int, float]] = {row: {} for row in range(count)}
     for (a, b), value in edges.items():
         near[a][b] = near[b][a] = value
@@ -128,12 +140,20 @@ def test_the_rounds_are_the_greedy_choice(seed):
         alike[a, b] = rng.choice([0.8, 0.85, 0.9])
     rank = rng.sample(range(1000), count)
     first = {group: row for row, group in reversed(list(enumerate(groups)))}
-    edges = {(a, b): 1.0 if groups[a] == groups[b] else alike[tuple(sorted((groups[a], groups[b])))]
-             for a in range(count) for b in range(a + 1, count)
-             if groups[a] == groups[b] or tuple(sorted((groups[a], groups[b]))) in alike}
-    stars = [(first[groups[row]], row, 1.0, True) for row in range(count) if row != first[groups[row]]]
-    stars += [(*sorted((first[a], first[b])), value, False) for (a, b), value in alike.items()
-              if a in first and b in first]
+    edges = {
+        (a, b): 1.0 if groups[a] == groups[b] else alike[tuple(sorted((groups[a], groups[b])))]
+        for a in range(count)
+        for b in range(a + 1, count)
+        if groups[a] == groups[b] or tuple(sorted((groups[a], groups[b]))) in alike
+    }
+    stars = [
+        (first[groups[row]], row, 1.0, True) for row in range(count) if row != first[groups[row]]
+    ]
+    stars += [
+        (*sorted((first[a], first[b])), value, False)
+        for (a, b), value in alike.items()
+        if a in first and b in first
+    ]
     pairs = pd.DataFrame(stars, columns=["a", "b", "jaccard", "same"])
     for side in "ab":
         pairs[f"{side}_high"] = np.array(rank, np.uint64)[pairs[side]]
@@ -158,7 +178,9 @@ def test_shards_are_read_in_chunks_and_by_row_on_any_file_system(suffix):
     assert [row for *_, row in got] == found and len({number for number, *_ in got}) == 500
     assert len(chunks) > 10 or suffix == ".parquet"
     some = [got[i] for i in (499, 3, 77)]
-    assert shards.fetch(path, [n for n, *_ in some], [size for _, size, _ in some]) == [row for *_, row in some]
+    assert shards.fetch(path, [n for n, *_ in some], [size for _, size, _ in some]) == [
+        row for *_, row in some
+    ]
 
 
 def test_shards_that_are_missing_or_cut_off_say_so(tmp_path):
@@ -192,16 +214,22 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path):
 def test_what_stays_is_written_as_shards(local, tmp_path, suffix):
     found = [{"id": i, "text": row["text"], "rank": 0} for i, row in enumerate(rows(7))]
     for number in range(2):
-        half = found[number * len(found) // 2:(number + 1) * len(found) // 2]
+        half = found[number * len(found) // 2 : (number + 1) * len(found) // 2]
         shards.write(half, f"file://{tmp_path}/in/part-{number}.jsonl")
     out = f"file://{tmp_path}/out"
-    stats = cluster_job.run([f"file://{tmp_path}/in"], out, suffix=suffix, partitions=4, piece=40_000)
+    stats = cluster_job.run(
+        [f"file://{tmp_path}/in"], out, suffix=suffix, partitions=4, piece=40_000
+    )
     drops, _ = near_duplicates.near_duplicates([row["text"] for row in found])
     gone = set(drops["row"].tolist())
     kept = [row for chunk in shards.chunks(shards.find([out])) for _, _, row in shards.read(chunk)]
     assert kept == [row for i, row in enumerate(found) if i not in gone]
     assert stats["kept"]["rows"] == len(kept) and stats["kept"]["shards"] >= 3
-    told = [row for chunk in shards.chunks(shards.find([f"{out}/drops"])) for _, _, row in shards.read(chunk)]
+    told = [
+        row
+        for chunk in shards.chunks(shards.find([f"{out}/drops"]))
+        for _, _, row in shards.read(chunk)
+    ]
     assert len(told) == len(gone) and all(row["jaccard"] >= 0.8 for row in told)
     with pytest.raises(shards.ShardError, match="name an empty folder"):
         cluster_job.run([f"file://{tmp_path}/in"], out, partitions=4)
@@ -218,30 +246,54 @@ def test_all_of_curation_over_shards_keeps_the_rows_of_00(local, folder, tmp_pat
         handle.write(b'{"prompt": "' + b"x" * 200_000 + b'"}\n')  # over max_row_bytes
     curated(folder, tmp_path / "one")
     monkeypatch.setattr(tasks, "evaluation_texts", lambda data: [("toy/1", QUESTION, "87")])
-    values = SETTINGS | {f"{name}_share": share for name, share in SHARES.items()} | {
-        "data": "packaged", "ngram": 13, "near_threshold": 0.8, "permutations": 256, "template_rows": 50}
+    values = (
+        SETTINGS
+        | {f"{name}_share": share for name, share in SHARES.items()}
+        | {
+            "data": "packaged",
+            "ngram": 13,
+            "near_threshold": 0.8,
+            "permutations": 256,
+            "template_rows": 50,
+        }
+    )
     out = f"file://{tmp_path}/many"
     manifest = cluster_curate.run([str(folder)], out, values, piece=10_000, partitions=3)
     for name in splits.SPLITS:
-        made = [row for path in sorted((tmp_path / "many" / name).glob("*.jsonl")) for row in read_jsonl(path)]
+        made = [
+            row
+            for path in sorted((tmp_path / "many" / name).glob("*.jsonl"))
+            for row in read_jsonl(path)
+        ]
         alone = list(read_jsonl(tmp_path / f"one/{name}.jsonl"))
         assert sorted(row["id"] for row in made) == [row["id"] for row in alone] and len(alone) > 10
         assert manifest["splits"][name]["rows"] == len(alone)
         by_id = {row["id"]: row for row in made}
         assert all(by_id[row["id"]] | {"origin": ""} == row | {"origin": ""} for row in alone)
-    refused = [row for path in (tmp_path / "many/rejects").glob("*.jsonl") for row in read_jsonl(path)]
-    own = [row for row in read_jsonl(tmp_path / "one/rejects.jsonl") if "duplicate" not in row["stage"]]
-    assert sorted((row["stage"], row["reason"]) for row in refused) == sorted((r["stage"], r["reason"]) for r in own)
+    refused = [
+        row for path in (tmp_path / "many/rejects").glob("*.jsonl") for row in read_jsonl(path)
+    ]
+    own = [
+        row for row in read_jsonl(tmp_path / "one/rejects.jsonl") if "duplicate" not in row["stage"]
+    ]
+    assert sorted((row["stage"], row["reason"]) for row in refused) == sorted(
+        (r["stage"], r["reason"]) for r in own
+    )
     assert "row larger than 100,000 bytes" in {row["reason"] for row in refused}
     assert manifest["counts"]["duplicates"] == 51 and manifest["counts"]["raw"] == 357
     with pytest.raises(shards.ShardError, match="name an empty folder"):
         cluster_curate.run([str(folder)], out, values)
 
 
-@pytest.mark.parametrize(("path", "source"), [
-    ("s3://bucket/dolly-00001-of-00004.parquet", "dolly"), ("file:///a/gsm8k.jsonl", "gsm8k"),
-    ("file:///raw/metamath/train-00001.jsonl", "metamath"), ("file:///raw/orca/000.jsonl", "orca"),
-    ("file:///raw/wizard_70k.jsonl", "wizard_70k"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("s3://bucket/dolly-00001-of-00004.parquet", "dolly"),
+        ("file:///a/gsm8k.jsonl", "gsm8k"),
+        ("file:///raw/metamath/train-00001.jsonl", "metamath"),
+        ("file:///raw/orca/000.jsonl", "orca"),
+        ("file:///raw/wizard_70k.jsonl", "wizard_70k"),
+    ],
+)
 def test_shards_belong_to_sources(path, source):
     assert cluster_curate.source_of(path) == source

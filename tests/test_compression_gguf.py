@@ -1,4 +1,5 @@
-"""GGUF: the writer against transformers, the quantiser against the plan, the way back, adapters, and bad input."""
+"""GGUF: the writer against transformers, the quantiser against the plan, the way back, adapters,
+and bad input."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import sys
 import numpy as np
 import pytest
 
-from lib.compression import adapter_gguf, from_gguf, gguf_types, imatrix, llamacpp, runtime, sparse, to_gguf
+from lib.compression import (
+    adapter_gguf,
+    from_gguf,
+    gguf_types,
+    imatrix,
+    llamacpp,
+    runtime,
+    sparse,
+    to_gguf,
+)
 from lib.files import ROOT
 from tests import tiny
 
@@ -18,9 +28,12 @@ LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "lo
                "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
 
 
-@pytest.mark.parametrize("order", ["llamacpp.library(); import peft", "import peft; llamacpp.library()"])
+@pytest.mark.parametrize(
+    "order", ["llamacpp.library(); import peft", "import peft; llamacpp.library()"]
+)
 def test_llama_cpp_and_torch_live_in_one_process_whichever_comes_first(order):
-    """Loaded with RTLD_GLOBAL, the wheel's C++ runtime answered for torch's, and the process aborted."""
+    """Loaded with RTLD_GLOBAL, the wheel's C++ runtime answered for torch's, and the process
+    aborted."""
     code = f"from lib.compression import llamacpp; {order}; import torch; torch.ones(2).sum()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -35,12 +48,20 @@ def bpe():
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in MERGES)]
-    backend = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=MERGES))
+    words = [
+        *special,
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        *("".join(pair) for pair in MERGES),
+    ]
+    backend = Tokenizer(
+        models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=MERGES)
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(special)
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
     made.chat_template = tiny.CHATML
     return made
 
@@ -51,9 +72,23 @@ def model(folder, **changes):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
-    settings = dict(vocab_size=264, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=8,
-                    num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1,
-                    eos_token_id=2, pad_token_id=2, initializer_range=0.1) | changes  # fmt: skip
+    settings = (
+        dict(
+            vocab_size=264,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+            initializer_range=0.1,
+        )
+        | changes
+    )
     LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder)
     bpe().save_pretrained(folder)
     return folder
@@ -74,13 +109,22 @@ def reference(folder, ids):
         return loaded(torch.tensor([ids])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"tie_word_embeddings": False}, {"rope_parameters": LLAMA3_ROPE}, {"head_dim": 64, "num_key_value_heads": 8},
-], ids=["tied", "untied", "llama3 rope", "wide heads"])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False},
+        {"rope_parameters": LLAMA3_ROPE},
+        {"head_dim": 64, "num_key_value_heads": 8},
+    ],
+    ids=["tied", "untied", "llama3 rope", "wide heads"],
+)
 def test_logits_of_the_file_are_those_of_transformers(tmp_path, changes):
     folder = model(tmp_path / "model", **changes)
     path = to_gguf.write(folder, tmp_path / "model.gguf", "F32")
-    ids = bpe()("The quick brown fox jumps over the lazy dog, twice, and then a third time. " * 2)["input_ids"]
+    ids = bpe()("The quick brown fox jumps over the lazy dog, twice, and then a third time. " * 2)[
+        "input_ids"
+    ]
     with runtime.Gguf(path, threads=1) as loaded:
         found = loaded.logits(ids)
     expected = reference(folder, ids)
@@ -95,7 +139,10 @@ def test_tokens_and_greedy_answers_agree_with_transformers(plain):
     folder, path = plain
     tokenizer = bpe()
     chats = [[{"role": "user", "content": each}] for each in PROMPTS]
-    texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    texts = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        for chat in chats
+    ]
     rows = [tokenizer(text)["input_ids"] for text in texts]
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with runtime.Gguf(path, threads=1, sequences=8, context=2048) as other:
@@ -114,7 +161,9 @@ def test_logprobs_are_those_of_the_sequence_and_batches_change_nothing(plain):
     with runtime.Gguf(plain[1], threads=1, sequences=4, context=1024) as loaded:
         together = loaded.generate(rows, max_new_tokens=5)
         alone = [loaded.generate([ids], max_new_tokens=5)[0] for ids in rows]
-        assert [[s["ids"] for s in row] for row in together] == [[s["ids"] for s in row] for row in alone]
+        assert [[s["ids"] for s in row] for row in together] == [
+            [s["ids"] for s in row] for row in alone
+        ]
         ids, answer = rows[0], together[0][0]
         logprobs = runtime.log_softmax(loaded.logits(ids + answer["ids"], len(ids) - 1))
     written = [float(logprobs[place, token]) for place, token in enumerate(answer["ids"])]
@@ -124,11 +173,18 @@ def test_logprobs_are_those_of_the_sequence_and_batches_change_nothing(plain):
 def test_samples_differ_repeat_and_follow_the_distribution(plain):
     ids = bpe()("a")["input_ids"]
     with runtime.Gguf(plain[1], threads=1, sequences=16, context=1024) as loaded:
-        first, again = (loaded.generate([ids], max_new_tokens=1, n=400, temperature=1.0, seed=3)[0] for _ in "ab")
+        first, again = (
+            loaded.generate([ids], max_new_tokens=1, n=400, temperature=1.0, seed=3)[0]
+            for _ in "ab"
+        )
         other = loaded.generate([ids], max_new_tokens=1, n=400, temperature=1.0, seed=4)[0]
         probabilities = np.exp(runtime.log_softmax(loaded.logits(ids))[-1])
     assert first[0].keys() == {"ids", "finish", "logprobs", "seconds"}
-    assert [row["ids"] for row in first] == [row["ids"] for row in again] != [row["ids"] for row in other]
+    assert (
+        [row["ids"] for row in first]
+        == [row["ids"] for row in again]
+        != [row["ids"] for row in other]
+    )
     top = int(probabilities.argmax())
     share = np.mean([row["ids"] == [top] for row in first])
     expected = float(probabilities[top])
@@ -136,7 +192,8 @@ def test_samples_differ_repeat_and_follow_the_distribution(plain):
 
 
 @pytest.mark.parametrize(
-    "ftype", ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M", "IQ2_XXS", "IQ1_S"]
+    "ftype",
+    ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M", "IQ2_XXS", "IQ1_S"],
 )
 @pytest.mark.parametrize("hidden", [256, 288], ids=["rows of 256", "rows of 288"])
 def test_the_planned_types_and_bytes_are_those_that_llama_cpp_writes(tmp_path, ftype, hidden):
@@ -149,7 +206,10 @@ def test_the_planned_types_and_bytes_are_those_that_llama_cpp_writes(tmp_path, f
         head_dim=32,
     )
     source = to_gguf.write(folder, tmp_path / "f16.gguf")
-    weights = {name: np.ones(shape[-1], np.float32) for name, shape in gguf_types.tensors(arch_of(folder)).items()}
+    weights = {
+        name: np.ones(shape[-1], np.float32)
+        for name, shape in gguf_types.tensors(arch_of(folder)).items()
+    }
     path = llamacpp.quantize(source, tmp_path / "q.gguf", ftype, weights, threads=1)
     found = {tensor.name: tensor.type for tensor in from_gguf.table(path)}
     assert found == gguf_types.types(arch_of(folder), ftype)
@@ -161,7 +221,9 @@ def arch_of(folder):
     return gguf_types.architecture(json.loads((folder / "config.json").read_text()))
 
 
-def test_quantised_weights_come_back_near_and_the_importance_matrix_helps_where_it_points(plain, tmp_path):
+def test_quantised_weights_come_back_near_and_the_importance_matrix_helps_where_it_points(
+    plain, tmp_path
+):
     folder, source = plain
     original = {name: values for name, values, _ in from_gguf.weights(source)}
     name = "blk.1.ffn_up.weight"
@@ -186,7 +248,8 @@ def test_a_checkpoint_made_from_the_file_is_the_file(plain, tmp_path):
     with runtime.Gguf(exact, threads=1) as loaded:
         assert np.abs(loaded.logits(ids) - reference(back, ids)).max() < 1e-2
     assert {n: v.tolist() for n, v, _ in from_gguf.weights(path) if "attn_q" in n} == {
-        n: v.tolist() for n, v, _ in from_gguf.weights(exact) if "attn_q" in n}  # fmt: skip
+        n: v.tolist() for n, v, _ in from_gguf.weights(exact) if "attn_q" in n
+    }
 
 
 def test_the_header_is_read_as_the_gguf_package_reads_it(plain, tmp_path):
@@ -196,7 +259,11 @@ def test_the_header_is_read_as_the_gguf_package_reads_it(plain, tmp_path):
     found = {tensor.name: tensor for tensor in from_gguf.table(path)}
     for tensor in gguf.GGUFReader(str(path)).tensors:
         mine = found.pop(tensor.name)
-        assert (mine.type, mine.bytes, mine.begin) == (tensor.tensor_type.name, tensor.n_bytes, tensor.data_offset)
+        assert (mine.type, mine.bytes, mine.begin) == (
+            tensor.tensor_type.name,
+            tensor.n_bytes,
+            tensor.data_offset,
+        )
         assert list(reversed(mine.shape)) == tensor.shape.tolist()
     assert not found
 
@@ -204,12 +271,16 @@ def test_the_header_is_read_as_the_gguf_package_reads_it(plain, tmp_path):
 def test_magnitude_zeroes_the_share_of_each_matrix_and_nothing_else(plain, tmp_path):
     path = sparse.magnitude(plain[1], tmp_path / "sparse.gguf", 0.65)
     assert from_gguf.zero_share(path)["all"] == pytest.approx(0.65, abs=0.01)
-    before, after = ({name: values for name, values, _ in from_gguf.weights(each)} for each in (plain[1], path))
+    before, after = (
+        {name: values for name, values, _ in from_gguf.weights(each)} for each in (plain[1], path)
+    )
     assert (before["token_embd.weight"] == after["token_embd.weight"]).all()
     kept = after["blk.0.attn_q.weight"] != 0
     assert (before["blk.0.attn_q.weight"][kept] == after["blk.0.attn_q.weight"][kept]).all()
     with pytest.raises(ValueError, match="prune the F16"):
-        sparse.magnitude(llamacpp.quantize(plain[1], tmp_path / "q.gguf", "Q8_0", threads=1), tmp_path / "x", 0.5)
+        sparse.magnitude(
+            llamacpp.quantize(plain[1], tmp_path / "q.gguf", "Q8_0", threads=1), tmp_path / "x", 0.5
+        )
 
 
 def test_permutation_is_undone():
@@ -232,7 +303,9 @@ def test_zeros_survive_in_symmetric_types_only(plain, tmp_path):
     bpe().save_pretrained(tmp_path / "sparse")
     source = to_gguf.write(tmp_path / "sparse", tmp_path / "sparse.gguf")
     for kind in ("Q8_0", "Q6_K", "Q5_0", "Q4_0", "Q3_K", "Q5_1", "Q4_1", "Q5_K", "Q4_K"):
-        path = llamacpp.quantize(source, tmp_path / "q.gguf", "Q4_K_M", overrides={"^blk.*": kind}, threads=1)
+        path = llamacpp.quantize(
+            source, tmp_path / "q.gguf", "Q4_K_M", overrides={"^blk.*": kind}, threads=1
+        )
         share = from_gguf.zero_share(path)["all"]
         assert share > 0.64 if kind in gguf_types.KEEPS_ZEROS else share < 0.3, (kind, share)
 
@@ -245,9 +318,22 @@ def adapter(plain, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj",
-                                                                "gate_proj", "down_proj"])  # fmt: skip
-    loaded = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(plain[0], dtype=torch.float32), config)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=[
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "up_proj",
+            "gate_proj",
+            "down_proj",
+        ],
+    )
+    loaded = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(plain[0], dtype=torch.float32), config
+    )
     for name, weight in loaded.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
@@ -285,10 +371,18 @@ def test_importance_is_the_mean_square_of_what_a_linear_layer_reads(plain):
     rows = [bpe()(text)["input_ids"] for text in PROMPTS[:6]]
     found = imatrix.measure(str(folder), rows, 6)
     arch = arch_of(folder)
-    wanted = {name for name, shape in gguf_types.tensors(arch).items() if len(shape) > 1 and name.startswith("blk.")}
+    wanted = {
+        name
+        for name, shape in gguf_types.tensors(arch).items()
+        if len(shape) > 1 and name.startswith("blk.")
+    }
     assert found.keys() == wanted | {"token_embd.weight"}
-    assert all(values.shape == (gguf_types.tensors(arch)[name][-1],) for name, values in found.items())
-    assert (found["blk.0.attn_q.weight"] == found["blk.0.attn_v.weight"]).all(), "they read the same input"
+    assert all(
+        values.shape == (gguf_types.tensors(arch)[name][-1],) for name, values in found.items()
+    )
+    assert (found["blk.0.attn_q.weight"] == found["blk.0.attn_v.weight"]).all(), (
+        "they read the same input"
+    )
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -313,11 +407,17 @@ def broken(folder, tmp_path, **changes):
     return target
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"model_type": "qwen2"}, "knows Llama"), ({"attention_bias": True}, "biases"),
-    ({"tie_word_embeddings": False}, "no lm_head"), ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"), ({"vocab_size": 200}, "no row"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model_type": "qwen2"}, "knows Llama"),
+        ({"attention_bias": True}, "biases"),
+        ({"tie_word_embeddings": False}, "no lm_head"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"vocab_size": 200}, "no row"),
+    ],
+)
 def test_a_config_that_does_not_fit_is_refused_in_one_sentence(plain, tmp_path, changes, words):
     folder = broken(plain[0], tmp_path, **changes)
     with pytest.raises(ValueError, match=words):
@@ -326,7 +426,9 @@ def test_a_config_that_does_not_fit_is_refused_in_one_sentence(plain, tmp_path, 
 
 
 def test_untied_tables_under_a_tied_config_are_refused(tmp_path):
-    folder = broken(model(tmp_path / "untied", tie_word_embeddings=False), tmp_path, tie_word_embeddings=True)
+    folder = broken(
+        model(tmp_path / "untied", tie_word_embeddings=False), tmp_path, tie_word_embeddings=True
+    )
     with pytest.raises(ValueError, match="differs from embed_tokens"):
         to_gguf.write(folder, tmp_path / "out.gguf")
 
@@ -355,11 +457,31 @@ def test_a_tokenizer_without_merges_is_refused(tmp_path):
 
 
 def test_llama_3_s_splitting_rules_are_known():
-    rules = {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": to_gguf.LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}  # fmt: skip
+    rules = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {
+                "type": "Split",
+                "pattern": {"Regex": to_gguf.LLAMA3_SPLIT},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": True,
+                "use_regex": False,
+            },
+        ],
+    }
     assert (
-        to_gguf.pre_tokenizer({"model": {"type": "BPE", "merges": ["a b"]}, "pre_tokenizer": rules, "normalizer": None})
+        to_gguf.pre_tokenizer(
+            {
+                "model": {"type": "BPE", "merges": ["a b"]},
+                "pre_tokenizer": rules,
+                "normalizer": None,
+            }
+        )
         == "llama-bpe"
     )
     with pytest.raises(ValueError, match="Unigram"):
@@ -388,5 +510,8 @@ def test_wrong_magic_a_cut_file_and_a_foreign_adapter_are_refused(plain, adapter
 
 
 def test_a_prompt_beyond_the_context_is_refused(plain):
-    with runtime.Gguf(plain[1], context=64, threads=1) as loaded, pytest.raises(ValueError, match="exceed 64 cells"):
+    with (
+        runtime.Gguf(plain[1], context=64, threads=1) as loaded,
+        pytest.raises(ValueError, match="exceed 64 cells"),
+    ):
         loaded.generate([list(range(3, 63))], max_new_tokens=10)

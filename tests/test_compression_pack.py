@@ -1,5 +1,5 @@
-"""Packing is lossless and refuses everything that is off; calibration measures what it says; hard_examplesy picks the
-hardest."""
+"""Packing is lossless and refuses everything that is off; calibration measures what it says;
+hard_examplesy picks the hardest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from lib.evaluation import confidence
 def source(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "weights.bin"
-    path.write_bytes((rng.integers(0, 12, 3_000_000, dtype=np.uint8) * (rng.random(3_000_000) < 0.4)).tobytes())
+    path.write_bytes(
+        (rng.integers(0, 12, 3_000_000, dtype=np.uint8) * (rng.random(3_000_000) < 0.4)).tobytes()
+    )
     return path
 
 
-@pytest.mark.parametrize("settings", [{}, {"level": 3}, {"window_log": 25}, {"dictionary": True}],
-                         ids=["plain", "level 3", "long window", "dictionary"])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"level": 3}, {"window_log": 25}, {"dictionary": True}],
+    ids=["plain", "level 3", "long window", "dictionary"],
+)
 def test_what_is_unpacked_is_what_was_packed(source, tmp_path, settings):
     settings = dict(settings)
     if settings.pop("dictionary", False):
@@ -33,7 +38,11 @@ def test_what_is_unpacked_is_what_was_packed(source, tmp_path, settings):
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
     assert found["sha256"] == manifest["sha256"] and found["bytes"] == manifest["bytes"]
     files = [packed, *tmp_path.glob("x.zst.dict")]
-    assert manifest["packed_bytes"] == sum(file.stat().st_size for file in files) < 0.5 * manifest["bytes"]
+    assert (
+        manifest["packed_bytes"]
+        == sum(file.stat().st_size for file in files)
+        < 0.5 * manifest["bytes"]
+    )
     assert sizes.measure(packed)["bytes"] == packed.stat().st_size
 
 
@@ -46,7 +55,9 @@ def test_packing_respects_the_entropy_of_independent_symbols(source, tmp_path):
 def refused(tmp_path, packed, words, **limits):
     with pytest.raises(pack.Refused, match=words):
         pack.unpack(packed, tmp_path / "out", **limits)
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*")), "nothing half-written stays"
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*")), (
+        "nothing half-written stays"
+    )
 
 
 def test_every_flipped_byte_is_noticed(source, tmp_path):
@@ -111,13 +122,17 @@ def test_memory_stays_bounded_while_unpacking(tmp_path):
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, packed, tmp_path / "out"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, packed, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert int(done.stdout) < 32_000, "kilobytes above the start"
 
 
 def drawn(n=4000, seed=0, sharpness=1.0):
-    """Confidences, and answers right exactly as often as they say; sharpness > 1 makes the confidences too sure."""
+    """Confidences, and answers right exactly as often as they say; sharpness > 1 makes the
+    confidences too sure."""
     rng = np.random.default_rng(seed)
     honest = rng.beta(2, 2, n)
     right = rng.random(n) < honest
@@ -129,7 +144,9 @@ def test_an_honest_model_has_the_ece_of_chance_and_an_overconfident_one_more():
     sure = confidence.measures(*drawn(sharpness=3.0), resamples=200)
     assert honest["ece"]["value"] < 2 * honest["ece"]["floor"] < sure["ece"]["low"]
     assert honest["brier"]["value"] < sure["brier"]["value"]
-    assert honest["auroc"]["value"] == pytest.approx(sure["auroc"]["value"]), "order is what AUROC sees"
+    assert honest["auroc"]["value"] == pytest.approx(sure["auroc"]["value"]), (
+        "order is what AUROC sees"
+    )
 
 
 @pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
@@ -147,8 +164,15 @@ def test_each_method_repairs_overconfidence_on_other_answers(method):
 def test_ece_brier_and_risk_of_cases_worked_by_hand():
     confidence, right = [0.9, 0.8, 0.3, 0.2], [True, True, False, False]
     assert confidence.ece(confidence, right, 2) == pytest.approx((abs(1.7 - 2) + abs(0.5 - 0)) / 4)
-    assert confidence.measures(confidence, right)["brier"]["value"] == pytest.approx((0.01 + 0.04 + 0.09 + 0.04) / 4)
-    assert confidence.risk_coverage(confidence, right) == [(0.25, 0), (0.5, 0), (0.75, pytest.approx(1 / 3)), (1.0, 0.5)]
+    assert confidence.measures(confidence, right)["brier"]["value"] == pytest.approx(
+        (0.01 + 0.04 + 0.09 + 0.04) / 4
+    )
+    assert confidence.risk_coverage(confidence, right) == [
+        (0.25, 0),
+        (0.5, 0),
+        (0.75, pytest.approx(1 / 3)),
+        (1.0, 0.5),
+    ]
     assert confidence.risk_area(confidence, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
     tied = confidence.risk_coverage([0.5, 0.5], [True, False])
     assert tied == [(1.0, 0.5)], "equal confidences cannot be told apart"
@@ -176,18 +200,27 @@ def test_nothing_is_fitted_to_answers_that_are_all_right_or_to_an_unknown_method
 
 
 def test_signals_come_from_the_tokens_that_spell_the_answer():
-    row = {"pieces": ["The", " answer", " is", " 4", "2", "."], "logprobs": [-1, -1, -1, -0.5, -0.1, -2, -3]}
+    row = {
+        "pieces": ["The", " answer", " is", " 4", "2", "."],
+        "logprobs": [-1, -1, -1, -0.5, -0.1, -2, -3],
+    }
     found = confidence.signals(row, "42", 0.75)
     assert found["answer token"] == pytest.approx(math.exp(-0.3)) and found["agreement"] == 0.75
     assert found["sequence"] == pytest.approx(math.exp(-8.6))
     assert found["mean token"] == pytest.approx(math.exp(-8.6 / 7))
-    assert confidence.signals(row, "43").keys() == {"sequence", "mean token"} == confidence.signals(row, None).keys()
+    assert (
+        confidence.signals(row, "43").keys()
+        == {"sequence", "mean token"}
+        == confidence.signals(row, None).keys()
+    )
 
 
 def test_the_hardest_rows_come_first_and_too_few_are_refused():
     found = {"nats": [2.0, 30.0, 8.0], "tokens": [2, 10, 2]}
     assert hard_examples.hardest({"id": ["a", "b", "c"]}, found, 2) == [
-        ("c", pytest.approx(math.exp(4))), ("b", pytest.approx(math.exp(3)))]  # fmt: skip
+        ("c", pytest.approx(math.exp(4))),
+        ("b", pytest.approx(math.exp(3))),
+    ]
     with pytest.raises(ValueError, match="score more rows"):
         hard_examples.hardest({"id": ["a"]}, {"nats": [1.0], "tokens": [1]}, 2)
 
@@ -196,7 +229,11 @@ class Teacher:
     model = "stand-in"
 
     def chat(self, requests, label):
-        replies = [{"text": " better ", "finish": "stop"}, {"text": "cut", "finish": "length"}, {"error": "refused"}]
+        replies = [
+            {"text": " better ", "finish": "stop"},
+            {"text": "cut", "finish": "length"},
+            {"error": "refused"},
+        ]
         assert all(request["messages"][-1]["role"] == "user" for request in requests)
         return replies
 
@@ -204,8 +241,14 @@ class Teacher:
 def test_a_teacher_s_whole_answers_replace_gold_and_the_rest_stays(tmp_path):
     from lib.files import read_jsonl
 
-    rows = [{"id": str(n), "instruction": f"question {n}", "response": f"gold {n}"} for n in range(3)]
+    rows = [
+        {"id": str(n), "instruction": f"question {n}", "response": f"gold {n}"} for n in range(3)
+    ]
     about = hard_examples.improved(rows, tmp_path / "rows.jsonl", Teacher())
     assert about == {"rows": 3, "answered": 1, "source": "stand-in"}
-    assert [row["response"] for row in read_jsonl(tmp_path / "rows.jsonl")] == ["better", "gold 1", "gold 2"]
+    assert [row["response"] for row in read_jsonl(tmp_path / "rows.jsonl")] == [
+        "better",
+        "gold 1",
+        "gold 2",
+    ]
     assert hard_examples.improved(rows, tmp_path / "rows.jsonl")["source"] == "gold"

@@ -1,4 +1,5 @@
-"""Pruning against oracles: counted zeros, masks computed in numpy, layers dropped by hand, neurons that do nothing."""
+"""Pruning against oracles: counted zeros, masks computed in numpy, layers dropped by hand, neurons
+that do nothing."""
 
 import json
 import shutil
@@ -38,10 +39,14 @@ def logits(model):
 
 
 @pytest.mark.parametrize("method", prune.METHODS)
-def test_the_asked_sparsity_is_reached_per_layer_type_and_tables_stay(model, tokenizer, method, tmp_path):
+def test_the_asked_sparsity_is_reached_per_layer_type_and_tables_stay(
+    model, tokenizer, method, tmp_path
+):
     before = model.get_input_embeddings().weight.detach().clone()
     found = prune.prune(model, tokenizer, SEQUENCES, method, 0.5, 0.75, "", tmp_path / "log")
-    assert found["attention"] == pytest.approx(0.5, abs=1e-3) and found["mlp"] == pytest.approx(0.75, abs=1e-3)
+    assert found["attention"] == pytest.approx(0.5, abs=1e-3) and found["mlp"] == pytest.approx(
+        0.75, abs=1e-3
+    )
     assert torch.equal(model.get_input_embeddings().weight, before)
     for _, module in prune.linears(model):
         assert torch.isfinite(module.weight).all()
@@ -72,29 +77,41 @@ def test_two_of_every_four_neighbours_are_zero(model, tokenizer, method, tmp_pat
 def test_nothing_of_the_library_s_noise_reaches_the_reader(model, tokenizer, tmp_path, capfd):
     prune.prune(model, tokenizer, SEQUENCES, "wanda", 0.5, 0.5, "", tmp_path / "log")
     measure.save(model, tokenizer, tmp_path / "out", "float32")
-    assert "lm_head.weight" not in source.tensor_names(tmp_path / "out"), "one shared table, stored once"
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.yaml")) == [], "no recipe of the library's own"
+    assert "lm_head.weight" not in source.tensor_names(tmp_path / "out"), (
+        "one shared table, stored once"
+    )
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.yaml")) == [], (
+        "no recipe of the library's own"
+    )
     shown = capfd.readouterr()
     assert shown.out == "" and shown.err == "" and "Sparsifying" in (tmp_path / "log").read_text()
 
 
 def test_wanda_s_mask_is_weight_times_input_norm_row_by_row(base, tokenizer, tmp_path):
-    """Oracle in numpy. Layer 0 sees unpruned inputs; the input of layer 1 has been through the pruned layer 0."""
+    """Oracle in numpy. Layer 0 sees unpruned inputs; the input of layer 1 has been through the
+    pruned layer 0."""
     original, pruned = (merge.load_rounded(base, "float32") for _ in range(2))
     prune.prune(pruned, tokenizer, SEQUENCES, "wanda", 0.5, 0.5, "", tmp_path / "log")
     for layer in (0, 1):
         seen = []
         linear = pruned.model.layers[layer].self_attn.q_proj
-        hook = linear.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].detach()))
+        hook = linear.register_forward_pre_hook(
+            lambda module, args, seen=seen: seen.append(args[0].detach())
+        )
         logits(pruned)
         hook.remove()
         inputs = seen[0].reshape(-1, linear.in_features).double().numpy()
         weight = original.model.layers[layer].self_attn.q_proj.weight.detach().double().numpy()
         metric = np.abs(weight) * np.sqrt((inputs**2).sum(0))[None]
         mask = np.zeros_like(weight, bool)
-        np.put_along_axis(mask, np.argsort(metric, 1, kind="stable")[:, : weight.shape[1] // 2], True, 1)
+        np.put_along_axis(
+            mask, np.argsort(metric, 1, kind="stable")[:, : weight.shape[1] // 2], True, 1
+        )
         agree = ((linear.weight.detach().numpy() == 0) == mask).mean()
-        assert agree > 0.999, (layer, agree)  # float32 against float64: a tie may fall the other way
+        assert agree > 0.999, (
+            layer,
+            agree,
+        )  # float32 against float64: a tie may fall the other way
         kept = linear.weight.detach().numpy()
         assert np.array_equal(kept[kept != 0], weight.astype(np.float32)[kept != 0])
 
@@ -154,7 +171,9 @@ def test_a_dead_group_of_heads_goes_with_its_key_value_head(model):
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight[:, :32] = 0  # query heads 0 and 1 share key/value head 0
     before = logits(model)
-    structured.drop_head_groups(model, structured.activation_statistics(model, SEQUENCES)["heads"], 1)
+    structured.drop_head_groups(
+        model, structured.activation_statistics(model, SEQUENCES)["heads"], 1
+    )
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 1)
     assert (logits(model) - before).abs().max() < 1e-4
 
@@ -170,25 +189,44 @@ def test_a_structured_checkpoint_loads_plainly_and_is_smaller(base, model, token
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     assert (logits(again) - expected).abs().max() < 1e-4
     shape = source.require_llama(tmp_path / "out")
-    assert (shape["layers"], shape["intermediate"], shape["heads"], shape["kv_heads"]) == (2, 64, 2, 1)
+    assert (shape["layers"], shape["intermediate"], shape["heads"], shape["kv_heads"]) == (
+        2,
+        64,
+        2,
+        1,
+    )
     from lib.compression import sizes
 
     assert sizes.measure(tmp_path / "out", False)["bytes"] < sizes.measure(base, False)["bytes"]
-    generated = again.generate(torch.tensor([SEQUENCES[0][:8]]), max_new_tokens=4, do_sample=False)  # the cache works
+    generated = again.generate(
+        torch.tensor([SEQUENCES[0][:8]]), max_new_tokens=4, do_sample=False
+    )  # the cache works
     assert generated.shape[1] > 8
 
 
 def test_names_of_points():
-    by_type = {"name": "wanda 60/70", "method": "wanda", "attention": 0.6, "mlp": 0.7, "pattern": ""}
+    by_type = {
+        "name": "wanda 60/70",
+        "method": "wanda",
+        "attention": 0.6,
+        "mlp": 0.7,
+        "pattern": "",
+    }
     assert grid.parse("wanda 60/70") == by_type
-    assert grid.parse("magnitude 2:4")["pattern"] == "2:4" and grid.parse("depth 10 + width 17")["width"] == 0.17
+    assert (
+        grid.parse("magnitude 2:4")["pattern"] == "2:4"
+        and grid.parse("depth 10 + width 17")["width"] == 0.17
+    )
     for wrong in ("sparsegpt", "wanda 165", "deep 10", "depth 10 + depth 20", "width 1.5", ""):
         with pytest.raises(ValueError, match="write for example"):
             grid.parse(wrong)
 
 
 def test_widths_and_heads_that_loaders_accept():
-    assert structured.width_to_keep(1536, 0.17, 128) == 1280 and structured.width_to_keep(14336, 0.3, 1024) == 10240
+    assert (
+        structured.width_to_keep(1536, 0.17, 128) == 1280
+        and structured.width_to_keep(14336, 0.3, 1024) == 10240
+    )
     with pytest.raises(ValueError, match="no multiple of 100"):
         structured.width_to_keep(1536, 0.1, 100)
     assert structured.groups_to_keep(3, 9, 576, 0.33) == 2
@@ -196,8 +234,16 @@ def test_widths_and_heads_that_loaders_accept():
 
 
 def test_the_choice_is_the_smallest_file_within_the_rule():
-    rows = [{"name": name, "bytes": size, "perplexity": value} for name, size, value in (
-        ("unpruned", 100, 10.0), ("zeros", 100, 12.0), ("small", 80, 14.9), ("smaller", 60, 15.1), ("odd", 80, 14.0))]
+    rows = [
+        {"name": name, "bytes": size, "perplexity": value}
+        for name, size, value in (
+            ("unpruned", 100, 10.0),
+            ("zeros", 100, 12.0),
+            ("small", 80, 14.9),
+            ("smaller", 60, 15.1),
+            ("odd", 80, 14.0),
+        )
+    ]
     assert grid.choose(rows, 1.5)["name"] == "odd" and grid.choose(rows, 1.0)["name"] == "unpruned"
     assert [row["name"] for row in grid.front(rows)] == ["smaller", "odd", "unpruned"]
 
@@ -205,44 +251,73 @@ def test_the_choice_is_the_smallest_file_within_the_rule():
 def test_recovery_brings_the_student_nearer_and_keeps_its_zeros(base, model, tokenizer, tmp_path):
     prune.prune(model, tokenizer, [], "magnitude", 0.5, 0.5, "", tmp_path / "log")
     measure.save(model, tokenizer, tmp_path / "student", "float32")
-    settings = {"steps": 40, "batch": 4, "learning_rate": 1e-2, "lora_r": 8, "evaluations": 2, "dtype": "float32",
-                "compute_dtype": "float32", "seed": 1}
+    settings = {
+        "steps": 40,
+        "batch": 4,
+        "learning_rate": 1e-2,
+        "lora_r": 8,
+        "evaluations": 2,
+        "dtype": "float32",
+        "compute_dtype": "float32",
+        "seed": 1,
+    }
     train = torch.randint(3, 259, (160, 32), generator=torch.Generator().manual_seed(5)).tolist()
-    found = recover.distil(tmp_path / "student", base, tokenizer, train, SEQUENCES, settings, tmp_path / "out")
-    assert found["curve"][-1]["kl"] < 0.9 * found["curve"][0]["kl"] and found["tokens"] == 40 * 4 * 32
+    found = recover.distil(
+        tmp_path / "student", base, tokenizer, train, SEQUENCES, settings, tmp_path / "out"
+    )
+    assert (
+        found["curve"][-1]["kl"] < 0.9 * found["curve"][0]["kl"] and found["tokens"] == 40 * 4 * 32
+    )
     again = merge.load_rounded(str(tmp_path / "out"), "float32")
     assert prune.sparsity(again)["all"] == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(ValueError, match="lower recover_steps"):
-        recover.distil(tmp_path / "student", base, tokenizer, train[:3], SEQUENCES, settings, tmp_path / "out")
+        recover.distil(
+            tmp_path / "student", base, tokenizer, train[:3], SEQUENCES, settings, tmp_path / "out"
+        )
 
 
 def test_losses_and_perplexity_equal_the_model_s_own(model, tokenizer):
     lengths = (9, 32, 20)
-    rows = [{"input_ids": ids[:n], "labels": [-100] * 5 + ids[5:n], "length": n}
-            for ids, n in zip(SEQUENCES[1:4], lengths, strict=True)]
+    rows = [
+        {"input_ids": ids[:n], "labels": [-100] * 5 + ids[5:n], "length": n}
+        for ids, n in zip(SEQUENCES[1:4], lengths, strict=True)
+    ]
     examples = datasets.Dataset.from_list(rows)
     found = measure.losses(model, examples, tokenizer.pad_token_id)
     for place, row in enumerate(rows):
         with torch.inference_mode():
-            own = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
+            own = model(
+                input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])
+            ).loss
         assert found["nats"][place] / found["tokens"][place] == pytest.approx(float(own), rel=1e-4)
     total = np.exp(sum(found["nats"]) / sum(found["tokens"]))
     assert measure.perplexity(found, 0)["value"] == pytest.approx(total, rel=1e-6)
 
 
 def curated(path, count):
-    rows = ({"id": str(n), "instruction": f"What is {n} and {n}?", "response": f"{2 * n}"} for n in range(count))
+    rows = (
+        {"id": str(n), "instruction": f"What is {n} and {n}?", "response": f"{2 * n}"}
+        for n in range(count)
+    )
     write_jsonl(path, rows)
     return path
 
 
-def test_calibration_has_the_asked_size_follows_the_seed_and_says_when_there_is_too_little(tokenizer, tmp_path):
+def test_calibration_has_the_asked_size_follows_the_seed_and_says_when_there_is_too_little(
+    tokenizer, tmp_path
+):
     file = curated(tmp_path / "calibration.jsonl", 20)
     rows, used = calibration.sequences(file, tokenizer, 4, 64, 1)
-    assert [len(row) for row in rows] == [64] * 4 and used["tokens"] == 256 and used["conversations"] <= 20
+    assert (
+        [len(row) for row in rows] == [64] * 4
+        and used["tokens"] == 256
+        and used["conversations"] <= 20
+    )
     again, other = (calibration.sequences(file, tokenizer, 4, 64, seed)[0] for seed in (1, 2))
     assert rows == again != other
-    with pytest.raises(ValueError, match="500 calibration sequences of 64 tokens .* lower the number"):
+    with pytest.raises(
+        ValueError, match="500 calibration sequences of 64 tokens .* lower the number"
+    ):
         calibration.sequences(file, tokenizer, 500, 64, 1)
 
 
@@ -259,15 +334,24 @@ def test_what_cannot_be_compressed_is_refused_with_what_to_do(base, tmp_path):
     change(untied := copy("untied"), "tie_word_embeddings", False)
     change(quantised := copy("quantised"), "quantization_config", {"quant_method": "awq"})
     (mute := copy("mute")).joinpath("tokenizer.json").unlink()
-    for folder, message in ((other, "Start from a Llama"), (untied, "no lm_head.weight"), (mute, "no tokenizer"),
-                            (quantised, "already quantised .awq"), (tmp_path, "no config.json")):
+    for folder, message in (
+        (other, "Start from a Llama"),
+        (untied, "no lm_head.weight"),
+        (mute, "no tokenizer"),
+        (quantised, "already quantised .awq"),
+        (tmp_path, "no config.json"),
+    ):
         with pytest.raises(ValueError, match=message):
             source.require_llama(folder)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(copy("two") / "model.safetensors")
     head = weights["model.embed_tokens.weight"] + 1
-    save_file({**weights, "lm_head.weight": head}, tmp_path / "two" / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**weights, "lm_head.weight": head},
+        tmp_path / "two" / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(ValueError, match="differs from the embeddings"):
         source.require_llama(tmp_path / "two")
     change(tmp_path / "two", "tie_word_embeddings", False)

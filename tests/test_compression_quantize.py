@@ -10,7 +10,14 @@ from tests import tiny
 
 torch = pytest.importorskip("torch")
 SEQUENCES = [[3 + (7 * i * j + 3 * i + j) % 256 for i in range(32)] for j in range(8)]
-SETTINGS = {"bits": 4, "group": 32, "symmetric": False, "awq_grid": 4, "dtype": "float32", "compute_dtype": "float32"}
+SETTINGS = {
+    "bits": 4,
+    "group": 32,
+    "symmetric": False,
+    "awq_grid": 4,
+    "dtype": "float32",
+    "compute_dtype": "float32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,10 @@ def rounded(weight, group: int, symmetric: bool):
     if symmetric:
         scale = np.abs(parts).max(-1, keepdims=True) / 7.5
         return (np.clip(np.round(parts / scale), -8, 7) * scale).reshape(weight.shape)
-    low, high = np.minimum(parts.min(-1, keepdims=True), 0), np.maximum(parts.max(-1, keepdims=True), 0)
+    low, high = (
+        np.minimum(parts.min(-1, keepdims=True), 0),
+        np.maximum(parts.max(-1, keepdims=True), 0),
+    )
     scale = (high - low) / 15
     zero = np.clip(np.round(-8 - low / scale), -8, 7)
     return ((np.clip(np.round(parts / scale + zero), -8, 7) - zero) * scale).reshape(weight.shape)
@@ -35,12 +45,20 @@ def test_plain_rounding_equals_numpy_s_after_a_reload(base, symmetric, tmp_path)
     tokenizer = models.load_tokenizer(base)
     settings = SETTINGS | {"symmetric": symmetric}
     quantize.quantise(base, tokenizer, [], "rtn", settings, tmp_path / "rtn", tmp_path / "log")
-    before, after = merge.load_rounded(base, "float32"), quantize.reload(tmp_path / "rtn", "float32")
+    before, after = (
+        merge.load_rounded(base, "float32"),
+        quantize.reload(tmp_path / "rtn", "float32"),
+    )
     for layer in (0, 1):
         for part in ("mlp.down_proj", "self_attn.o_proj"):
-            weights = [m.model.layers[layer].get_submodule(part).weight.detach().numpy() for m in (before, after)]
+            weights = [
+                m.model.layers[layer].get_submodule(part).weight.detach().numpy()
+                for m in (before, after)
+            ]
             assert np.abs(weights[1] - rounded(weights[0], 32, symmetric)).max() < 1e-6
-    assert "lm_head.weight" not in source.tensor_names(tmp_path / "rtn"), "one shared table, stored once"
+    assert "lm_head.weight" not in source.tensor_names(tmp_path / "rtn"), (
+        "one shared table, stored once"
+    )
     assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
 
 
@@ -49,25 +67,57 @@ def test_every_method_is_written_reloaded_weighed_and_compared_and_not_done_twic
 
     tokenizer = models.load_tokenizer(base)
     examples = datasets.Dataset.from_list(
-        [{"input_ids": ids, "labels": [-100] * 4 + ids[4:], "length": 32} for ids in SEQUENCES[:3]])
-    items = [{"id": "a", "prompt": "Say yes.", "checker": "exact", "category": "reasoning", "gold": "yes", "task": "t"}]
+        [{"input_ids": ids, "labels": [-100] * 4 + ids[4:], "length": 32} for ids in SEQUENCES[:3]]
+    )
+    items = [
+        {
+            "id": "a",
+            "prompt": "Say yes.",
+            "checker": "exact",
+            "category": "reasoning",
+            "gold": "yes",
+            "task": "t",
+        }
+    ]
     settings = SETTINGS | {"dtype": "bfloat16", "max_new_tokens": 3, "batch_size": 2, "seed": 1}
 
     def run():
-        return quantize.run(list(quantize.METHODS), base, "key", tokenizer, SEQUENCES, SEQUENCES[:2], examples, items,
-                            settings, tmp_path)
+        return quantize.run(
+            list(quantize.METHODS),
+            base,
+            "key",
+            tokenizer,
+            SEQUENCES,
+            SEQUENCES[:2],
+            examples,
+            items,
+            settings,
+            tmp_path,
+        )
 
     rows = run()
     assert [row["name"] for row in rows] == [quantize.SIXTEEN, *quantize.METHODS]
-    sizes_on_disk = {row["name"]: sizes.measure(tmp_path / row["system"], False)["bytes"] for row in rows[1:]}
+    sizes_on_disk = {
+        row["name"]: sizes.measure(tmp_path / row["system"], False)["bytes"] for row in rows[1:]
+    }
     assert {row["name"]: row["bytes"] for row in rows[1:]} == sizes_on_disk
-    assert len({row["kinds"]["mlp"] for row in rows[1:]}) == 1, "one format, one size of the linears"
+    assert len({row["kinds"]["mlp"] for row in rows[1:]}) == 1, (
+        "one format, one size of the linears"
+    )
     for row in rows[1:]:
-        assert row["kinds"]["mlp"] < rows[0]["kinds"]["mlp"] and row["bits_per_weight"] < rows[0]["bits_per_weight"]
+        assert (
+            row["kinds"]["mlp"] < rows[0]["kinds"]["mlp"]
+            and row["bits_per_weight"] < rows[0]["bits_per_weight"]
+        )
         assert sum(part["kl"] for part in row["compared"]) > 0 and len(row["compared"]) == 2
-    assert {entry["type"] for entry in quantize.stored_layer(tmp_path / "awq")} >= {"int32", "bfloat16"}
+    assert {entry["type"] for entry in quantize.stored_layer(tmp_path / "awq")} >= {
+        "int32",
+        "bfloat16",
+    }
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert run() == rows and stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert run() == rows and stamps == {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")
+    }
 
 
 def test_a_group_that_does_not_divide_a_width_is_refused_with_the_nearest_that_do(base, tmp_path):

@@ -1,4 +1,5 @@
-"""The size ledger against files of known content, the planner against published sizes of Llama GGUF files."""
+"""The size ledger against files of known content, the planner against published sizes of Llama GGUF
+files."""
 
 from __future__ import annotations
 
@@ -10,15 +11,41 @@ import pytest
 
 from lib.compression import gguf_types, planner, sizes
 
-# llama.cpp, tools/quantize/README.md: bits a weight of Llama-3.1-8B, tensors only, made without importance matrix
-# where the type allows it.
-PUBLISHED_8B = {"IQ1_S": 2.0042, "IQ1_M": 2.1460, "IQ2_XXS": 2.3824, "IQ2_XS": 2.5882, "IQ2_M": 2.9294, "IQ3_XXS":
-3.2548,                 "IQ3_S": 3.6606, "IQ3_M": 3.7628, "IQ4_XS": 4.4597, "IQ4_NL": 4.6818, "Q2_K": 3.1593,
-"Q3_K_S": 3.6429,                 "Q3_K_L": 4.2979, "Q4_K_S": 4.6672, "Q4_K_M": 4.8944, "Q5_K_S": 5.5704, "Q5_K_M":
-5.7036, "Q6_K": 6.5633,                 "Q8_0": 8.5008, "F16": 16.0005}  # fmt: skip
-# MB on disk with their last digit: huggingface.co/bartowski/Llama-3.2-1B-Instruct-GGUF, importance matrix used
-PUBLISHED_1B = {"F16": (2480, 10), "Q8_0": (1320, 10), "Q6_K": (1020, 10), "Q5_K_M": (910, 10), "Q4_K_M": (808, 1),
-                "Q4_K_S": (776, 1), "IQ3_M": (657, 1)}  # fmt: skip
+# llama.cpp, tools/quantize/README.md: bits a weight of Llama-3.1-8B, tensors only, made without
+# importance matrix where the type allows it.
+PUBLISHED_8B = {
+    "IQ1_S": 2.0042,
+    "IQ1_M": 2.1460,
+    "IQ2_XXS": 2.3824,
+    "IQ2_XS": 2.5882,
+    "IQ2_M": 2.9294,
+    "IQ3_XXS": 3.2548,
+    "IQ3_S": 3.6606,
+    "IQ3_M": 3.7628,
+    "IQ4_XS": 4.4597,
+    "IQ4_NL": 4.6818,
+    "Q2_K": 3.1593,
+    "Q3_K_S": 3.6429,
+    "Q3_K_L": 4.2979,
+    "Q4_K_S": 4.6672,
+    "Q4_K_M": 4.8944,
+    "Q5_K_S": 5.5704,
+    "Q5_K_M": 5.7036,
+    "Q6_K": 6.5633,
+    "Q8_0": 8.5008,
+    "F16": 16.0005,
+}
+# MB on disk with their last digit: huggingface.co/bartowski/Llama-3.2-1B-Instruct-GGUF, importance
+# matrix used
+PUBLISHED_1B = {
+    "F16": (2480, 10),
+    "Q8_0": (1320, 10),
+    "Q6_K": (1020, 10),
+    "Q5_K_M": (910, 10),
+    "Q4_K_M": (808, 1),
+    "Q4_K_S": (776, 1),
+    "IQ3_M": (657, 1),
+}
 PUBLISHED_FILES_8B = {"Q5_K_M": 5730, "Q5_K_S": 5600, "Q4_K_M": 4920, "Q6_K": 6600, "Q8_0": 8540}
 
 
@@ -29,12 +56,16 @@ def llama(config=planner.LLAMA_31_8B):
 @pytest.mark.parametrize("ftype", PUBLISHED_8B)
 def test_bits_a_weight_of_the_8b_are_the_published_ones(ftype):
     size = gguf_types.size(llama(), ftype, imatrix=ftype in gguf_types.NEEDS_IMATRIX)
-    assert 8 * size["tensor_bytes"] / size["parameters"] == pytest.approx(PUBLISHED_8B[ftype], rel=1e-4)
+    assert 8 * size["tensor_bytes"] / size["parameters"] == pytest.approx(
+        PUBLISHED_8B[ftype], rel=1e-4
+    )
 
 
 def test_files_of_the_8b_and_the_1b_are_within_one_per_cent():
     for ftype, published in PUBLISHED_FILES_8B.items():
-        assert gguf_types.size(llama(), ftype)["bytes"] / 1e6 == pytest.approx(published, rel=0.01), ftype
+        assert gguf_types.size(llama(), ftype)["bytes"] / 1e6 == pytest.approx(
+            published, rel=0.01
+        ), ftype
     for ftype, (published, digit) in PUBLISHED_1B.items():
         found = gguf_types.size(llama(planner.LLAMA_32_1B), ftype)["bytes"] / 1e6
         assert abs(found - published) <= 0.01 * published + digit / 2, ftype
@@ -83,7 +114,10 @@ def test_routes_never_exceed_the_budget_and_no_type_alone_reaches_it():
 
 
 def test_a_larger_budget_never_keeps_less():
-    kept = [planner.routes(llama(), budget, ("Q2_K",))[0]["kept"] for budget in (400_000_000, 520_000_000, 900_000_000)]
+    kept = [
+        planner.routes(llama(), budget, ("Q2_K",))[0]["kept"]
+        for budget in (400_000_000, 520_000_000, 900_000_000)
+    ]
     assert kept == sorted(kept) and kept[0] < kept[-1]
 
 
@@ -147,7 +181,9 @@ def test_the_bound_is_the_entropy_of_the_symbols():
     rare = (rng.random(1 << 18) < 0.1).astype(np.uint8)
     expected = rare.size * -(0.1 * math.log2(0.1) + 0.9 * math.log2(0.9)) / 8
     assert sizes.order0_bytes(rare, 1) == pytest.approx(expected, rel=0.02)
-    pair = np.repeat(uniform[: 1 << 16], 2)  # the two bytes of a symbol are equal: one symbol of 8 bits
+    pair = np.repeat(
+        uniform[: 1 << 16], 2
+    )  # the two bytes of a symbol are equal: one symbol of 8 bits
     assert sizes.order0_bytes(pair, 2) == pytest.approx(pair.size / 2, rel=0.01)
     assert sizes.order0_bytes(pair[:0], 2) == 0
 

@@ -15,10 +15,17 @@ from lib.evaluation import consistency
 CLASSES = st.lists(st.integers(-1, 3), min_size=2, max_size=8)
 
 
-@pytest.mark.parametrize(("classes", "share", "agreement"), [
-    ([0] * 10, 1.0, 1.0), (list(range(10)), 0.1, 0.0), ([-1] * 10, 0.0, 0.0), ([-1] * 9 + [0], 0.1, 0.0),
-    ([0, 0, 1, -1], 0.5, 1 / 6), ([-1, -1, -1, 0, 0], 0.4, 0.1),  # three failures do not outvote two answers
-])
+@pytest.mark.parametrize(
+    ("classes", "share", "agreement"),
+    [
+        ([0] * 10, 1.0, 1.0),
+        (list(range(10)), 0.1, 0.0),
+        ([-1] * 10, 0.0, 0.0),
+        ([-1] * 9 + [0], 0.1, 0.0),
+        ([0, 0, 1, -1], 0.5, 1 / 6),
+        ([-1, -1, -1, 0, 0], 0.4, 0.1),  # three failures do not outvote two answers
+    ],
+)
 def test_hand_counted(classes, share, agreement):
     assert consistency.most_frequent_share(classes) == pytest.approx(share)
     assert consistency.pairwise_agreement(classes) == pytest.approx(agreement)
@@ -30,7 +37,9 @@ def test_agreement_is_the_share_of_equal_pairs(classes):
     pairs = list(itertools.combinations(classes, 2))
     expected = sum(a == b != -1 for a, b in pairs) / len(pairs)
     assert consistency.pairwise_agreement(classes) == pytest.approx(expected)
-    assert consistency.most_frequent_share(classes) >= expected - 1e-12  # the leader's share bounds agreement
+    assert (
+        consistency.most_frequent_share(classes) >= expected - 1e-12
+    )  # the leader's share bounds agreement
 
 
 @given(CLASSES, st.randoms(use_true_random=False))
@@ -45,12 +54,18 @@ def test_majority_is_the_average_over_random_tie_breaks(classes, rng):
 
 
 def test_one_prompt():
-    row = consistency.measure_prompt([0, 0, 1, -1], [True, True, False, False], ["a", "a ", "b", "c"])
-    assert row["consistency"] == 0.5 and row["string_consistency"] == 0.5 and row["unreadable"] == 0.25
+    row = consistency.measure_prompt(
+        [0, 0, 1, -1], [True, True, False, False], ["a", "a ", "b", "c"]
+    )
+    assert (
+        row["consistency"] == 0.5 and row["string_consistency"] == 0.5 and row["unreadable"] == 0.25
+    )
     assert row["pass_at_1"] == 0.5 and row["maj_at_k"] == 1.0 and row["pass_at_k"] == 1.0
     assert row["entropy"] == pytest.approx(1.5) and row["k"] == 4
     unchecked = consistency.measure_prompt([0, 1], [None, None], ["a", "b"])
-    assert "pass_at_1" not in unchecked and unchecked["consistency"] == 0.5  # unknown is absent, not wrong
+    assert (
+        "pass_at_1" not in unchecked and unchecked["consistency"] == 0.5
+    )  # unknown is absent, not wrong
     single = consistency.measure_prompt([0], [True], ["a"])
     assert "agreement" not in single and single["consistency"] == 1.0
 
@@ -58,21 +73,35 @@ def test_one_prompt():
 def test_string_equality_calls_working_code_inconsistent():
     texts = [f"def add(a, b):\n    return a + b  # {i}" for i in range(10)]
     row = consistency.measure_prompt([0] * 10, [True] * 10, texts)
-    assert row["consistency"] == 1.0 and row["string_consistency"] == pytest.approx(0.1)  # the old "10 %"
+    assert row["consistency"] == 1.0 and row["string_consistency"] == pytest.approx(
+        0.1
+    )  # the old "10 %"
 
 
-@pytest.mark.parametrize("call", [
-    lambda: consistency.most_frequent_share([]), lambda: consistency.pairwise_agreement([0]),
-    lambda: consistency.measure_prompt([0, 0], [True], ["a", "b"]),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: consistency.most_frequent_share([]),
+        lambda: consistency.pairwise_agreement([0]),
+        lambda: consistency.measure_prompt([0, 0], [True], ["a", "b"]),
+    ],
+)
 def test_what_does_not_exist_raises(call):
     with pytest.raises(ValueError):
         call()
 
 
 def item(key, category="math", checker="math", gold="4"):
-    return {"id": key, "category": category, "task": category, "checker": checker, "gold": gold,
-            "prompt": "2+2?", "meta": {"question": "2+2?"}, "licence": "MIT"}
+    return {
+        "id": key,
+        "category": category,
+        "task": category,
+        "checker": checker,
+        "gold": gold,
+        "prompt": "2+2?",
+        "meta": {"question": "2+2?"},
+        "licence": "MIT",
+    }
 
 
 def test_measure_uses_the_graders_equivalence():
@@ -80,22 +109,45 @@ def test_measure_uses_the_graders_equivalence():
 
     items = [item("a"), item("b"), item("c", "instruction", "constraints", None)]
     items[2]["meta"] = {"question": "write", "instruction_id_list": [], "kwargs": []}
-    texts = [["The answer is 4.", "The answer is 4.0", "So \\boxed{\\frac{8}{2}}", "no idea"],
-             ["no idea", "none", "nothing", "?"], ["one text", "another", "one  text", "third"]]
+    texts = [
+        ["The answer is 4.", "The answer is 4.0", "So \\boxed{\\frac{8}{2}}", "no idea"],
+        ["no idea", "none", "nothing", "?"],
+        ["one text", "another", "one  text", "third"],
+    ]
     per_item = consistency.measure(items, grade.grade_all(items, texts, progress=False), texts)
     assert per_item["id"].tolist() == ["a", "b", "c"]
     first = per_item.iloc[0]
-    assert first["consistency"] == 0.75 and first["pass_at_1"] == 0.75 and first["string_consistency"] == 0.25
+    assert (
+        first["consistency"] == 0.75
+        and first["pass_at_1"] == 0.75
+        and first["string_consistency"] == 0.25
+    )
     assert per_item.iloc[1][["consistency", "maj_at_k", "unreadable"]].tolist() == [0, 0, 1]
     assert consistency.verifiable(per_item)["id"].tolist() == ["a", "b"]
     assert per_item.iloc[2]["consistency"] == 0.5  # equal up to spacing
 
 
 def frame(rows):
-    return pd.DataFrame([{"id": f"i{n}", "category": "math", "task": "t", "checker": "math", "k": 10,
-                          "consistency": c, "entropy": 1.0, "string_consistency": 0.1, "unreadable": 0.0,
-                          "agreement": c, "pass_at_1": c, "maj_at_k": c, "pass_at_k": c}
-                         for n, c in enumerate(rows)])
+    return pd.DataFrame(
+        [
+            {
+                "id": f"i{n}",
+                "category": "math",
+                "task": "t",
+                "checker": "math",
+                "k": 10,
+                "consistency": c,
+                "entropy": 1.0,
+                "string_consistency": 0.1,
+                "unreadable": 0.0,
+                "agreement": c,
+                "pass_at_1": c,
+                "maj_at_k": c,
+                "pass_at_k": c,
+            }
+            for n, c in enumerate(rows)
+        ]
+    )
 
 
 def test_summary_means_and_intervals_over_prompts():
@@ -112,8 +164,10 @@ def test_summary_means_and_intervals_over_prompts():
 
 def outcomes(kinds):
     ties = {"both_right", "both_wrong", "flip", "judged_equal"}
-    return [{"id": f"i{n}", "outcome": "tie" if k in ties else k, "tie_kind": k if k in ties else None}
-            for n, k in enumerate(kinds)]
+    return [
+        {"id": f"i{n}", "outcome": "tie" if k in ties else k, "tie_kind": k if k in ties else None}
+        for n, k in enumerate(kinds)
+    ]
 
 
 def test_relation_of_consistency_to_ties():
@@ -133,7 +187,9 @@ def test_relation_of_consistency_to_ties():
 def test_relation_is_absent_where_it_cannot_be_told():
     joined = consistency.with_outcomes(frame([0.5, 0.6]), outcomes(["both_wrong", "both_wrong"]))
     assert consistency.tie_relation(joined) == {}
-    assert len(consistency.with_outcomes(frame([0.5, 0.6]), outcomes(["win"]))) == 1  # undecided items go
+    assert (
+        len(consistency.with_outcomes(frame([0.5, 0.6]), outcomes(["win"]))) == 1
+    )  # undecided items go
     with pytest.raises(ValueError, match="unknown kinds"):
         consistency.with_outcomes(frame([0.5]), [{"id": "i0", "outcome": "tie", "tie_kind": "odd"}])
 
@@ -152,12 +208,24 @@ def test_gap_interval_covers_no_difference():
 def test_samples_are_read_in_order_and_shown_with_dashes_for_what_is_absent(tmp_path):
     from lib.files import write_jsonl
 
-    write_jsonl(tmp_path / "g.jsonl", [{"id": "b", "sample": 1, "text": "y"}, {"id": "a", "sample": 0, "text": "z"},
-                                       {"id": "b", "sample": 0, "text": "x"}])
+    write_jsonl(
+        tmp_path / "g.jsonl",
+        [
+            {"id": "b", "sample": 1, "text": "y"},
+            {"id": "a", "sample": 0, "text": "z"},
+            {"id": "b", "sample": 0, "text": "x"},
+        ],
+    )
     found = consistency.read_samples(tmp_path / "g.jsonl")
     assert [row["text"] for row in found["b"]] == ["x", "y"] and len(found["a"]) == 1
-    rows = consistency.table({"tuned": consistency.summarise(frame([0.1, 0.5]).drop(columns="pass_at_1"))})
-    assert rows[0]["prompts"] == 2 and rows[0]["pass at 1"] == "-" and rows[0]["consistency"].startswith("30.0 %")
+    rows = consistency.table(
+        {"tuned": consistency.summarise(frame([0.1, 0.5]).drop(columns="pass_at_1"))}
+    )
+    assert (
+        rows[0]["prompts"] == 2
+        and rows[0]["pass at 1"] == "-"
+        and rows[0]["consistency"].startswith("30.0 %")
+    )
 
 
 def test_repeated():
@@ -167,6 +235,8 @@ def test_repeated():
 
 
 def test_figure_shows_every_kind():
-    joined = consistency.with_outcomes(frame([0.1, 0.2, 0.9]), outcomes(["win", "both_wrong", "both_right"]))
+    joined = consistency.with_outcomes(
+        frame([0.1, 0.2, 0.9]), outcomes(["win", "both_wrong", "both_right"])
+    )
     labels = [t.get_text() for t in consistency.figure(joined, "t", 0.1).axes[0].get_yticklabels()]
     assert labels == ["win (1)", "tie, both right (1)", "tie, both wrong (1)"]

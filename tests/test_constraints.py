@@ -1,5 +1,5 @@
-"""Every IFEval instruction kind against texts written by hand: one that follows it, one that just misses
-it.
+"""Every IFEval instruction kind against texts written by hand: one that follows it, one that just
+misses it.
 """
 
 import gzip
@@ -56,7 +56,12 @@ CASES = [
         ["It's a fine day"],
         ["a b c"],
     ),
-    ("length_constraints:number_words", {"num_words": 4, "relation": "less than"}, ["a b c"], ["a b c d"]),
+    (
+        "length_constraints:number_words",
+        {"num_words": 4, "relation": "less than"},
+        ["a b c"],
+        ["a b c d"],
+    ),
     (
         "length_constraints:number_sentences",
         {"num_sentences": 2, "relation": "at least"},
@@ -173,7 +178,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kwargs", "good", "bad"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("name", "kwargs", "good", "bad"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)]
+)
 def test_by_hand(name, kwargs, good, bad):
     for text in good:
         assert constraints.failed([name], [kwargs], text) == [], text
@@ -200,6 +207,8 @@ def test_every_ifeval_prompt_has_a_checker_that_takes_its_arguments():
     count = 0
     with gzip.open(IFEVAL, "rt", encoding="utf-8") as handle:
         for row in map(json.loads, handle):
-            constraints.failed(row["instruction_id_list"], row["kwargs"], "A short reply, in English.")
+            constraints.failed(
+                row["instruction_id_list"], row["kwargs"], "A short reply, in English."
+            )
             count += 1
     assert count == 541

@@ -1,4 +1,5 @@
-"""Curation end to end on small folders: every row accounted for, leaks found, splits disjoint, kills survived."""
+"""Curation end to end on small folders: every row accounted for, leaks found, splits disjoint,
+kills survived."""
 
 from __future__ import annotations
 
@@ -23,20 +24,37 @@ from lib.packaged import rows as packaged_rows
 from lib.packaged import training_files
 
 SHARED = ROOT.parent / "shared" / "data"
-SETTINGS = {"min_chars": 3, "max_chars": 12000, "max_repetition": 0.5, "max_row_bytes": 100_000, "evaluation": "x"}
+SETTINGS = {
+    "min_chars": 3,
+    "max_chars": 12000,
+    "max_repetition": 0.5,
+    "max_row_bytes": 100_000,
+    "evaluation": "x",
+}
 SHARES = {"validation": 0.1, "calibration": 0.1, "threshold": 0.1}
-QUESTION = "A baker packs twelve rolls into each of seven boxes and keeps three; how many rolls has the baker made?"
+QUESTION = (
+    "A baker packs twelve rolls into each of seven boxes and keeps three; how many rolls has the"
+    " baker made?"
+)
 WORDS = "river stone amber field quiet wheel paper cloud north silver garden letter window market"
 
 
 def sentence(dice: random.Random, words: int = 40) -> str:
-    return " ".join(dice.choice(WORDS.split()) + dice.choice(["", "s", "ed", "ly"]) for _ in range(words))
+    return " ".join(
+        dice.choice(WORDS.split()) + dice.choice(["", "s", "ed", "ly"]) for _ in range(words)
+    )
 
 
 def rows(count: int, seed: int = 1) -> list[dict]:
     dice = random.Random(seed)
-    return [{"instruction": f"Please tell the story number {i} about {sentence(dice, 8)}",
-             "input": "", "output": f"The story goes like this: {sentence(dice)}"} for i in range(count)]  # fmt: skip
+    return [
+        {
+            "instruction": f"Please tell the story number {i} about {sentence(dice, 8)}",
+            "input": "",
+            "output": f"The story goes like this: {sentence(dice)}",
+        }
+        for i in range(count)
+    ]
 
 
 def curated(data, out, index=None, **options):
@@ -55,12 +73,23 @@ def folder(tmp_path):
     data.mkdir()
     base = rows(300)
     write_jsonl(data / "a_first.jsonl", base[:200])
-    other = [{"instruction": r["instruction"], "context": "", "response": r["output"]} for r in base[150:]]
-    close = {"prompt": base[3]["instruction"], "completion": base[3]["output"] + " Indeed, and that is the end."}
+    other = [
+        {"instruction": r["instruction"], "context": "", "response": r["output"]}
+        for r in base[150:]
+    ]
+    close = {
+        "prompt": base[3]["instruction"],
+        "completion": base[3]["output"] + " Indeed, and that is the end.",
+    }
     leak = {"prompt": f"Please solve this. {QUESTION}", "completion": "87"}
-    german = {"prompt": "Wie wird das Wetter morgen in den Bergen sein?", "completion": "Es wird sonnig und warm."}
+    german = {
+        "prompt": "Wie wird das Wetter morgen in den Bergen sein?",
+        "completion": "Es wird sonnig und warm.",
+    }
     write_jsonl(data / "b_second.jsonl", other)
-    write_jsonl(data / "c_third.jsonl", [close, leak, german, {"prompt": "Why is that?", "completion": ""}])
+    write_jsonl(
+        data / "c_third.jsonl", [close, leak, german, {"prompt": "Why is that?", "completion": ""}]
+    )
     with open(data / "c_third.jsonl", "ab") as handle:
         handle.write(b'{"prompt": "\xff"}\n{"odd": 1}\n')
     return data
@@ -69,16 +98,32 @@ def folder(tmp_path):
 def test_every_raw_row_is_kept_or_refused_with_a_reason(folder, tmp_path):
     manifest, records, stage, exact, near = curated(folder, tmp_path / "out")
     total = manifest["counts"][-1]
-    assert total == {"source": "all", "raw": 356, "unreadable": 1, "unusable": 1, "unfit": 1, "foreign": 1,
-                     "contaminated": 1, "exact duplicate": 50, "near-duplicate": 1, "kept": 300}  # fmt: skip
+    assert total == {
+        "source": "all",
+        "raw": 356,
+        "unreadable": 1,
+        "unusable": 1,
+        "unfit": 1,
+        "foreign": 1,
+        "contaminated": 1,
+        "exact duplicate": 50,
+        "near-duplicate": 1,
+        "kept": 300,
+    }
     rejects = list(read_jsonl(tmp_path / "out/rejects.jsonl"))
     kept = list(splits.kept_rows(tmp_path / "out"))
-    assert len(kept) + len(rejects) == total["raw"] and all(row["reason"] and row["origin"] for row in rejects)
+    assert len(kept) + len(rejects) == total["raw"] and all(
+        row["reason"] and row["origin"] for row in rejects
+    )
     assert {row["origin"] for row in rejects} | {row["origin"] for row in kept} == {
-        f"{name}:{i}" for name, count in (("a_first.jsonl", 200), ("b_second.jsonl", 150), ("c_third.jsonl", 6))
-        for i in range(1, count + 1)}  # fmt: skip
+        f"{name}:{i}"
+        for name, count in (("a_first.jsonl", 200), ("b_second.jsonl", 150), ("c_third.jsonl", 6))
+        for i in range(1, count + 1)
+    }
     assert [row["reason"] for row in rejects if row["stage"] == "unfit"] == ["no response"]
-    assert next(row for row in rejects if row["stage"] == "contaminated")["reason"].startswith("toy/1: ")
+    assert next(row for row in rejects if row["stage"] == "contaminated")["reason"].startswith(
+        "toy/1: "
+    )
     dropped = next(row for row in rejects if row["stage"] == "near-duplicate")
     assert dropped["source"] == "c_third" and dropped["jaccard"] >= 0.8
     assert dropped["keeper"] in {row["id"] for row in kept}
@@ -86,7 +131,9 @@ def test_every_raw_row_is_kept_or_refused_with_a_reason(folder, tmp_path):
     assert audit.orphans(stage, near, 0.8) == 0
     paths = [tmp_path / f"out/{name}.jsonl" for name in splits.SPLITS]
     assert not audit.recheck(paths, decontaminate.Index([("toy/1", QUESTION, "87")]))[2]
-    share, _, still = audit.recheck(paths, decontaminate.Index([("toy/2", kept[0]["instruction"], None)]))
+    share, _, still = audit.recheck(
+        paths, decontaminate.Index([("toy/2", kept[0]["instruction"], None)])
+    )
     assert share["n"] == 300 and [row["id"] for row in still] == [kept[0]["id"]]
 
 
@@ -129,7 +176,9 @@ def test_the_hash_decides_the_split_in_the_wanted_shares():
     member = splits.split_of(groups, {"validation": 0.02, "calibration": 0.05, "threshold": 0.03})
     assert np.bincount(member) / 1000 == pytest.approx([90, 2, 5, 3], abs=0.4)
     extreme = np.array([0, 2**64 - 1], np.uint64)
-    assert splits.split_of(extreme, {"validation": 0.5, "calibration": 0, "threshold": 0}).tolist() == [1, 0]
+    assert splits.split_of(
+        extreme, {"validation": 0.5, "calibration": 0, "threshold": 0}
+    ).tolist() == [1, 0]
     with pytest.raises(ValueError, match="sum to less than 1"):
         splits.split_of(groups, {"validation": 0.5, "calibration": 0.5, "threshold": 0.1})
 
@@ -147,17 +196,28 @@ def test_the_keep_rule_is_earlier_source_then_longer_response(tmp_path):
 
 def test_an_evaluation_file_in_the_training_folder_is_noticed_and_none_of_it_stays(tmp_path):
     dice = random.Random(3)
-    asked = [f"If {sentence(dice, 15)}, what is {dice.randrange(99)} plus {dice.randrange(99)}?" for _ in range(30)]
+    asked = [
+        f"If {sentence(dice, 15)}, what is {dice.randrange(99)} plus {dice.randrange(99)}?"
+        for _ in range(30)
+    ]
     index = decontaminate.Index([(f"gsm8k/{i}", question, "1") for i, question in enumerate(asked)])
     data = tmp_path / "data"
     data.mkdir()
-    write_jsonl(data / "gsm8k_test.jsonl", [{"question": q, "answer": "So it is.\n#### 1"} for q in asked])
+    write_jsonl(
+        data / "gsm8k_test.jsonl", [{"question": q, "answer": "So it is.\n#### 1"} for q in asked]
+    )
     write_jsonl(data / "mine.jsonl", rows(20))
     manifest, records, *_ = curated(data, tmp_path / "out", index)
     assert manifest["counts"][0]["contaminated"] == 30 and manifest["counts"][0]["kept"] == 0
     (notice,) = audit.notices(records)
-    assert notice["source"] == "gsm8k_test" and "100% of its rows" in notice["why"] and "layout" in notice["why"]
-    assert audit.hits(records) == [{"evaluation set": "gsm8k", "rows": 30, "most of them in": "gsm8k_test"}]
+    assert (
+        notice["source"] == "gsm8k_test"
+        and "100% of its rows" in notice["why"]
+        and "layout" in notice["why"]
+    )
+    assert audit.hits(records) == [
+        {"evaluation set": "gsm8k", "rows": 30, "most of them in": "gsm8k_test"}
+    ]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared data absent")
@@ -207,14 +267,19 @@ def test_processes_and_threads_change_nothing(folder, tmp_path):
     several = tmp_path / "several"
     index = decontaminate.Index([("toy/1", QUESTION, "87")])
     found = sources.find([], folder)
-    records = [curate.ingest(s, several / "stage", index, SETTINGS, progress=False, workers=2) for s in found]
+    records = [
+        curate.ingest(s, several / "stage", index, SETTINGS, progress=False, workers=2)
+        for s in found
+    ]
     stage = curate.Stage(several / "stage", [s["name"] for s in found])
     exact, near, stats = curate.deduplicate(stage, workers=2)
     manifest = splits.write(stage, records, exact, near, several, SHARES, {"deduplication": stats})
     assert manifest["files"] == one["files"] and manifest["counts"] == one["counts"]
 
 
-def test_a_killed_worker_process_is_named_and_the_finished_sources_are_kept(folder, tmp_path, monkeypatch):
+def test_a_killed_worker_process_is_named_and_the_finished_sources_are_kept(
+    folder, tmp_path, monkeypatch
+):
     judge, parent = curate._judge_batch, os.getpid()
 
     def dying(batch, *, source, **rest):
@@ -226,13 +291,16 @@ def test_a_killed_worker_process_is_named_and_the_finished_sources_are_kept(fold
     first, second, _ = sources.find([], folder)
     index = decontaminate.Index([])
     curate.ingest(first, tmp_path, index, SETTINGS, progress=False, workers=2)
-    with pytest.raises(RuntimeError, match="a worker process was killed.*set workers or max_row_bytes lower"):
+    with pytest.raises(
+        RuntimeError, match="a worker process was killed.*set workers or max_row_bytes lower"
+    ):
         curate.ingest(second, tmp_path, index, SETTINGS, progress=False, workers=2)
     assert (tmp_path / "a_first.json").exists() and not list(tmp_path.glob("*b_second*"))
 
 
 def test_a_huge_line_is_refused_unread_and_its_neighbours_stay(tmp_path):
-    """The limit is a parameter, so a line of 3 MB stands for one of a gigabyte (`test_a_line_of_a_gigabyte`)."""
+    """The limit is a parameter, so a line of 3 MB stands for one of a gigabyte
+    (`test_a_line_of_a_gigabyte`)."""
     huge_line(tmp_path / "data", 3_000_000)
     manifest, *_ = curated(tmp_path / "data", tmp_path / "out")
     assert manifest["counts"][0] | {"kept": 2, "unreadable": 1, "raw": 3} == manifest["counts"][0]
@@ -268,18 +336,24 @@ def test_rows_of_one_id_with_different_text_are_one_row_by_the_keep_rule(tmp_pat
     write_jsonl(data / "a.jsonl", [spaced])
     write_jsonl(data / "b.jsonl", [row, row | {"id": 7}, rows(1, seed=9)[0] | {"id": 7}])
     manifest, _, stage, exact, _ = curated(data, tmp_path / "out")
-    assert len(exact) == 2 and set(exact["keeper"]) == {0}  # b:1 and b:2 for a:1; an `id` of the source decides nothing
+    assert len(exact) == 2 and set(exact["keeper"]) == {
+        0
+    }  # b:1 and b:2 for a:1; an `id` of the source decides nothing
     assert manifest["counts"][-1]["kept"] == 2
 
 
-def test_stage_files_are_made_anew_when_source_settings_or_rules_change(folder, tmp_path, monkeypatch):
+def test_stage_files_are_made_anew_when_source_settings_or_rules_change(
+    folder, tmp_path, monkeypatch
+):
     source = sources.find([], folder)[0]
     index = decontaminate.Index([])
     first = curate.ingest(source, tmp_path, index, SETTINGS, progress=False)
     assert curate.ingest(source, tmp_path, index, SETTINGS, progress=False) == first
     for change in ({"settings": SETTINGS | {"min_chars": 4}}, {"limit": 5}):
         options = {"settings": SETTINGS, "limit": 0} | change
-        assert curate.ingest(source, tmp_path, index, **options, progress=False)["key"] != first["key"]
+        assert (
+            curate.ingest(source, tmp_path, index, **options, progress=False)["key"] != first["key"]
+        )
     monkeypatch.setattr(curate, "code_key", lambda: "other rules")
     assert curate.ingest(source, tmp_path, index, SETTINGS, progress=False)["key"] != first["key"]
 
@@ -287,7 +361,9 @@ def test_stage_files_are_made_anew_when_source_settings_or_rules_change(folder, 
 def test_no_row_left_is_an_error_that_says_what_to_do(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    (data / "empty_answers.jsonl").write_text('{"instruction": "How far is it?", "output": ""}\n' * 3)
+    (data / "empty_answers.jsonl").write_text(
+        '{"instruction": "How far is it?", "output": ""}\n' * 3
+    )
     with pytest.raises(ValueError, match="no row is left: read the rejects"):
         curated(data, tmp_path / "out")
 
@@ -299,8 +375,13 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     dice = random.Random(4)
     with gzip.open(data / "many.jsonl.gz", "wt", encoding="utf-8") as handle:
         for _ in range(400):
-            body = " ".join(f"{dice.choice(WORDS.split())}{dice.randrange(9999)}" for _ in range(1000))
-            handle.write(json.dumps({"instruction": f"Please repeat this text: {body[:60]}", "output": body}) + "\n")
+            body = " ".join(
+                f"{dice.choice(WORDS.split())}{dice.randrange(9999)}" for _ in range(1000)
+            )
+            handle.write(
+                json.dumps({"instruction": f"Please repeat this text: {body[:60]}", "output": body})
+                + "\n"
+            )
     source = sources.find([], data)[0]
     index = decontaminate.Index([])
     curate.ingest(source, tmp_path / "warm", index, SETTINGS, limit=5, progress=False)
@@ -323,24 +404,37 @@ def test_what_is_put_into_the_packaged_data_is_found(tmp_path):
     missed = {row["kind"]: row["injected"] - row["caught"] for row in table}
     copies = missed.pop("near-duplicate")
     assert not any(missed.values()), missed
-    assert copies <= 0.05 * next(row["injected"] for row in table if row["kind"] == "near-duplicate")
+    assert copies <= 0.05 * next(
+        row["injected"] for row in table if row["kind"] == "near-duplicate"
+    )
     assert len(origins) > 150 and audit.pooled(table)["value"] > 0.9
     natural = audit.not_injected(read_jsonl(tmp_path / "out/rejects.jsonl"), origins)
     assert natural.keys() <= {"near-duplicate", "exact duplicate", "contaminated"}
     assert audit.orphans(stage, near, 0.8) == 0
-    share, doubted, still = audit.recheck([tmp_path / f"out/{name}.jsonl" for name in splits.SPLITS], index)
+    share, doubted, still = audit.recheck(
+        [tmp_path / f"out/{name}.jsonl" for name in splits.SPLITS], index
+    )
     assert not still
     assert share["low"] > 0.98 and share["n"] - len(doubted) == round(share["value"] * share["n"])
 
 
 def test_injections_count_as_caught_only_for_their_own_reason():
-    truth = [{"kind": "foreign", "origin": "a:1", "stages": ["foreign"]},
-             {"kind": "foreign", "origin": "a:2", "stages": ["foreign"]},
-             {"kind": "copy", "origin": "a:3", "of": "a:4", "stages": ["near-duplicate"]}]  # fmt: skip
-    rejects = [{"origin": "a:1", "stage": "foreign"}, {"origin": "a:2", "stage": "unfit"},
-               {"origin": "a:4", "stage": "near-duplicate"}, {"origin": "a:9", "stage": "unfit"}]  # fmt: skip
+    truth = [
+        {"kind": "foreign", "origin": "a:1", "stages": ["foreign"]},
+        {"kind": "foreign", "origin": "a:2", "stages": ["foreign"]},
+        {"kind": "copy", "origin": "a:3", "of": "a:4", "stages": ["near-duplicate"]},
+    ]
+    rejects = [
+        {"origin": "a:1", "stage": "foreign"},
+        {"origin": "a:2", "stage": "unfit"},
+        {"origin": "a:4", "stage": "near-duplicate"},
+        {"origin": "a:9", "stage": "unfit"},
+    ]
     table, origins = audit.injected(truth, rejects)
-    assert [(row["kind"], row["injected"], row["caught"]) for row in table] == [("copy", 1, 1), ("foreign", 2, 1)]
+    assert [(row["kind"], row["injected"], row["caught"]) for row in table] == [
+        ("copy", 1, 1),
+        ("foreign", 2, 1),
+    ]
     assert audit.not_injected(rejects, origins) == {"unfit": 1}
 
 
@@ -354,9 +448,15 @@ def test_the_patterns_of_domains_match_as_with_re():
     import re
 
     texts = [
-        "def f(x): return x", "How many planets? $x^2$ is 3 + 4.", "Write a poem about C++ and SQL", "",
-        "Explain why, step by step", "SELECT a\nFROM b", "Ein Gedicht über Photosynthese", "multiplying 3*4 and 5 ÷ 2",
-    ]  # fmt: skip
+        "def f(x): return x",
+        "How many planets? $x^2$ is 3 + 4.",
+        "Write a poem about C++ and SQL",
+        "",
+        "Explain why, step by step",
+        "SELECT a\nFROM b",
+        "Ein Gedicht über Photosynthese",
+        "multiplying 3*4 and 5 ÷ 2",
+    ]
     for label, pattern in filters.PATTERNS.items():
         slow = re.compile(pattern.pattern)
         for text in texts:
@@ -366,6 +466,6 @@ def test_the_patterns_of_domains_match_as_with_re():
 @settings(max_examples=100)
 @given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=40))
 def test_repetition_is_the_share_of_repeated_runs(words):
-    runs = [tuple(words[i:i + 5]) for i in range(len(words) - 4)]
+    runs = [tuple(words[i : i + 5]) for i in range(len(words) - 4)]
     expected = 1 - len(set(runs)) / len(runs) if runs else 0.0
     assert filters.repetition(" ".join(words)) == pytest.approx(expected)

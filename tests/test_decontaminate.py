@@ -13,35 +13,71 @@ from lib.curation import decontaminate, word_runs
 from lib.curation.decontaminate import Index
 from lib.files import ROOT
 
-LONG = ("Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
-        "How many clips did Natalia sell altogether in April and May?")
+LONG = (
+    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
+    " How many clips did Natalia sell altogether in April and May?"
+)
 SHORT = "Which planet of the solar system has the largest number of moons?"  # 12 words
 TINY = "What is 15 - 26 = ?"
-CODE = "def has_close_elements(numbers: List[float], threshold: float) -> bool:\n" \
-       '    """ Check if in given list of numbers, are any two closer to each other than given threshold. """'
+CODE = (
+    'def has_close_elements(numbers: List[float], threshold: float) -> bool:\n    """ Check if in'
+    ' given list of numbers, are any two closer to each other than given threshold. """'
+)
 
 
 @pytest.fixture(scope="module")
 def index():
-    answer = "Natalia sold 48/2 = 24 clips in May. Natalia sold 48+24 = 72 clips altogether in both. #### 72"
-    return Index([("gsm8k/1", LONG, answer), ("moons", SHORT, "Saturn"), ("sum", TINY, "-11"),
-                  ("humaneval/0", CODE, None)])
+    answer = (
+        "Natalia sold 48/2 = 24 clips in May. Natalia sold 48+24 = 72 clips altogether in both."
+        " #### 72"
+    )
+    return Index(
+        [
+            ("gsm8k/1", LONG, answer),
+            ("moons", SHORT, "Saturn"),
+            ("sum", TINY, "-11"),
+            ("humaneval/0", CODE, None),
+        ]
+    )
 
 
-@pytest.mark.parametrize(("text", "names"), [
-    (LONG, ["gsm8k/1"]),
-    ("Solve this.\n" + LONG.upper().replace(" ", "\n  ") + "\nThanks!", ["gsm8k/1"]),  # case, spacing
-    ("Her friend sold clips to 48 of her friends in April, and then she sold half of it.", ["gsm8k/1"]),
-    ("She sold clips to 48 of her friends in April, and that was that.", []),  # 11 words in a row
-    ("So: natalia sold 48 2 24 clips in May, natalia sold 48 24 72 clips altogether", ["gsm8k/1"]),
-    ("Tell me, which planet of the solar system has the largest number of moons? Saturn.", ["moons"]),
-    ("Which planet of the solar system has the largest number of rings?", []),
-    ("What is 15 - 26 =\n-11", ["sum"]),  # a whole line, closing mark apart
-    ("What is 15 + 26 = ?\n41", []),  # the sign matters
-    ("Somebody asked: What is 15 - 26 = ? and nobody knew.", []),  # too short to look for inside text
-    (CODE + "\n    return True", ["humaneval/0"]),
-    ("", []), ("   \n\n", []), ("moons", []),
-])
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (LONG, ["gsm8k/1"]),
+        (
+            "Solve this.\n" + LONG.upper().replace(" ", "\n  ") + "\nThanks!",
+            ["gsm8k/1"],
+        ),  # case, spacing
+        (
+            "Her friend sold clips to 48 of her friends in April, and then she sold half of it.",
+            ["gsm8k/1"],
+        ),
+        (
+            "She sold clips to 48 of her friends in April, and that was that.",
+            [],
+        ),  # 11 words in a row
+        (
+            "So: natalia sold 48 2 24 clips in May, natalia sold 48 24 72 clips altogether",
+            ["gsm8k/1"],
+        ),
+        (
+            "Tell me, which planet of the solar system has the largest number of moons? Saturn.",
+            ["moons"],
+        ),
+        ("Which planet of the solar system has the largest number of rings?", []),
+        ("What is 15 - 26 =\n-11", ["sum"]),  # a whole line, closing mark apart
+        ("What is 15 + 26 = ?\n41", []),  # the sign matters
+        (
+            "Somebody asked: What is 15 - 26 = ? and nobody knew.",
+            [],
+        ),  # too short to look for inside text
+        (CODE + "\n    return True", ["humaneval/0"]),
+        ("", []),
+        ("   \n\n", []),
+        ("moons", []),
+    ],
+)
 def test_match(index, text, names):
     assert [name for name, _ in index.match(text)] == names
 
@@ -62,9 +98,12 @@ def test_unicode_forms_are_one():
 
 
 def family(rng, count):
-    return [f"A farmer keeps animals on a large green field near the river and counts them every evening. "
-            f"There are {rng.randint(10, 10**6)} cows and {rng.randint(10, 10**6)} hens. How many are there?"
-            for _ in range(count)]
+    return [
+        "A farmer keeps animals on a large green field near the river and counts them every"
+        f" evening. There are {rng.randint(10, 10**6)} cows and {rng.randint(10, 10**6)} hens. How"
+        " many are there?"
+        for _ in range(count)
+    ]
 
 
 def test_wording_shared_by_many_items_is_no_evidence():
@@ -80,7 +119,10 @@ def test_wording_shared_by_many_items_is_no_evidence():
 
 
 def test_background_text_excuses_its_wording_but_no_whole_question():
-    wording = "Work out the sum of the two numbers that the following sentence gives, then write it down: "
+    wording = (
+        "Work out the sum of the two numbers that the following sentence gives, then write it"
+        " down: "
+    )
     index = Index([("a", wording + "7 and 9", None)], ignore=[wording + "1 and 2"])
     assert index.match(wording + "3 and 4") == []
     assert index.match(wording + "7 and 9") == [("a", "whole question")]
@@ -93,8 +135,10 @@ def test_two_items_that_share_a_run_are_both_named():
     assert [name for name, _ in index.match("before " + run + " after")] == ["a", "b"]
 
 
-@given(st.lists(st.lists(st.sampled_from("abcde"), min_size=0, max_size=12), max_size=6),
-       st.lists(st.sampled_from("abcde"), max_size=40))
+@given(
+    st.lists(st.lists(st.sampled_from("abcde"), min_size=0, max_size=12), max_size=6),
+    st.lists(st.sampled_from("abcde"), max_size=40),
+)
 @settings(max_examples=150, deadline=None)
 def test_runs_are_those_of_a_plain_search(questions, row):
     n, minimum = 5, 3
@@ -103,34 +147,57 @@ def test_runs_are_those_of_a_plain_search(questions, row):
 
     def runs(words):
         size = min(n, len(words)) if len(words) >= minimum else len(words) + 1
-        return {tuple(words[i:i + size]) for i in range(len(words) - size + 1)}
+        return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
     text = " ".join(row)
-    padded = {tuple(row[i:i + size]) for size in range(minimum, n + 1) for i in range(len(row) - size + 1)}
+    padded = {
+        tuple(row[i : i + size])
+        for size in range(minimum, n + 1)
+        for i in range(len(row) - size + 1)
+    }
     expected = {str(i) for i, q in enumerate(questions) if word_runs(q) & padded}
     found = {name for name, reason in index.match("| " + text + " |") if reason != "whole question"}
     whole = {name for name, reason in index.match("| " + text + " |") if reason == "whole question"}
     assert found | whole == expected
 
 
-@given(st.text(st.one_of(st.sampled_from("ab_9 \n\r\x0b\x1c\x85\u2028\u3000?.+é日"), st.characters()), max_size=60))
+@given(
+    st.text(
+        st.one_of(st.sampled_from("ab_9 \n\r\x0b\x1c\x85\u2028\u3000?.+é日"), st.characters()),
+        max_size=60,
+    )
+)
 @settings(max_examples=300, deadline=None)
 def test_tokens_are_those_of_regular_expressions(text):
     hashes, kinds = decontaminate._tokens(text)
     inside = kinds != word_runs.BREAK
     found = re.findall(r"\w+|[^\w\s]", text)
-    assert (kinds[inside] == word_runs.WORD).tolist() == [re.match(r"\w", token) is not None for token in found]
-    assert (kinds[inside] == word_runs.CLOSING).tolist() == [token in word_runs.CLOSES for token in found]
-    assert len(set(zip(found, hashes[inside].tolist(), strict=True))) == len(set(found)) == len(set(hashes[inside]))
+    assert (kinds[inside] == word_runs.WORD).tolist() == [
+        re.match(r"\w", token) is not None for token in found
+    ]
+    assert (kinds[inside] == word_runs.CLOSING).tolist() == [
+        token in word_runs.CLOSES for token in found
+    ]
+    assert (
+        len(set(zip(found, hashes[inside].tolist(), strict=True)))
+        == len(set(found))
+        == len(set(hashes[inside]))
+    )
     wanted = [len(re.findall(r"\w+|[^\w\s]", line)) for line in (text + "|").splitlines()]
     assert np.diff(np.flatnonzero(np.append(np.insert(~inside, 0, True), True))).tolist() == [
-        size + 1 for size in wanted[:-1]] + [wanted[-1]]
+        size + 1 for size in wanted[:-1]
+    ] + [wanted[-1]]
 
 
 def test_the_bloom_filter_loses_no_key_and_lets_few_others_through():
-    keys = np.unique(np.random.default_rng(0).integers(0, 1 << 63, 20_000, np.uint64) * np.uint64(2) + np.uint64(1))
+    keys = np.unique(
+        np.random.default_rng(0).integers(0, 1 << 63, 20_000, np.uint64) * np.uint64(2)
+        + np.uint64(1)
+    )
     bits = word_runs.filter_bits(keys)
-    assert [word_runs.position(key, keys, bits) for key in keys[::50]] == list(range(0, len(keys), 50))
+    assert [word_runs.position(key, keys, bits) for key in keys[::50]] == list(
+        range(0, len(keys), 50)
+    )
     assert all(word_runs.position(key, keys, bits) == -1 for key in keys[::50] - np.uint64(1))
 
 
@@ -161,7 +228,9 @@ def test_real_gsm8k_test_items_are_found_in_their_other_layouts():
     import json
 
     def rows(name):
-        with gzip.open(ROOT.parent / "shared" / "data" / "evals" / f"{name}.jsonl.gz", "rt") as handle:
+        with gzip.open(
+            ROOT.parent / "shared" / "data" / "evals" / f"{name}.jsonl.gz", "rt"
+        ) as handle:
             return [json.loads(line) for line in handle]
 
     test, train = rows("gsm8k_test_first_half"), rows("gsm8k_train")

@@ -1,4 +1,5 @@
-"""Near-duplicates against datasketch, against all pairs by exact Jaccard, and against bugs seen elsewhere."""
+"""Near-duplicates against datasketch, against all pairs by exact Jaccard, and against bugs seen
+elsewhere."""
 
 import functools
 import os
@@ -18,8 +19,12 @@ from lib.dedup import minhash, near_duplicates, textfile
 from lib.files import ROOT
 
 MIX, MASK = minhash.MIX, (1 << 64) - 1
-POOL = [" ".join(random.Random(i).choices("abcdefghij", k=random.Random(i).randint(2, 8))).replace(" ", "")
-        for i in range(2000)]
+POOL = [
+    " ".join(random.Random(i).choices("abcdefghij", k=random.Random(i).randint(2, 8))).replace(
+        " ", ""
+    )
+    for i in range(2000)
+]
 
 
 def sentence(rng, low=20, high=80):
@@ -41,7 +46,7 @@ def corpus(size=250, seed=3):
 
 @functools.cache
 def grams(text):
-    return {text[i:i + 3] for i in range(len(text) - 2)} or {text}
+    return {text[i : i + 3] for i in range(len(text) - 2)} or {text}
 
 
 def exact(a, b):
@@ -60,10 +65,18 @@ def oracle(text, permutations=128, seed=1):
     return sketch
 
 
-TRICKY = ["hello world, this is a test", "naïve café ☕ text", "日本語の文章です。" * 3,
-          "👩‍👩‍👧 families 🏳️‍🌈", "abc", "aaaaaaaa", "\x00\x00\x00\x00", "lone \ud800 surrogate",
-          "x" * 100_000 + "y",
-          "".join(chr(c) for c in range(0x4E00, 0x4E00 + 20_000))]
+TRICKY = [
+    "hello world, this is a test",
+    "naïve café ☕ text",
+    "日本語の文章です。" * 3,
+    "👩‍👩‍👧 families 🏳️‍🌈",
+    "abc",
+    "aaaaaaaa",
+    "\x00\x00\x00\x00",
+    "lone \ud800 surrogate",
+    "x" * 100_000 + "y",
+    "".join(chr(c) for c in range(0x4E00, 0x4E00 + 20_000)),
+]
 
 
 @pytest.mark.parametrize("text", TRICKY, ids=range(len(TRICKY)))
@@ -91,14 +104,18 @@ def test_word_shingles_are_the_words_in_a_plain_python_reading():
         words, found = re.findall(r"\w+", text.lower()), set()
         for i in range(len(words) - 4):
             key = 0
-            for word in words[i:i + 5]:
+            for word in words[i : i + 5]:
                 key = (key ^ word_key(word)) * MIX & MASK
                 key ^= key >> 32
             found.add(key >> 1)
         return found
 
-    for text in ["One two, three-four FIVE six; seven_8 nine!", "Ärger über das große Öl im Süden, sagt ER.",
-                 "a b c d e", "日本 語 の 文 章 です"]:
+    for text in [
+        "One two, three-four FIVE six; seven_8 nine!",
+        "Ärger über das große Öl im Süden, sagt ER.",
+        "a b c d e",
+        "日本 語 の 文 章 です",
+    ]:
         assert near_duplicates.shingles(text, "word5") == keys(text)
 
 
@@ -121,12 +138,18 @@ def test_candidate_pairs_are_those_of_datasketchs_index():
     bands, rows = lsh.lsh_parameters(0.8, 128, compat=True)
     assert (bands, rows) == (index.b, index.r) == (9, 13)
     signatures = near_duplicates.signatures(texts)
-    ours = {(i, j) for j in range(len(texts)) for i in range(j)
-            if (signatures[i, :117] == signatures[j, :117]).reshape(9, 13).all(axis=1).any()}
+    ours = {
+        (i, j)
+        for j in range(len(texts))
+        for i in range(j)
+        if (signatures[i, :117] == signatures[j, :117]).reshape(9, 13).all(axis=1).any()
+    }
     assert ours == expected and len(ours) > 20
     drops, stats = near_duplicates.near_duplicates(texts, bands="datasketch", permutations=128)
     assert (stats["bands"], stats["rows"]) == (9, 13)
-    pairs = {(min(p), max(p)) for p in zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)}
+    pairs = {
+        (min(p), max(p)) for p in zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)
+    }
     assert pairs <= expected and pairs
 
 
@@ -166,7 +189,7 @@ def test_no_orphans_and_no_chain_is_swallowed():
     chain = [sentence(rng, 100, 100)]
     for i in range(6):  # neighbours are alike, ends are not: union-find would keep one of seven
         words = chain[-1].split()
-        words[i * 8:(i + 1) * 8] = rng.choices(POOL, k=8)
+        words[i * 8 : (i + 1) * 8] = rng.choices(POOL, k=8)
         chain.append(" ".join(words))
     drops, _ = near_duplicates.near_duplicates(chain, bands=(64, 2))
     kept = [i for i in range(7) if i not in set(drops["row"])]
@@ -187,7 +210,10 @@ def test_first_copy_stays_and_row_zero_can_be_keeper_and_drop():
 def test_empty_and_short_texts_match_only_their_equals(shingle):
     texts = ["", "a", "b", "ab", "ba", "!!", "??", "", "ab", "日", "本", "a\x00", "hi you", "hi me"]
     drops, _ = near_duplicates.near_duplicates(texts, shingle=shingle)
-    assert list(zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)) == [(7, 0), (8, 3)]
+    assert list(zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)) == [
+        (7, 0),
+        (8, 3),
+    ]
 
 
 def test_nothing_and_one_text():
@@ -222,9 +248,11 @@ def test_word_shingles_ignore_case_and_punctuation():
     assert len(near_duplicates.near_duplicates([a, b], shingle="char3")[0]) == 0
 
 
-WRAPPER = ("Below is an instruction that describes a task. Write a response that appropriately completes "
-           "the request.\n\n### Instruction:\nSay which of the following words is the odd one out: {}\n\n"
-           "### Response:\nI am sorry, but I can not tell you that without further information about them.")
+WRAPPER = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\nSay which of the following words is the odd one out: {}\n\n"
+    "### Response:\nI am sorry, but I can not tell you that without further information about them."
+)
 
 
 def test_templated_rows_do_not_collapse():
@@ -235,13 +263,18 @@ def test_templated_rows_do_not_collapse():
     drops, stats = near_duplicates.near_duplicates(texts)
     assert len(drops) < 0.02 * len(texts)
     assert stats["templated_rows"] == len(texts)
-    assert sum(found["text"].startswith("Below is an instruction") for found in stats["templates"]) >= 1
+    assert (
+        sum(found["text"].startswith("Below is an instruction") for found in stats["templates"])
+        >= 1
+    )
 
 
 def test_near_duplicates_inside_a_template_are_still_found():
     rng = random.Random(8)
     slots = [sentence(rng, 25, 40) for _ in range(300)]
-    texts = [WRAPPER.format(slot) for slot in slots] + [WRAPPER.format(slot + " too") for slot in slots[:40]]
+    texts = [WRAPPER.format(slot) for slot in slots] + [
+        WRAPPER.format(slot + " too") for slot in slots[:40]
+    ]
     drops, _ = near_duplicates.near_duplicates(texts, bands=(64, 2))
     assert set(drops["row"]) == set(range(300, 340)) and drops["keeper"].tolist() == list(range(40))
 
@@ -270,7 +303,9 @@ def test_one_slot_in_two_templates_is_two_rows():
     second = [f"Give me a short definition of this word: {w}" for w in words]
     stripped = near_duplicates.strip_templates(first + second)
     assert stripped[:80] == stripped[80:] == words  # bare, the two would be equal ...
-    assert len(near_duplicates.near_duplicates(first + second)[0]) == 0  # ... but the full texts differ
+    assert (
+        len(near_duplicates.near_duplicates(first + second)[0]) == 0
+    )  # ... but the full texts differ
 
 
 def test_strip_templates_leaves_natural_text_and_whole_duplicates_alone():
@@ -289,20 +324,28 @@ def test_s_curve_and_parameters():
     assert all(a["found"] < b["found"] for a, b in zip(curve, curve[1:], strict=False))
 
 
-@pytest.mark.parametrize(("error", "match", "call"), [
-    (ValueError, "shingle", lambda: near_duplicates.near_duplicates(["a"], shingle="char4")),
-    (ValueError, "threshold", lambda: near_duplicates.near_duplicates(["a"], threshold=0)),
-    (ValueError, "bands", lambda: near_duplicates.near_duplicates(["a"], bands=(40, 8))),
-    (ValueError, "priority", lambda: near_duplicates.near_duplicates(["a", "b"], priority=[1])),
-    (TypeError, "row 1: .*NoneType", lambda: near_duplicates.near_duplicates([(0, "a"), (1, None)])),
-])
+@pytest.mark.parametrize(
+    ("error", "match", "call"),
+    [
+        (ValueError, "shingle", lambda: near_duplicates.near_duplicates(["a"], shingle="char4")),
+        (ValueError, "threshold", lambda: near_duplicates.near_duplicates(["a"], threshold=0)),
+        (ValueError, "bands", lambda: near_duplicates.near_duplicates(["a"], bands=(40, 8))),
+        (ValueError, "priority", lambda: near_duplicates.near_duplicates(["a", "b"], priority=[1])),
+        (
+            TypeError,
+            "row 1: .*NoneType",
+            lambda: near_duplicates.near_duplicates([(0, "a"), (1, None)]),
+        ),
+    ],
+)
 def test_wrong_use_says_what_is_wrong(error, match, call):
     with pytest.raises(error, match=match):
         call()
 
 
 def test_a_text_longer_than_a_chunk_of_shingles_is_read_in_pieces():
-    """What a kernel holds at a time does not depend on the length of a text; signatures and Jaccard do not show it."""
+    """What a kernel holds at a time does not depend on the length of a text; signatures and Jaccard
+    do not show it."""
     rng = random.Random(6)
     long = sentence(rng, 9000, 9000)  # several chunks of shingles
     assert len(long) > 4 * minhash.CHUNK
@@ -339,16 +382,38 @@ def test_a_full_disk_is_named(monkeypatch):
 
 @pytest.mark.slow
 def test_works_where_no_cache_can_be_written(tmp_path):
-    """Package folder and home both unwritable (for root too: files stand where folders would have to be)."""
+    """Package folder and home both unwritable (for root too: files stand where folders would have
+    to be)."""
     package = tmp_path / "lib" / "curation"
     package.mkdir(parents=True)
-    for name in ("../__init__", "__init__", "bands", "dedup", "minhash", "resolve", "templates", "textfile"):
-        (package / f"{name}.py").write_bytes((ROOT / "lib" / "curation" / f"{name}.py").read_bytes())
+    for name in (
+        "../__init__",
+        "__init__",
+        "bands",
+        "dedup",
+        "minhash",
+        "resolve",
+        "templates",
+        "textfile",
+    ):
+        (package / f"{name}.py").write_bytes(
+            (ROOT / "lib" / "curation" / f"{name}.py").read_bytes()
+        )
     (package / "__pycache__").write_text("in the way")
     (tmp_path / "file").write_text("in the way")
-    environment = {**os.environ, "HOME": str(tmp_path / "file"), "XDG_CACHE_HOME": str(tmp_path / "file")}
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path / "file"),
+        "XDG_CACHE_HOME": str(tmp_path / "file"),
+    }
     environment.pop("NUMBA_CACHE_DIR", None)
     code = "from lib.curation import dedup; print(len(dedup.near_duplicates(['same text'] * 3)[0]))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True,
-                          capture_output=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert done.stdout.strip() == "2", done.stderr[-2000:]

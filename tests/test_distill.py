@@ -1,4 +1,5 @@
-"""The teacher, what is accepted of it, its price, the gain; its calls killed; notebooks 17 and 18 as a whole."""
+"""The teacher, what is accepted of it, its price, the gain; its calls killed; notebooks 17 and 18
+as a whole."""
 
 from __future__ import annotations
 
@@ -27,14 +28,31 @@ LABELS = {0: "sums", 1: "capitals"}
 
 def failure(number, cluster=0, question=None, gold=None):
     question = question or f"How much is {number} plus {number + 1}, please, in this exercise?"
-    item = prompts.item("sum", "math", question, gold or str(2 * number + 1), "math", licence="none",
-                        meta={"worked": f"{prompts.ANSWER_MARK} {gold or 2 * number + 1}."})
-    return item | {"cluster": cluster, "answer": {"text": "I do not know", "tokens": 4, "finish": "stop"}}
+    item = prompts.item(
+        "sum",
+        "math",
+        question,
+        gold or str(2 * number + 1),
+        "math",
+        licence="none",
+        meta={"worked": f"{prompts.ANSWER_MARK} {gold or 2 * number + 1}."},
+    )
+    return item | {
+        "cluster": cluster,
+        "answer": {"text": "I do not know", "tokens": 4, "finish": "stop"},
+    }
 
 
 def example(number, **changes):
-    return {"question": f"Add {number} to {number * 7 + 3} and say the total.", "kind": "number", "options": [],
-            "tests": [], "working": "add", "answer": str(number * 8 + 3), **changes}
+    return {
+        "question": f"Add {number} to {number * 7 + 3} and say the total.",
+        "kind": "number",
+        "options": [],
+        "tests": [],
+        "working": "add",
+        "answer": str(number * 8 + 3),
+        **changes,
+    }
 
 
 def item(number=1, **changes):
@@ -42,22 +60,36 @@ def item(number=1, **changes):
 
 
 def test_requests_share_out_the_examples_and_show_failures_of_their_cluster():
-    rows = [failure(n) for n in range(9)] + [failure(n, 1, f"capital number {n}?", "X") for n in range(3)]
+    rows = [failure(n) for n in range(9)] + [
+        failure(n, 1, f"capital number {n}?", "X") for n in range(3)
+    ]
     plans = teacher.write_requests(rows, LABELS, 40, 5)
     assert sum(plan["wanted"] for plan in plans) == round(40 * teacher.SURPLUS) == 50
-    assert sum(plan["wanted"] for plan in plans if plan["cluster"] == 0) == 38  # three quarters, by largest remainder
+    assert (
+        sum(plan["wanted"] for plan in plans if plan["cluster"] == 0) == 38
+    )  # three quarters, by largest remainder
     assert len({json.dumps(plan["request"]["messages"]) for plan in plans}) == len(plans)
     for plan in plans:
         text = plan["request"]["messages"][-1]["content"]
-        assert LABELS[plan["cluster"]] in text and ("capital number" in text) == (plan["cluster"] == 1)
+        assert LABELS[plan["cluster"]] in text and ("capital number" in text) == (
+            plan["cluster"] == 1
+        )
     assert plans == teacher.write_requests(rows[::-1], LABELS, 40, 5)
 
 
-@pytest.mark.parametrize("changes, reason", [
-    ({"question": ""}, "no question"), ({"answer": 3}, "no question or no answer"), ({"kind": "song"}, "unknown kind"),
-    ({"question": "x" * 5000}, "too long"), ({"kind": "choice", "options": ["a", "b"], "answer": "C"}, "no letter"),
-    ({"kind": "code", "answer": "def f(): pass"}, "without tests"), ({"options": "ab"}, "no list"),
-    ({"kind": "code", "answer": "def f(): pass", "tests": ["import os"]}, "without tests")])
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"question": ""}, "no question"),
+        ({"answer": 3}, "no question or no answer"),
+        ({"kind": "song"}, "unknown kind"),
+        ({"question": "x" * 5000}, "too long"),
+        ({"kind": "choice", "options": ["a", "b"], "answer": "C"}, "no letter"),
+        ({"kind": "code", "answer": "def f(): pass"}, "without tests"),
+        ({"options": "ab"}, "no list"),
+        ({"kind": "code", "answer": "def f(): pass", "tests": ["import os"]}, "without tests"),
+    ],
+)
 def test_a_malformed_example_is_named(changes, reason):
     with pytest.raises(ValueError, match=reason):
         teacher.to_item(example(1, **changes))
@@ -81,11 +113,22 @@ def test_examples_become_items_in_the_words_of_the_graders():
 
 
 def test_what_repeats_or_is_held_out_is_refused():
-    aside = failure(50, question="Take seventeen apples from forty two apples and tell how many apples are left over.")
+    aside = failure(
+        50,
+        question=(
+            "Take seventeen apples from forty two apples and tell how many apples are left over."
+        ),
+    )
     index = decontaminate.Index([(f"aside/{aside['id']}", aside["meta"]["question"], None)])
     given = [item(1), item(1), item(2, question="Please: " + aside["meta"]["question"]), item(3)]
-    long = "A farmer with a red tractor ploughs eleven fields in the valley before noon and rests. How many fields?"
-    given += [item(4, question=text, answer="11") for text in (long, long.replace("fields?", "fields in all?"))]
+    long = (
+        "A farmer with a red tractor ploughs eleven fields in the valley before noon and rests. How"
+        " many fields?"
+    )
+    given += [
+        item(4, question=text, answer="11")
+        for text in (long, long.replace("fields?", "fields in all?"))
+    ]
     kept, rejects = accept.clean(given, index, threshold=0.8)
     assert [row["stage"] for row in rejects] == ["duplicate", "contaminated", "near-duplicate"]
     assert [one["gold"] for one in kept] == ["11", "27", "11"] and "aside/" in rejects[1]["reason"]
@@ -93,25 +136,50 @@ def test_what_repeats_or_is_held_out_is_refused():
 
 def test_only_what_is_right_as_far_as_can_be_told_is_kept():
     code = {"kind": "code", "answer": "def double(x):\n    return 2 * x"}
-    given = [item(1), item(2), item(3, **code, tests=["assert double(2) == 4", "assert double(5) == 10"]),
-             item(4, **code, tests=["assert double(2) == 5"]), item(5, **code, tests=["assert True", "assert 1 == 1"]),
-             item(6, kind="open", answer="a poem"), item(7, kind="open", answer="another poem"), item(8)]
+    given = [
+        item(1),
+        item(2),
+        item(3, **code, tests=["assert double(2) == 4", "assert double(5) == 10"]),
+        item(4, **code, tests=["assert double(2) == 5"]),
+        item(5, **code, tests=["assert True", "assert 1 == 1"]),
+        item(6, kind="open", answer="a poem"),
+        item(7, kind="open", answer="another poem"),
+        item(8),
+    ]
     calls = []
 
     def ask(requests, parse, label):
         calls.extend(requests)
-        said = {given[0]["prompt"]: ["The answer is 11.", "It is 11", "The answer is 12."],
-                given[1]["prompt"]: ["The answer is 19.", "The answer is 20.", "who knows"]}
+        said = {
+            given[0]["prompt"]: ["The answer is 11.", "It is 11", "The answer is 12."],
+            given[1]["prompt"]: ["The answer is 19.", "The answer is 20.", "who knows"],
+        }
         turns = {prompt: iter(texts) for prompt, texts in said.items()}
-        return [{"text": next(turns[r["messages"][0]["content"]])} if r["messages"][0]["content"] in turns else
-                {"error": "down"} for r in requests]
+        return [
+            (
+                {"text": next(turns[r["messages"][0]["content"]])}
+                if r["messages"][0]["content"] in turns
+                else {"error": "down"}
+            )
+            for r in requests
+        ]
 
     def judge(requests, parse, label):
-        return [{"value": parse('{"score": 8, "reason": ""}')}, {"value": parse('{"score": 9, "reason": ""}')}]
+        return [
+            {"value": parse('{"score": 8, "reason": ""}')},
+            {"value": parse('{"score": 9, "reason": ""}')},
+        ]
 
     kept, rejects = accept.verify(given, ask, 3, judge)
-    assert [one["verified"] for one in kept] == ["2 of 3 solutions agree", "passes 2 tests", "score 9"]
-    assert [(row["stage"], row["reason"]) for row in rejects][0] == ("teacher disagrees", "1 of 3 solutions agree")
+    assert [one["verified"] for one in kept] == [
+        "2 of 3 solutions agree",
+        "passes 2 tests",
+        "score 9",
+    ]
+    assert [(row["stage"], row["reason"]) for row in rejects][0] == (
+        "teacher disagrees",
+        "1 of 3 solutions agree",
+    )
     later = ["fails its tests", "fails its tests", "score too low", "not verified"]
     assert [row["stage"] for row in rejects[1:]] == later
     assert rejects[2]["reason"] == "an empty function passes them" and len(calls) == 9
@@ -120,19 +188,28 @@ def test_only_what_is_right_as_far_as_can_be_told_is_kept():
 
 
 def test_surplus_is_cut_alike_from_every_cluster():
-    given = [item(n) | {"cluster": 0} for n in range(30)] + [item(n) | {"cluster": 1} for n in range(40, 50)]
+    given = [item(n) | {"cluster": 0} for n in range(30)] + [
+        item(n) | {"cluster": 1} for n in range(40, 50)
+    ]
     chosen = accept.choose(given, 20)
-    assert [sum(one["cluster"] == c for one in chosen) for c in (0, 1)] == [15, 5] and accept.choose([], 3) == []
+    assert [sum(one["cluster"] == c for one in chosen) for c in (0, 1)] == [
+        15,
+        5,
+    ] and accept.choose([], 3) == []
 
 
 def test_the_mix_has_its_share_and_a_control_of_equal_size(tmp_path):
-    asked = "What is the sum of one hundred and one, two hundred and two and three hundred and three?"
+    asked = (
+        "What is the sum of one hundred and one, two hundred and two and three hundred and three?"
+    )
     aside = failure(1, question=asked)
     index = decontaminate.Index([("aside/x", aside["meta"]["question"], None)])
     rows = [{"id": f"r{n}", "instruction": f"question {n}", "response": "yes"} for n in range(30)]
     rows.append({"id": "leak", "instruction": aside["meta"]["question"], "response": "606"})
     write_jsonl(tmp_path / "train.jsonl", rows)
-    counts = accept.write_mix([item(n) for n in range(18)], tmp_path / "train.jsonl", index, 0.1, 1, tmp_path)
+    counts = accept.write_mix(
+        [item(n) for n in range(18)], tmp_path / "train.jsonl", index, 0.1, 1, tmp_path
+    )
     assert counts == {"new": 18, "original": 2, "share": 0.1, "contaminated": 0}
     control = list(read_jsonl(tmp_path / "control.jsonl"))
     assert len(control) == 20 and all(row["id"].startswith("r") for row in control)
@@ -170,25 +247,46 @@ def grades(**given):
 
 
 def test_gains_are_paired_and_the_control_stands_beside_them():
-    aside = [{"id": name, "cluster": cluster} for name, cluster in zip("abcd", (0, 0, 1, None), strict=True)]
-    graded = {"first": grades(a=0, b=0, c=0, d=1), "before": grades(a=1, b=0, c=0, d=1),
-              "distilled": grades(a=1, b=1, c=0, d=0), "control": grades(a=1, b=0, c=1, d=1)}
+    aside = [
+        {"id": name, "cluster": cluster}
+        for name, cluster in zip("abcd", (0, 0, 1, None), strict=True)
+    ]
+    graded = {
+        "first": grades(a=0, b=0, c=0, d=1),
+        "before": grades(a=1, b=0, c=0, d=1),
+        "distilled": grades(a=1, b=1, c=0, d=0),
+        "control": grades(a=1, b=0, c=1, d=1),
+    }
     found = gain.measure(gain.groups_of(aside, {0: "x", 1: "y", 2: "empty"}), graded, 0)
     assert list(found) == ["0: x", "1: y", "all failures", "was right", "everything set aside"]
-    value = {name: {label: row["gain"]["value"] for label, row in entry.items()} for name, entry in found.items()}
+    value = {
+        name: {label: row["gain"]["value"] for label, row in entry.items()}
+        for name, entry in found.items()
+    }
     assert value["0: x"] == {"re-asked": 0.5, "distilled": 0.5, "control": 0.0, "over control": 0.5}
     assert value["was right"]["distilled"] == -1 and value["everything set aside"]["distilled"] == 0
     assert value["all failures"]["over control"] == 0
     numbers = gain.main_numbers(found)
-    assert numbers["lift"]["value"] == pytest.approx(1 / 3) and numbers["away"] is None and numbers["better"] == []
-    assert "-" not in gain.table(found)[0].values() and len(gain.figure(found, "t").axes[0].get_yticklabels()) == 5
-    without = gain.measure({"all failures": ["a"]}, {k: graded[k] for k in ("before", "distilled")}, 0)
+    assert (
+        numbers["lift"]["value"] == pytest.approx(1 / 3)
+        and numbers["away"] is None
+        and numbers["better"] == []
+    )
+    assert (
+        "-" not in gain.table(found)[0].values()
+        and len(gain.figure(found, "t").axes[0].get_yticklabels()) == 5
+    )
+    without = gain.measure(
+        {"all failures": ["a"]}, {k: graded[k] for k in ("before", "distilled")}, 0
+    )
     assert gain.table(without)[0]["gain, control"] == "-" and gain.paired({}, {}, ["a"], 0) is None
 
 
 def test_the_share_of_the_reference_is_absent_without_right_answers():
     ids = [str(n) for n in range(40)]
-    half, all_right = ({n: {"correct": int(n) % 2 == 0 or full} for n in ids} for full in (False, True))
+    half, all_right = (
+        {n: {"correct": int(n) % 2 == 0 or full} for n in ids} for full in (False, True)
+    )
     found = gain.share_of_reference(half, all_right, ids, 0)
     assert found["value"] == 0.5 and found["low"] < 0.5 < found["high"] and found["n"] == 40
     assert gain.share_of_reference(half, {n: {"correct": False} for n in ids}, ids, 0) is None
@@ -197,10 +295,19 @@ def test_the_share_of_the_reference_is_absent_without_right_answers():
 
 @pytest.fixture(scope="module")
 def bank():
-    """(gold teacher, rows it may be shown) from generated items: real exercises of one another's kind."""
-    shown = [one | {"cluster": 0, "answer": {"text": "?"}} for one in islice(pool.stream(["generated"], "pool"), 26)]
+    """(gold teacher, rows it may be shown) from generated items: real exercises of one another's
+    kind."""
+    shown = [
+        one | {"cluster": 0, "answer": {"text": "?"}}
+        for one in islice(pool.stream(["generated"], "pool"), 26)
+    ]
     asked = frozenset().union(*map(pool.contents, shown))
-    return teacher.GoldTeacher(islice(pool.stream(["generated"], "teacher", forbidden=asked), 400), shown), shown
+    return (
+        teacher.GoldTeacher(
+            islice(pool.stream(["generated"], "teacher", forbidden=asked), 400), shown
+        ),
+        shown,
+    )
 
 
 def test_gold_answers_reply_to_the_very_messages_and_to_nothing_else(bank):
@@ -208,7 +315,11 @@ def test_gold_answers_reply_to_the_very_messages_and_to_nothing_else(bank):
     plans = teacher.write_requests(shown, LABELS, 40, 5)
     replies = gold([plan["request"] for plan in plans], teacher.parse_examples, "write")
     items, rejects = accept.candidates(plans, replies)
-    assert len(items) == 50 and not rejects and replies == gold([p["request"] for p in plans], teacher.parse_examples)
+    assert (
+        len(items) == 50
+        and not rejects
+        and replies == gold([p["request"] for p in plans], teacher.parse_examples)
+    )
     questions = {row["meta"]["question"] for row in shown}
     assert not questions & {one["meta"]["question"] for one in items}
     kept, wrong = accept.verify(items, gold, 2)
@@ -235,7 +346,9 @@ def test_killed_during_the_teacher_s_calls_no_answer_is_asked_for_twice(bank, tm
         store = tmp_path / "teacher.sqlite"
         places = [server.url, str(store), str(tmp_path / "requests.json")]
         command = [sys.executable, "-c", textwrap.dedent(CHILD), *places]
-        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         end = time.monotonic() + 60
         while server.replies < 5 and time.monotonic() < end and child.poll() is None:
             time.sleep(0.01)
@@ -248,41 +361,81 @@ def test_killed_during_the_teacher_s_calls_no_answer_is_asked_for_twice(bank, tm
         assert f"END {len(requests)}" in done.stdout, done.stdout[-1500:] + done.stderr[-1500:]
     assert 3 <= len(kept) < len(requests)
     own = ("messages", "seed", "max_tokens")
-    late = [asker.key({**requests[0], **{name: r["body"][name] for name in own}}) for r in server.requests[before:]]
+    late = [
+        asker.key({**requests[0], **{name: r["body"][name] for name in own}})
+        for r in server.requests[before:]
+    ]
     assert not kept & set(late) and len(late) == len(requests) - len(kept)
     states = {row["state"]: row["attempts"] for row in asker.ledger()}
-    assert states["paid"] == len(requests) and states.get("open", 0) <= 3  # those in flight when it died
+    assert (
+        states["paid"] == len(requests) and states.get("open", 0) <= 3
+    )  # those in flight when it died
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A run folder with a random tiny model where 15's stands, and what 18 reads of 00, 11, 12, 14 and 16."""
+    """A run folder with a random tiny model where 15's stands, and what 18 reads of 00, 11, 12, 14
+    and 16."""
     from lib.evaluation import answers, tasks
 
     out = tmp_path_factory.mktemp("run")
     made = out / "artifacts"
     merged = made / "15_train_consistent" / "consistent" / "merged"
     tiny.checkpoint(merged)
-    config = json.loads((merged / "config.json").read_text(encoding="utf-8")) | {"max_position_embeddings": 8192}
+    config = json.loads((merged / "config.json").read_text(encoding="utf-8")) | {
+        "max_position_embeddings": 8192
+    }
     (merged / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    rows = [{"id": f"r{n}", "instruction": f"Say {n}.", "response": f"{n}", "licence": "x", "domain": "general",
-             "source": "s"} for n in range(24)]
-    for name, part in {"train": rows[:16], "validation": rows[16:20], "calibration": rows[20:]}.items():
+    rows = [
+        {
+            "id": f"r{n}",
+            "instruction": f"Say {n}.",
+            "response": f"{n}",
+            "licence": "x",
+            "domain": "general",
+            "source": "s",
+        }
+        for n in range(24)
+    ]
+    for name, part in {
+        "train": rows[:16],
+        "validation": rows[16:20],
+        "calibration": rows[20:],
+    }.items():
         write_jsonl(made / "00_curate" / f"{name}.jsonl", part)
     items = tasks.load_items("packaged", ["math", "knowledge"], 3, 1)
     write_jsonl(made / "12_benchmark" / "items.jsonl", items)
-    said = [{"id": one["id"], "sample": 0, "text": f"The answer is {one['gold']}.", "tokens": 4, "finish": "stop",
-             "seconds": 1.0} for one in items]
+    said = [
+        {
+            "id": one["id"],
+            "sample": 0,
+            "text": f"The answer is {one['gold']}.",
+            "tokens": 4,
+            "finish": "stop",
+            "seconds": 1.0,
+        }
+        for one in items
+    ]
     write_jsonl(answers.path(made / "12_benchmark", "reference"), said)
     write_jsonl(answers.path(made / "16_rebenchmark", "consistent"), said)
     settings = {
-        "11_merge": {"merged_dtype": "float32"}, "14_self_distill": {"max_length": 1500},
+        "11_merge": {"merged_dtype": "float32"},
+        "14_self_distill": {"max_length": 1500},
         "12_benchmark": {"batch_size": 16, "max_new_tokens": 8, "max_new_tokens_code": 8},
         "15_train_consistent": {
-            "warmup_share": 0.1, "effective_batch": 4, "micro_tokens": 0, "lora_r": 4, "lora_alpha": 8,
-            "lora_dropout": 0.0, "eval_steps": 50}}
+            "warmup_share": 0.1,
+            "effective_batch": 4,
+            "micro_tokens": 0,
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "lora_dropout": 0.0,
+            "eval_steps": 50,
+        },
+    }
     for name, values in settings.items():
-        atomic_write_json(out / "metrics" / f"{name}.json", {"metrics": {}, "provenance": {"params": values}})
+        atomic_write_json(
+            out / "metrics" / f"{name}.json", {"metrics": {}, "provenance": {"params": values}}
+        )
     return out
 
 
@@ -290,13 +443,19 @@ def execute(name, out, folder, **parameters):
     import papermill
 
     given = {"out": str(out), "dtype": "float32", **parameters}
-    papermill.execute_notebook(ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", given,
-                               progress_bar=False, cwd=ROOT / "notebooks")
+    papermill.execute_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb",
+        folder / f"{name}.ipynb",
+        given,
+        progress_bar=False,
+        cwd=ROOT / "notebooks",
+    )
     return json.loads((out / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 class Teaching:
-    """What the server says: gold answers, a wrong solution and an open exercise among them, scores and a label."""
+    """What the server says: gold answers, a wrong solution and an open exercise among them, scores
+    and a label."""
 
     def __init__(self, out):
         self.out, self.gold = out, None
@@ -315,7 +474,11 @@ class Teaching:
             return "I do not know."
         if "Write set 0:" in text:
             found = json.loads(reply)
-            found["examples"][0] = {"question": "Write a poem about the sea.", "kind": "open", "answer": "Blue waves."}
+            found["examples"][0] = {
+                "question": "Write a poem about the sea.",
+                "kind": "open",
+                "answer": "Blue waves.",
+            }
             found["examples"][1] |= {"answer": "31415", "kind": "number", "options": []}
             reply = json.dumps(found)
         return reply
@@ -326,46 +489,100 @@ class Teaching:
         made = self.out / "artifacts"
         shown = list(read_jsonl(made / "17_failures" / "failures.jsonl"))
         asked = set(json.loads((made / "17_failures" / "asked.json").read_text(encoding="utf-8")))
-        forbidden = pool.forbidden_contents("packaged", made / "00_curate", list(tasks.evaluation_texts("packaged")))
+        forbidden = pool.forbidden_contents(
+            "packaged", made / "00_curate", list(tasks.evaluation_texts("packaged"))
+        )
         items = pool.stream(["generated", "knowledge"], "teacher", forbidden=forbidden | asked)
         return teacher.GoldTeacher(islice(items, 300), shown)
 
 
 @pytest.mark.notebook
 @pytest.mark.timeout(900)
-def test_notebooks_17_and_18_with_endpoints_by_batch_then_by_chat(run_folder, tmp_path, monkeypatch):
+def test_notebooks_17_and_18_with_endpoints_by_batch_then_by_chat(
+    run_folder, tmp_path, monkeypatch
+):
     for name in list(os.environ):
         if name.startswith("OPENAI") or name.endswith("_API_KEY"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-only-in-the-environment")
     with Server(Teaching(run_folder), faults=["429", "truncated"]) as server:
-        found = execute("17_failures", run_folder, tmp_path, pool_size=40, piece=40, max_new_tokens=8, clusters_min=2,
-                        clusters_max=3, per_cluster=4, resamples=2, embeddings=["tfidf"],
-                        sources=["generated", "knowledge"], label_model="namer", label_base_url=server.url,
-                        label_prices=[1.0, 2.0])
-        labels = json.loads((run_folder / "artifacts/17_failures/clusters.json").read_text())["labels"]
+        found = execute(
+            "17_failures",
+            run_folder,
+            tmp_path,
+            pool_size=40,
+            piece=40,
+            max_new_tokens=8,
+            clusters_min=2,
+            clusters_max=3,
+            per_cluster=4,
+            resamples=2,
+            embeddings=["tfidf"],
+            sources=["generated", "knowledge"],
+            label_model="namer",
+            label_base_url=server.url,
+            label_prices=[1.0, 2.0],
+        )
+        labels = json.loads((run_folder / "artifacts/17_failures/clusters.json").read_text())[
+            "labels"
+        ]
         assert all(re.fullmatch(r"group \d+", label) for label in labels.values())
         assert not found["stands_in"] and found["metrics"]["shared_contents"]["value"] == 0
-        server.batch_ends, server.batch_faults = ["half", "expired:2"], ["poll:reset", "create:reset"]
-        settings = {"teacher": "batch", "teacher_model": "master", "judge_model": "judge",
-                    "teacher_base_url": server.url, "prices": ["master 1 2", "judge 1 2"], "poll_seconds": 0.02,
-                    "examples": 12, "samples": 2,
-                    "per_request": 4, "epochs": 1, "audit_sequences": 2}
+        server.batch_ends, server.batch_faults = (
+            ["half", "expired:2"],
+            [
+                "poll:reset",
+                "create:reset",
+            ],
+        )
+        settings = {
+            "teacher": "batch",
+            "teacher_model": "master",
+            "judge_model": "judge",
+            "teacher_base_url": server.url,
+            "prices": ["master 1 2", "judge 1 2"],
+            "poll_seconds": 0.02,
+            "examples": 12,
+            "samples": 2,
+            "per_request": 4,
+            "epochs": 1,
+            "audit_sequences": 2,
+        }
         first = execute("18_distill", run_folder, tmp_path, **settings)
         batches, paid = len(server.batches), len(server.requests)
-        assert batches >= 3 and not server.batch_faults and len(server.answered) == len(set(server.answered))
-        again = execute("18_distill", run_folder, tmp_path, **settings | {"teacher": "chat", "control": False})
-        assert (len(server.batches), len(server.requests)) == (batches, paid)  # one store for both, all of it kept
+        assert (
+            batches >= 3
+            and not server.batch_faults
+            and len(server.answered) == len(set(server.answered))
+        )
+        again = execute(
+            "18_distill", run_folder, tmp_path, **settings | {"teacher": "chat", "control": False}
+        )
+        assert (len(server.batches), len(server.requests)) == (
+            batches,
+            paid,
+        )  # one store for both, all of it kept
     metrics = first["metrics"]
     stages = [row["stage"] for row in read_jsonl(run_folder / "artifacts/18_distill/rejects.jsonl")]
     accepted = list(read_jsonl(run_folder / "artifacts/18_distill/accepted.jsonl"))
     assert "teacher disagrees" in stages and any(one["verified"] == "score 9" for one in accepted)
     assert metrics["accepted"]["value"] == 12 and metrics["contaminated_rows"]["value"] == 0
-    assert 0 < metrics["spent_usd"]["value"] < 5 and first["provenance"]["api_spend"] == metrics["spent_usd"]["value"]
+    assert (
+        0 < metrics["spent_usd"]["value"] < 5
+        and first["provenance"]["api_spend"] == metrics["spent_usd"]["value"]
+    )
     assert again["metrics"]["spent_usd"] == metrics["spent_usd"] and not first["stands_in"]
-    assert {"held_out_gain", "gain_over_control", "net_gain", "elsewhere_change", "planned_usd"} <= metrics.keys()
+    assert {
+        "held_out_gain",
+        "gain_over_control",
+        "net_gain",
+        "elsewhere_change",
+        "planned_usd",
+    } <= metrics.keys()
     assert "gain_over_control" not in again["metrics"] and set(first["systems"]) == {"distilled"}
     asides = {row["id"] for row in read_jsonl(run_folder / "artifacts/17_failures/aside.jsonl")}
     assert not asides & {one["id"] for one in accepted}
-    text = "".join((tmp_path / f"{name}.ipynb").read_text() for name in ("17_failures", "18_distill"))
+    text = "".join(
+        (tmp_path / f"{name}.ipynb").read_text() for name in ("17_failures", "18_distill")
+    )
     assert "sk-only-in-the-environment" not in text and "USD, " in text

@@ -1,4 +1,5 @@
-"""The endpoint client against a local server that misbehaves: nothing is paid twice, leaked or overspent."""
+"""The endpoint client against a local server that misbehaves: nothing is paid twice, leaked or
+overspent."""
 
 from __future__ import annotations
 
@@ -30,8 +31,15 @@ def environment(monkeypatch):
 
 
 def client(server, tmp_path, **options):
-    settings = {"role": "judge", "base_url": server.url, "model": "m", "budget_usd": 1.0,
-                "prices": {"m": (1.0, 2.0)}, "cache_path": tmp_path / "cache.sqlite", "concurrency": 4}
+    settings = {
+        "role": "judge",
+        "base_url": server.url,
+        "model": "m",
+        "budget_usd": 1.0,
+        "prices": {"m": (1.0, 2.0)},
+        "cache_path": tmp_path / "cache.sqlite",
+        "concurrency": 4,
+    }
     return Client(**{**settings, **options})
 
 
@@ -69,15 +77,25 @@ def test_second_run_asks_nothing_and_costs_nothing(tmp_path):
     assert c.spent() == pytest.approx(sum(row["usd"] for row in first)) and c.spent() > 0
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"seed": 2}, {"max_tokens": 17}, {"top_p": 0.9},
-                                    {"response_format": {"type": "json_object"}},
-                                    {"messages": [{"role": "user", "content": "b"}]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 0.5},
+        {"seed": 2},
+        {"max_tokens": 17},
+        {"top_p": 0.9},
+        {"response_format": {"type": "json_object"}},
+        {"messages": [{"role": "user", "content": "b"}]},
+    ],
+)
 def test_key_holds_the_whole_request(tmp_path, change):
     with Server() as server, Server() as other:
         c = client(server, tmp_path)
         assert c.key(ask("a")) == c.key(dict(reversed(ask("a").items())))
         assert c.key(ask("a")) != c.key({**ask("a"), **change})
-        assert c.key(ask("a")) != client(server, tmp_path, model="n", prices={"n": (0, 0)}).key(ask("a"))
+        assert c.key(ask("a")) != client(server, tmp_path, model="n", prices={"n": (0, 0)}).key(
+            ask("a")
+        )
         assert c.key(ask("a")) != client(other, tmp_path).key(ask("a"))
 
 
@@ -99,9 +117,18 @@ def test_429_waits_as_long_as_told(tmp_path):
     assert states(c) == {"paid": 1, "refused": 1}
 
 
-@pytest.mark.parametrize("fault, state", [
-    ("500", "refused"), ("reset", "open"), ("half", "open"), ("hang:2", "open"),
-    ("truncated", "unusable"), ("empty", "unusable"), ("null", "unusable")])
+@pytest.mark.parametrize(
+    "fault, state",
+    [
+        ("500", "refused"),
+        ("reset", "open"),
+        ("half", "open"),
+        ("hang:2", "open"),
+        ("truncated", "unusable"),
+        ("empty", "unusable"),
+        ("null", "unusable"),
+    ],
+)
 def test_a_passing_fault_is_retried_and_accounted(tmp_path, fault, state):
     with Server(faults=[fault]) as server:
         c = client(server, tmp_path, timeout_s=0.8)
@@ -109,7 +136,9 @@ def test_a_passing_fault_is_retried_and_accounted(tmp_path, fault, state):
         assert row["text"] == "hello" and states(c) == {"paid": 1, state: 1}
         assert client(server, tmp_path).chat([ask("a")])[0]["cached"]
     spoilt = next(r for r in c.ledger() if r["state"] == state)["usd"]
-    if state == "open" or fault == "truncated":  # perhaps charged, amount unknown: the worst case stands
+    if (
+        state == "open" or fault == "truncated"
+    ):  # perhaps charged, amount unknown: the worst case stands
         assert spoilt == pytest.approx(c.worst_usd(ask("a")))
     elif state == "refused":
         assert spoilt == 0
@@ -129,7 +158,9 @@ def test_missing_usage_counts_at_the_worst_case(tmp_path):
     with Server(faults=["no_usage"]) as server:
         c = client(server, tmp_path)
         row = c.chat([ask("a")])[0]
-    assert row["tokens_out"] is None and c.spent() == row["usd"] == pytest.approx(c.worst_usd(ask("a")))
+    assert row["tokens_out"] is None and c.spent() == row["usd"] == pytest.approx(
+        c.worst_usd(ask("a"))
+    )
 
 
 def test_settings_the_endpoint_does_not_know_are_left_out(tmp_path):
@@ -187,7 +218,9 @@ def test_budget_counts_earlier_runs_and_other_roles(tmp_path, role):
             second.chat([ask("b")])
         second.budget_usd = 1.0
         second.chat([ask("b")])
-    assert first.store.spent() == pytest.approx(first.spent() + (second.spent() if role != "judge" else 0))
+    assert first.store.spent() == pytest.approx(
+        first.spent() + (second.spent() if role != "judge" else 0)
+    )
 
 
 def test_retries_of_the_library_pass_the_budget_too(tmp_path):
@@ -204,7 +237,7 @@ KILLED = """
     from lib.endpoints.client import Client
     c = Client("judge", sys.argv[1], "m", 1.0, {"m": (1.0, 2.0)}, sys.argv[2], concurrency=2)
     c.chat([{"messages": [{"role": "user", "content": f"word {i}"}], "max_tokens": 16} for i in range(60)])
-"""
+"""  # noqa: E501
 
 
 def test_a_killed_run_keeps_what_it_paid_for(tmp_path):
@@ -222,7 +255,8 @@ def test_a_killed_run_keeps_what_it_paid_for(tmp_path):
         counted = states(c)
         rows = c.chat([ask(f"word {i}") for i in range(60)])
         assert [row["text"] for row in rows] == [f"word {i}" for i in range(60)]
-        # Only the two that were on their way can have been lost, and those count at their worst case.
+        # Only the two that were on their way can have been lost, and those count at their worst
+        # case.
         assert 20 <= before < 60 and len(server.requests) <= 62
         assert counted.get("open", 0) <= 2 and counted["paid"] >= before - 2
         assert len(server.requests) - before == 60 - counted["paid"]
@@ -267,11 +301,15 @@ def test_configuration_errors_say_what_to_set(tmp_path, monkeypatch):
         monkeypatch.delenv("JUDGE_API_KEY")
         with pytest.raises(EndpointError, match="JUDGE_API_KEY or OPENAI_API_KEY"):
             client(server, tmp_path, base_url="")
-        free = client(server, tmp_path, budget_usd=0.0, prices={"m": (0, 0)})  # free and explicitly so
+        free = client(
+            server, tmp_path, budget_usd=0.0, prices={"m": (0, 0)}
+        )  # free and explicitly so
         assert free.chat([ask("a")])[0]["text"] == "hello" and free.spent() == 0
         monkeypatch.setenv("OPENAI_API_KEY", "general")
         client(server, tmp_path).chat([ask("b")])
         assert server.requests[-1]["key"] == "Bearer general"
-    (tmp_path / "broken").write_text("not a database, but long enough to be a file of something" * 20)
+    (tmp_path / "broken").write_text(
+        "not a database, but long enough to be a file of something" * 20
+    )
     with pytest.raises(ValueError, match="not an answer cache"):
         client(server, tmp_path, cache_path=tmp_path / "broken")

@@ -1,4 +1,5 @@
-"""The fast LoRA path against peft and plain autograd, on a CPU: the same lines run there, uncompiled."""
+"""The fast LoRA path against peft and plain autograd, on a CPU: the same lines run there,
+uncompiled."""
 
 import numpy as np
 import pytest
@@ -73,12 +74,15 @@ def test_loss_and_gradients_equal_pefts_on_unpacked_documents(tmp_path, lengths,
     ours = fast.loss(ids, targets, lengths)
     assert float(ours.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
     close(gradients(model, ours), reference)
-    after = one_by_one(model, ids, targets, lengths)  # base weights are views now; peft's forward is what it was
+    after = one_by_one(
+        model, ids, targets, lengths
+    )  # base weights are views now; peft's forward is what it was
     assert float(after.detach()) == pytest.approx(float(loss.detach()), rel=1e-6)
 
 
 def test_dropout_is_the_mask_of_its_hash_in_forward_and_backward(tmp_path, monkeypatch):
-    """peft's own forward with each dropout replaced by the same mask gives the same loss and gradients."""
+    """peft's own forward with each dropout replaced by the same mask gives the same loss and
+    gradients."""
     model, _ = adapted(tmp_path / "m", dropout=0.3, layers=2)
     ids, targets, lengths = documents((17,))
     torch.manual_seed(5)
@@ -110,8 +114,12 @@ def test_dropout_is_the_mask_of_its_hash_in_forward_and_backward(tmp_path, monke
 
 def test_the_mask_drops_its_share_independently():
     x = torch.ones(400, 300)
-    one, two = (fast_kernels.masked(x, 0.05, torch.tensor(seed, dtype=torch.int32)) == 0 for seed in (7, 8))
-    assert abs(one.float().mean() - 0.05) < 0.003 and abs((one & two).float().mean() - 0.0025) < 0.0006
+    one, two = (
+        fast_kernels.masked(x, 0.05, torch.tensor(seed, dtype=torch.int32)) == 0 for seed in (7, 8)
+    )
+    assert (
+        abs(one.float().mean() - 0.05) < 0.003 and abs((one & two).float().mean() - 0.0025) < 0.0006
+    )
     assert one.float().mean(0).std() < 1.3 * (0.05 * 0.95 / 400) ** 0.5
     kept = fast_kernels.masked(x, 0.05, torch.tensor(7, dtype=torch.int32))[~one]
     assert torch.allclose(kept, torch.full_like(kept, 1 / 0.95))
@@ -122,11 +130,15 @@ def test_changed_adapters_are_taken_over(tmp_path):
     fast, stream = fast_lora.FastLoRA(model), documents()
     before = float(fast.loss(*stream).detach())
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=0.1, fused=True)  # leaves the version counters of its parameters alone
+    optimiser = torch.optim.AdamW(
+        trained, lr=0.1, fused=True
+    )  # leaves the version counters of its parameters alone
     fast.loss(*stream).backward()
     optimiser.step()
     after = float(fast.loss(*stream).detach())
-    assert after != before and after == pytest.approx(float(one_by_one(model, *stream).detach()), rel=1e-5)
+    assert after != before and after == pytest.approx(
+        float(one_by_one(model, *stream).detach()), rel=1e-5
+    )
 
 
 def test_what_it_cannot_do_is_named(tmp_path):
@@ -154,14 +166,18 @@ def test_fit_takes_the_fast_path_and_learns_the_same(tmp_path, monkeypatch):
     curves = []
     for fast in (False, True):
         model, tokenizer = models.load(name, "float32")
-        data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+        data, _ = conversations.dataset(
+            tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache"
+        )
         wrapped = train.add_lora(model, 4, 8, 0.0, 1)
         if fast:
             made = fast_lora.FastLoRA(wrapped)
             monkeypatch.setattr(made, "plan", lambda longest: (150, 1))
             monkeypatch.setattr(train, "fast_path", lambda model, dtype, made=made: (made, ""))
         folder = tmp_path / f"ck{fast}"
-        result = train.fit(wrapped, tokenizer, data, data.select(range(4)), folder, SETTINGS, None, "x")
+        result = train.fit(
+            wrapped, tokenizer, data, data.select(range(4)), folder, SETTINGS, None, "x"
+        )
         assert ("fast path" in result["path"]) == fast
         curves.append([row.get("loss", row.get("eval_loss")) for row in result["history"]])
         assert type(wrapped.forward).__name__ == "method", "the model's own forward is back"

@@ -10,7 +10,9 @@ from lib.files import ROOT
 from lib.sandbox import sandbox
 
 SHARED = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not (SHARED / "evals").is_dir(), reason="needs the shared test data")
+needs_data = pytest.mark.skipif(
+    not (SHARED / "evals").is_dir(), reason="needs the shared test data"
+)
 
 
 def _item(checker, gold, **more):
@@ -45,16 +47,24 @@ MATH = [
     (r"Half: \boxed{\frac{1}{2}}", "The answer is 0.5", True, "1/2", "marked"),
     (r"\boxed{x^2+2x+1}", "The answer is $(x+1)^2$.", True, "(x+1)^2", "marked"),
     (r"\boxed{x^2+2x+1}", "The answer is $(x+2)^2$.", False, "(x+2)^2", "marked"),
-    (r"\boxed{\frac{x^2}{4} + y^2 = 1}", r"The answer is $y^2 + \frac{x^2}{4} = 1$", True, None, "marked"),
+    (
+        r"\boxed{\frac{x^2}{4} + y^2 = 1}",
+        r"The answer is $y^2 + \frac{x^2}{4} = 1$",
+        True,
+        None,
+        "marked",
+    ),
     (VECTOR, f"So it is {VECTOR}.", True, None, "marked"),
     ("5", "The answer is 5. Check: 3 + 4 = 7", True, "5", "marked"),
     (r"\boxed{(3,4)}", "The answer is (3, 4).", True, "(3, 4)", "marked"),
     (r"\boxed{2\sqrt{3}}", r"The answer is \sqrt{12}", True, r"\sqrt{12}", "marked"),
     ("7", "The answer is 9**9**9**9", False, "9**9**9**9", "marked"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("gold", "text", "correct", "answer", "extractor"), MATH, ids=range(len(MATH)))
+@pytest.mark.parametrize(
+    ("gold", "text", "correct", "answer", "extractor"), MATH, ids=range(len(MATH))
+)
 def test_mathematics(gold, text, correct, answer, extractor):
     found = _graded(_item("math", gold), text)
     assert (found[0], found[2]) == (correct, extractor)
@@ -151,8 +161,19 @@ def _right(item):
 def test_packaged_golds_are_right_and_nonsense_is_wrong():
     items = tasks.load_items("packaged", ["math", "reasoning", "knowledge"], 10_000, 1)
     items += tasks.load_items("packaged", ["code"], 12, 1)
-    frame = grade.grade_all(items, [[_right(item), "I cannot say."] for item in items], progress=False)
-    assert list(frame.columns) == ["id", "category", "task", "sample", "correct", "answer", "extractor", "reason"]
+    frame = grade.grade_all(
+        items, [[_right(item), "I cannot say."] for item in items], progress=False
+    )
+    assert list(frame.columns) == [
+        "id",
+        "category",
+        "task",
+        "sample",
+        "correct",
+        "answer",
+        "extractor",
+        "reason",
+    ]
     assert len(frame) == 2 * len(items)
     wrong = frame[(frame["sample"] == 0) & (frame.correct != True)]  # noqa: E712
     assert wrong.empty, wrong
@@ -164,7 +185,9 @@ def test_every_human_eval_solution_passes():
     items = tasks.load_items("packaged", ["code"], 164, 1)
     frame = grade.grade_all(items, [[_right(item), item["gold"]] for item in items], progress=False)
     assert frame.correct.all(), frame[~frame.correct]
-    assert frame.groupby("id").answer.nunique().eq(1).all()  # whole function or body: the same behaviour
+    assert (
+        frame.groupby("id").answer.nunique().eq(1).all()
+    )  # whole function or body: the same behaviour
 
 
 @needs_data
@@ -173,8 +196,14 @@ def test_golds_of_the_real_files_are_right():
     texts = [item["gold"] if item["task"] in ("math", "gsm8k") else _right(item) for item in items]
     frame = grade.grade_all(items, [[text] for text in texts], progress=False)
     assert frame.correct.all(), frame[~frame.correct]
-    items = [item for item in tasks.load_items(str(SHARED), ["code"], 18, 1) if item["task"] != "humaneval"]
-    frame = grade.grade_all(items, [[f"```python\n{item['gold']}\n```"] for item in items], progress=False)
+    items = [
+        item
+        for item in tasks.load_items(str(SHARED), ["code"], 18, 1)
+        if item["task"] != "humaneval"
+    ]
+    frame = grade.grade_all(
+        items, [[f"```python\n{item['gold']}\n```"] for item in items], progress=False
+    )
     assert frame.correct.all(), frame[~frame.correct]
 
 
@@ -198,22 +227,38 @@ def test_classes_of_mathematics_follow_equivalence_and_unreadable_is_minus_one()
 
 def test_classes_of_choices_are_letters():
     item = _item("choice", "B", options=["Rome", "Paris", "Bern", "Oslo"])
-    assert grade.answer_classes(item, ["The answer is B.", "(B)", "C.", "?", "The answer is Bern"]) == [0, 0, 1, -1, 1]
+    assert grade.answer_classes(
+        item, ["The answer is B.", "(B)", "C.", "?", "The answer is Bern"]
+    ) == [0, 0, 1, -1, 1]
 
 
 CODE = prompts.item(
-    "t", "code", "def double(x):\n    \"\"\"Twice x.\"\"\"\n", "    return 2 * x\n", "code", licence="-",
-    meta={"style": "humaneval", "task_id": "t/1", "entry_point": "double",
-          "prompt": "import math\n\ndef helper(x):\n    return x\n\ndef double(x):\n    \"\"\"Twice x.\"\"\"\n",
-          "test": "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(0) == 0\n"
-                  "    assert candidate(-3) == -6\n"},
-)  # fmt: skip
+    "t",
+    "code",
+    'def double(x):\n    """Twice x."""\n',
+    "    return 2 * x\n",
+    "code",
+    licence="-",
+    meta={
+        "style": "humaneval",
+        "task_id": "t/1",
+        "entry_point": "double",
+        "prompt": (
+            'import math\n\ndef helper(x):\n    return x\n\ndef double(x):\n    """Twice x."""\n'
+        ),
+        "test": (
+            "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(0) == 0\n"
+            "    assert candidate(-3) == -6\n"
+        ),
+    },
+)
 
 
 def test_classes_of_code_are_behaviour():
     texts = [
         "```python\ndef double(x):\n    return 2 * x\n```",
-        "Sure!\n```\ndef double(n):\n    return helper(n) + n\n```\nIt adds.",  # helper: from the prompt
+        # helper: from the prompt
+        "Sure!\n```\ndef double(n):\n    return helper(n) + n\n```\nIt adds.",
         "    return x * 2.0",  # only the body; 2.0 equals 2
         "```python\ndef double(x):\n    return x ** 2\n```",  # wrong, but a behaviour of its own
         "```python\ndef double(x):\n    return x * x\n```",  # ... which this one shares
@@ -222,14 +267,25 @@ def test_classes_of_code_are_behaviour():
         "I cannot.",
     ]
     graded = [grade.grade(CODE, text) for text in texts]
-    assert [result["correct"] for result in graded] == [True, True, True, False, False, False, False, False]
+    assert [result["correct"] for result in graded] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+    ]
     assert grade.answer_classes(CODE, texts) == [0, 0, 0, 1, 1, -1, -1, -1]
     assert [result["extractor"] for result in graded[:4]] == ["fenced", "fenced", "bare", "fenced"]
     assert graded[3]["reason"] == "2 of 3 checks fail"
 
 
 def test_a_failed_assert_does_not_hide_the_later_ones():
-    source = code_check.instrument("def check(f):\n    for x in (1, 2):\n        assert f(x) == x, 'same'\n")
+    source = code_check.instrument(
+        "def check(f):\n    for x in (1, 2):\n        assert f(x) == x, 'same'\n"
+    )
     result = sandbox.run_tests("def g(x): return 5 - x", [source, "check(__watch__(g))"], [])
     assert [check["calls"] for check in result["checks"]] == [["4"], ["3"]]
 
@@ -238,7 +294,9 @@ def test_a_program_is_run_once_for_the_same_code(monkeypatch):
     grade._run_tests.cache_clear()
     calls = []
     real = sandbox.run_tests
-    monkeypatch.setattr(sandbox, "run_tests", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        sandbox, "run_tests", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs)
+    )
     grade.answer_classes(CODE, ["    return 2 * x"] * 5)
     assert len(calls) == 1
 
@@ -246,10 +304,18 @@ def test_a_program_is_run_once_for_the_same_code(monkeypatch):
 # -- no text makes it raise --
 
 ITEMS = [
-    _item("math", r"\boxed{x^2 = 3}"), _item("math", "5"), _item("exact", "Yes"), _item("exact", "a b"),
-    _item("choice", "B", options=["Rome", "Paris"]), _item("open", None),
-    _item("constraints", None, meta={"instruction_id_list": ["detectable_format:json_format"], "kwargs": [{}]}),
-]  # fmt: skip
+    _item("math", r"\boxed{x^2 = 3}"),
+    _item("math", "5"),
+    _item("exact", "Yes"),
+    _item("exact", "a b"),
+    _item("choice", "B", options=["Rome", "Paris"]),
+    _item("open", None),
+    _item(
+        "constraints",
+        None,
+        meta={"instruction_id_list": ["detectable_format:json_format"], "kwargs": [{}]},
+    ),
+]
 PIECES = st.sampled_from(
     [
         "The answer is ",
@@ -305,7 +371,9 @@ def test_no_text_makes_code_grading_raise(text):
 
 @given(st.integers(-(10**12), 10**12), st.integers(1, 999))
 def test_numbers_are_read_in_the_forms_that_models_write(top, bottom):
-    assert extract.number(f"{top}") == top == extract.number(f"{top:,}") == extract.number(f"${top}")
+    assert (
+        extract.number(f"{top}") == top == extract.number(f"{top:,}") == extract.number(f"${top}")
+    )
     assert extract.number(f"{top}/{bottom}") * bottom == top
     assert extract.number(rf"\frac{{{top}}}{{{bottom}}}") * bottom == top
     assert extract.number(extract.expression(f"{top} apples")) == top

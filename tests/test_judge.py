@@ -1,4 +1,5 @@
-"""The pairwise judge on a local server and on real verdicts: read strictly, orders combined, bias found."""
+"""The pairwise judge on a local server and on real verdicts: read strictly, orders combined, bias
+found."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def say(verdict):
 
 def answers(body):
     """The two answers that a request shows, first place first."""
-    return re.findall(r"<answer_([AB])>\n(.*?)\n</answer_\1>", body["messages"][-1]["content"], re.DOTALL)
+    return re.findall(
+        r"<answer_([AB])>\n(.*?)\n</answer_\1>", body["messages"][-1]["content"], re.DOTALL
+    )
 
 
 def longer(body):
@@ -32,7 +35,9 @@ def longer(body):
 
 
 def client(server, tmp_path, **options):
-    return Client("judge", server.url, "m", 1.0, {"m": (1.0, 2.0)}, tmp_path / "cache.sqlite", **options)
+    return Client(
+        "judge", server.url, "m", 1.0, {"m": (1.0, 2.0)}, tmp_path / "cache.sqlite", **options
+    )
 
 
 @pytest.mark.parametrize("first, second", list(product("AB", "AB")))
@@ -47,15 +52,32 @@ def test_ties_in_both_orders_are_judged_equal_and_half_ties_are_flips():
         assert judge.combine("tie", verdict) == judge.combine(verdict, "tie") == ("tie", "flip")
 
 
-@pytest.mark.parametrize("text", [say("A"), "```json\n" + say("tie") + "\n```", "\n" + say("B") + " "])
+@pytest.mark.parametrize(
+    "text", [say("A"), "```json\n" + say("tie") + "\n```", "\n" + say("B") + " "]
+)
 def test_verdicts_that_are_read(text):
     assert judge.parse_verdict(text)["verdict"] in judge.VERDICTS
 
 
-@pytest.mark.parametrize("text", [
-    "A", "", "[]", "null", say("C"), say("a"), say(None), '{"verdict": "A"}', '{"reason": "x"}',
-    "I prefer A. " + say("A"), say("A") + say("B"), '{"verdict": "A", "reason": 3}', say("A")[:-3],
-    '{"verdict": "A", "reason": "x", "score": 9}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A",
+        "",
+        "[]",
+        "null",
+        say("C"),
+        say("a"),
+        say(None),
+        '{"verdict": "A"}',
+        '{"reason": "x"}',
+        "I prefer A. " + say("A"),
+        say("A") + say("B"),
+        '{"verdict": "A", "reason": 3}',
+        say("A")[:-3],
+        '{"verdict": "A", "reason": "x", "score": 9}',
+    ],
+)
 def test_verdicts_that_are_refused(text):
     with pytest.raises(ValueError):
         judge.parse_verdict(text)
@@ -74,7 +96,9 @@ def test_each_pair_is_shown_in_both_orders_with_a_schema(tmp_path):
 
 def test_a_fair_judge_gives_wins_losses_and_equals(tmp_path):
     with Server(longer) as server:
-        rows = judge.pairwise(client(server, tmp_path), list("pqr"), ["aaa", "a", "aa"], ["b", "bbb", "bb"])
+        rows = judge.pairwise(
+            client(server, tmp_path), list("pqr"), ["aaa", "a", "aa"], ["b", "bbb", "bb"]
+        )
     expected = [("win", None), ("loss", None), ("tie", "judged_equal")]
     assert [(row["outcome"], row["tie_kind"]) for row in rows] == expected
     assert judge.flip_rate(rows)["value"] == 0 and judge.position_bias(rows)["value"] == 0.5
@@ -103,7 +127,9 @@ def test_wrong_schema_is_asked_again_and_then_left_unmeasured(tmp_path):
         assert rows[0]["outcome"] == "win"
         assert len(server.requests) == 4
     with Server(lambda body: "no" if "bad" in str(body) else longer(body)) as server:
-        rows = judge.pairwise(client(server, tmp_path, tries=2), ["good", "bad"], ["aa", "aa"], ["b", "b"])
+        rows = judge.pairwise(
+            client(server, tmp_path, tries=2), ["good", "bad"], ["aa", "aa"], ["b", "b"]
+        )
     assert rows[0]["outcome"] == "win"
     assert set(rows[1]) == {"pair", "error"} and "not JSON" in rows[1]["error"]
     assert judge.flip_rate(rows)["n"] == 1 and judge.position_bias(rows)["n"] == 1
@@ -111,10 +137,13 @@ def test_wrong_schema_is_asked_again_and_then_left_unmeasured(tmp_path):
 
 
 def real_pairs():
-    """(directory name, first-order score, second-order score) of real GPT-4 verdicts, by question."""
+    """(directory name, first-order score, second-order score) of real GPT-4 verdicts, by
+    question."""
+
     def scores(path):
         with gzip.open(path, "rt", encoding="utf-8") as handle:
             return {row["question_id"]: row["score"] for row in map(json.loads, handle)}
+
     for path in sorted(VERDICTS.glob("*-guanaco_vs_*.jsonl.gz")):
         one, other = path.name.removesuffix(".jsonl.gz").split("_vs_")
         there, back = scores(path), scores(path.with_name(f"{other}_vs_{one}.jsonl.gz"))
@@ -124,12 +153,19 @@ def real_pairs():
 @pytest.mark.skipif(not VERDICTS.is_dir(), reason="real verdicts are not here")
 def test_flip_rate_and_bias_on_real_verdicts_equal_a_direct_count(tmp_path):
     pairs = list(real_pairs())
-    replies = {1: say("A"), 2: say("B"), 3: say("tie"), -1: "both are good"}  # -1: no verdict could be read
+    replies = {
+        1: say("A"),
+        2: say("B"),
+        3: say("tie"),
+        -1: "both are good",
+    }  # -1: no verdict could be read
     book = {}
     for number, (_, there, back) in enumerate(pairs):
         book[f"guanaco {number}.", f"other {number}."] = replies[there]
         book[f"other {number}.", f"guanaco {number}."] = replies[back]
-    texts = [[f"{name} {number}." for number in range(400)] for name in ("question", "guanaco", "other")]
+    texts = [
+        [f"{name} {number}." for number in range(400)] for name in ("question", "guanaco", "other")
+    ]
     with Server(lambda body: book[tuple(text for _, text in answers(body))]) as server:
         rows = judge.pairwise(client(server, tmp_path, tries=1), *texts)
     known = [pair[1:] for pair in pairs if -1 not in pair]
@@ -138,7 +174,13 @@ def test_flip_rate_and_bias_on_real_verdicts_equal_a_direct_count(tmp_path):
     flips = sum(pair not in same for pair in known)
     assert judge.flip_rate(rows)["value"] == flips / len(known) and 0.2 < flips / len(known) < 0.6
     assert sum(row.get("outcome") == "win" for row in rows) == sum(pair == (1, 2) for pair in known)
-    assert sum(row.get("tie_kind") == "judged_equal" for row in rows) == sum(pair == (3, 3) for pair in known)
-    first = sum((score == 1) + (score == 3) / 2 for pair in known for score in pair) / (2 * len(known))
+    assert sum(row.get("tie_kind") == "judged_equal" for row in rows) == sum(
+        pair == (3, 3) for pair in known
+    )
+    first = sum((score == 1) + (score == 3) / 2 for pair in known for score in pair) / (
+        2 * len(known)
+    )
     bias = judge.position_bias(rows)
-    assert bias["value"] == pytest.approx(first) and bias["low"] > 0.5  # GPT-4 of 2023 likes the first place
+    assert (
+        bias["value"] == pytest.approx(first) and bias["low"] > 0.5
+    )  # GPT-4 of 2023 likes the first place

@@ -24,34 +24,49 @@ def lines(name, take=None):
 
 
 def test_prose_leaves_out_what_has_no_language():
-    text = "Here is the answer.\n```python\nfür = 1\n```\nimport os\nx = 3;\nSee https://a.b/c and $\\frac{a}{b}$ now."
+    text = (
+        "Here is the answer.\n```python\nfür = 1\n```\nimport os\nx = 3;\nSee https://a.b/c and"
+        " $\\frac{a}{b}$ now."
+    )
     assert language.prose(text) == "Here is the answer. See and now."
 
 
-@pytest.mark.parametrize(("text", "english"), [
-    ("Write a function that adds two numbers.\n\ndef add(a, b):\n    return a + b", True),
-    ("print(1)", True),  # no prose to judge: undetermined, and kept
-    ("42", True),
-    ("Translate 'good morning' to Japanese: おはようございます、元気ですか", False),
-    ("Schreibe einen Satz über den Herbst.\nDie Blätter fallen leise von den Bäumen.", False),
-    ("生成一个随机数。 Here's one: 7", False),
-    ("", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "english"),
+    [
+        ("Write a function that adds two numbers.\n\ndef add(a, b):\n    return a + b", True),
+        ("print(1)", True),  # no prose to judge: undetermined, and kept
+        ("42", True),
+        ("Translate 'good morning' to Japanese: おはようございます、元気ですか", False),
+        ("Schreibe einen Satz über den Herbst.\nDie Blätter fallen leise von den Bäumen.", False),
+        ("生成一个随机数。 Here's one: 7", False),
+        ("", True),
+    ],
+)
 def test_verdicts_of_the_filter(text, english):
     assert language.english(language.detect(text)[0]) is english
 
 
 def test_every_foreign_row_of_the_packaged_data_is_seen():
-    missed = [code for code, asked, said in foreign.FOREIGN
-              if language.english(language.of_row({"instruction": asked, "response": said})[0])]  # fmt: skip
+    missed = [
+        code
+        for code, asked, said in foreign.FOREIGN
+        if language.english(language.of_row({"instruction": asked, "response": said})[0])
+    ]
     assert missed == [] and len(foreign.FOREIGN) == 40
 
 
-@given(st.text(st.one_of(st.sampled_from("aeistn hé日д ABC"), st.characters(codec="utf-8")), max_size=200))
+@given(
+    st.text(
+        st.one_of(st.sampled_from("aeistn hé日д ABC"), st.characters(codec="utf-8")), max_size=200
+    )
+)
 @settings(max_examples=100, deadline=None)
 @example("")
 @example("The quick brown fox jumps over the lazy dog while the children of the village sing.")
-@example("Der schnelle braune Fuchs springt über den faulen Hund, und die Kinder des Dorfes singen dazu.")
+@example(
+    "Der schnelle braune Fuchs springt über den faulen Hund, und die Kinder des Dorfes singen dazu."
+)
 def test_the_compiled_bayes_model_says_what_its_library_says(text):
     wanted = library().rank(text)
     found = dict(language._bayes().rank(text))
@@ -66,13 +81,24 @@ def library():
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared data absent")
 def test_error_rates_on_real_rows_for_both_models():
-    english = [f"{r['instruction']}\n{r['response']}" for r in lines("instruct/dolly_subset.jsonl.gz", 600)]
-    english += [f"{r['instruction']}\n{r['output']}" for r in lines("instruct/new_codealpaca.jsonl.gz", 600)]
-    english += [f"{r['problem']}\n{r['solution']}" for r in lines("evals/math_test_sample.jsonl.gz", 300)]
-    foreign = [f"{r['instruction']}\n{r['output']}" for r in lines("multilingual/alpaca_zh_translated.jsonl.gz", 300)]
+    english = [
+        f"{r['instruction']}\n{r['response']}" for r in lines("instruct/dolly_subset.jsonl.gz", 600)
+    ]
+    english += [
+        f"{r['instruction']}\n{r['output']}" for r in lines("instruct/new_codealpaca.jsonl.gz", 600)
+    ]
+    english += [
+        f"{r['problem']}\n{r['solution']}" for r in lines("evals/math_test_sample.jsonl.gz", 300)
+    ]
+    foreign = [
+        f"{r['instruction']}\n{r['output']}"
+        for r in lines("multilingual/alpaca_zh_translated.jsonl.gz", 300)
+    ]
     foreign += [m["messages"][0]["content"] for m in lines("multilingual/oasst_fr_top1.jsonl.gz")]
     for code in ("de", "es", "ru", "bn", "te"):
-        with gzip.open(SHARED / f"multilingual/mgsm_{code}.tsv.gz", "rt", encoding="utf-8") as handle:
+        with gzip.open(
+            SHARED / f"multilingual/mgsm_{code}.tsv.gz", "rt", encoding="utf-8"
+        ) as handle:
             foreign += [line.split("\t")[0] for line in handle]
     for model, most_false, most_missed in (("fasttext", 0.005, 0.01), ("bayes", 0.02, 0.02)):
         false = sum(not language.english(language.detect(text, model)[0]) for text in english)
@@ -84,8 +110,15 @@ def test_error_rates_on_real_rows_for_both_models():
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared data absent")
 def test_a_file_named_chinese_that_is_mostly_english_is_told_apart_row_by_row():
     rows = lines("multilingual/alpaca_zh_en_mixed.jsonl.gz")
-    foreign = [row for row in rows if not language.english(language.of_row(
-        {"instruction": row["instruction"] + "\n" + row["input"], "response": row["output"]})[0])]  # fmt: skip
+    foreign = [
+        row
+        for row in rows
+        if not language.english(
+            language.of_row(
+                {"instruction": row["instruction"] + "\n" + row["input"], "response": row["output"]}
+            )[0]
+        )
+    ]
     chinese = [row for row in rows if len(language.CJK.findall(str(row))) > 20]
     assert 0.05 < len(foreign) / len(rows) < 0.2
     assert all(row in foreign for row in chinese if row["input"] == "")

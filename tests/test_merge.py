@@ -22,7 +22,9 @@ def trained(tmp_path_factory):
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    train.save_adapter(adapted, tokenizer, folder / "adapter", train.base_record(base, "float32", ""))
+    train.save_adapter(
+        adapted, tokenizer, folder / "adapter", train.base_record(base, "float32", "")
+    )
     return base, folder / "adapter", folder
 
 
@@ -34,11 +36,15 @@ def test_merged_in_the_bases_precision_equals_the_adapter(trained):
     merged = merge.merge(base, adapter, folder / "merged", "float32", "float32")
     reference = merge.load_adapted(base, adapter, "float32")
     rows = merge.compare_logits(reference, merge.load_rounded(str(merged), "float32"), SEQUENCES)
-    assert max(row["max_abs"] for row in rows) < 1e-3 and all(row["same_top"] == row["positions"] for row in rows)
+    assert max(row["max_abs"] for row in rows) < 1e-3 and all(
+        row["same_top"] == row["positions"] for row in rows
+    )
     base_rows = merge.compare_logits(reference, merge.load_rounded(base, "float32"), SEQUENCES)
     assert min(row["kl"] for row in base_rows) > 1e-3  # the update is there to be lost
     rounded = merge.merge(base, adapter, folder / "rounded", "float32", "bfloat16")
-    rounding = merge.compare_logits(reference, merge.load_rounded(str(rounded), "bfloat16"), SEQUENCES)
+    rounding = merge.compare_logits(
+        reference, merge.load_rounded(str(rounded), "bfloat16"), SEQUENCES
+    )
     assert max(row["max_abs"] for row in rows) < max(row["max_abs"] for row in rounding)
 
 
@@ -47,14 +53,20 @@ def test_the_merged_weights_are_base_plus_scaled_product(trained):
     from safetensors.torch import load_file
 
     base, adapter, folder = trained
-    merged = load_file(merge.merge(base, adapter, folder / "again", "float32", "float32") / "model.safetensors")
+    merged = load_file(
+        merge.merge(base, adapter, folder / "again", "float32", "float32") / "model.safetensors"
+    )
     before = load_file(f"{base}/model.safetensors")
     low_rank = load_file(adapter / "adapter_model.safetensors")
     name = "model.layers.1.mlp.down_proj"
     a, b = (low_rank[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
-    assert (merged[f"{name}.weight"] - (before[f"{name}.weight"] + 8 / 4 * b @ a)).abs().max() < 1e-5
+    assert (
+        merged[f"{name}.weight"] - (before[f"{name}.weight"] + 8 / 4 * b @ a)
+    ).abs().max() < 1e-5
     norms = [
-        row for row in merge.delta_norms(base, adapter, "float32") if row["layer"] == 1 and row["module"] == "down_proj"
+        row
+        for row in merge.delta_norms(base, adapter, "float32")
+        if row["layer"] == 1 and row["module"] == "down_proj"
     ]
     assert norms[0]["delta"] == pytest.approx(float((2 * b @ a).norm()), rel=1e-4)
 
@@ -106,5 +118,7 @@ def test_merging_through_four_bit_loses_what_the_honest_merge_keeps(trained):
     merged = merge.merge(base, adapter, folder / "third", "float32", "float32")
     reference = merge.load_adapted(base, adapter, "float32")
     honest = merge.compare_logits(reference, merge.load_rounded(str(merged), "float32"), SEQUENCES)
-    wrong = merge.compare_logits(reference, merge.merge_through_four_bit(base, adapter, "float32"), SEQUENCES)
+    wrong = merge.compare_logits(
+        reference, merge.merge_through_four_bit(base, adapter, "float32"), SEQUENCES
+    )
     assert sum(row["kl"] for row in wrong) > 100 * sum(row["kl"] for row in honest)

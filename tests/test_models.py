@@ -14,7 +14,10 @@ def test_a_wrong_name_says_what_would_work():
         models.resolve("no-such-model")
     with pytest.raises(ValueError, match="packaged model"):
         models.resolve("/nowhere/at/all")
-    assert models.resolve("meta-llama/Meta-Llama-3.1-8B-Instruct") == "meta-llama/Meta-Llama-3.1-8B-Instruct"
+    assert (
+        models.resolve("meta-llama/Meta-Llama-3.1-8B-Instruct")
+        == "meta-llama/Meta-Llama-3.1-8B-Instruct"
+    )
 
 
 def test_the_key_follows_weights_template_and_type(tmp_path):
@@ -31,7 +34,9 @@ def test_the_key_follows_weights_template_and_type(tmp_path):
 
 def test_a_wheel_with_another_hash_is_not_opened(tmp_path, monkeypatch):
     def download(command, **options):
-        with zipfile.ZipFile(f"{command[command.index('--dest') + 1]}/some-1-py3-none-any.whl", "w") as archive:
+        with zipfile.ZipFile(
+            f"{command[command.index('--dest') + 1]}/some-1-py3-none-any.whl", "w"
+        ) as archive:
             archive.writestr("x", "y")
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
@@ -61,7 +66,8 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_packaged_model_is_whole_and_its_tokenizer_repaired():
-    """SmolLM2 splits digits one by one, ends turns with <|im_end|>, and knows that Paris is in France."""
+    """SmolLM2 splits digits one by one, ends turns with <|im_end|>, and knows that Paris is in
+    France."""
     from lib.generation import generate
 
     model, tokenizer = models.load("smollm2-135m-instruct")
@@ -69,5 +75,7 @@ def test_the_packaged_model_is_whole_and_its_tokenizer_repaired():
     assert tokenizer.tokenize("x = 1234") == ["x", "Ġ=", "Ġ", "1", "2", "3", "4"]
     text = "naïve “quotes” 12.5 % \t tab\n\n  two  spaces "
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    answer = generate.generate(model, tokenizer, ["What is the capital of France?"], max_new_tokens=16)[0][0]["text"]
+    answer = generate.generate(
+        model, tokenizer, ["What is the capital of France?"], max_new_tokens=16
+    )[0][0]["text"]
     assert "Paris" in answer

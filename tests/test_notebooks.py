@@ -1,4 +1,5 @@
-"""Notebooks as committed: no outputs, one skeleton, every parameter used, every profile valid; and a smoke run."""
+"""Notebooks as committed: no outputs, one skeleton, every parameter used, every profile valid; and
+a smoke run."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def code(path: Path) -> list[str]:
 @each
 def test_committed_without_outputs_and_with_stable_ids(path):
     for number, cell in enumerate(cells(path)):
-        assert not cell.get("outputs") and cell.get("execution_count") is None, f"cell {number} has outputs"
+        assert not cell.get("outputs") and cell.get("execution_count") is None, (
+            f"cell {number} has outputs"
+        )
         assert cell["id"] == f"c{number:02d}"
     assert set(json.loads(path.read_text())["metadata"]) <= {"kernelspec", "language_info"}
 
@@ -54,7 +57,9 @@ def test_skeleton(path):
         assert re.search(rf"^\*\*{word}\*\* \S", found[0]["text"], re.M), word
     assert found[1]["metadata"].get("tags") == ["parameters"]
     assert f'run.start("{path.stem}", globals())' in found[2]["text"]
-    assert found[-2]["cell_type"] == "markdown" and found[-2]["text"].startswith("## What this does not show")
+    assert found[-2]["cell_type"] == "markdown" and found[-2]["text"].startswith(
+        "## What this does not show"
+    )
     assert re.search(r"run\.finish\(\s*job", found[-1]["text"])
 
 
@@ -62,7 +67,12 @@ def test_skeleton(path):
 def test_size(path):
     sizes = [len(text.splitlines()) for text in code(path)]
     assert 14 <= len(cells(path)) <= 20 and sum(sizes) <= 150 and max(sizes) <= 25
-    definitions = [n for text in code(path) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    definitions = [
+        n
+        for text in code(path)
+        for n in ast.walk(ast.parse(text))
+        if isinstance(n, ast.FunctionDef)
+    ]
     assert len(definitions) <= 1
 
 
@@ -71,9 +81,16 @@ def test_parameters_are_common_commented_and_used(path):
     declared = params.declared(path)
     assert list(declared)[: len(COMMON)] == COMMON
     assert all(parameter.comment for parameter in declared.values())
-    read = {n.id for text in code(path)[1:] for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
+    read = {
+        n.id
+        for text in code(path)[1:]
+        for n in ast.walk(ast.parse(text))
+        if isinstance(n, ast.Name)
+    }
     read |= set(re.findall(r"job\.params\[[\"'](\w+)", "\n".join(code(path))))
-    for module in re.findall(r"job\.params\[name\] for name in (\w+)\.SETTINGS", "\n".join(code(path))):
+    for module in re.findall(
+        r"job\.params\[name\] for name in (\w+)\.SETTINGS", "\n".join(code(path))
+    ):
         read |= set(importlib.import_module(f"lib.{module}").SETTINGS)
     assert declared.keys() - read - set(COMMON) == set(), "declared and never used"
 
@@ -107,40 +124,69 @@ def test_every_profile_is_complete_and_valid(profile):
 
 def test_the_defaults_of_the_notebooks_are_the_embedded_profile():
     for name, own in params.effective("smollm2", NAMES).items():
-        defaults = {key: p.default for key, p in params.declared(ROOT / "notebooks" / f"{name}.ipynb").items()}
+        defaults = {
+            key: p.default
+            for key, p in params.declared(ROOT / "notebooks" / f"{name}.ipynb").items()
+        }
         assert own == defaults
 
 
 def test_the_plan_s_settings_are_in_llama8b():
     train = params.effective("llama8b", NAMES)["10_train_base"]
-    plan = {"epochs": 3, "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 5e-6,
-            "effective_batch": 64, "max_length": 2048, "model": "meta-llama/Meta-Llama-3.1-8B-Instruct"}  # fmt: skip
+    plan = {
+        "epochs": 3,
+        "lora_r": 64,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "learning_rate": 5e-6,
+        "effective_batch": 64,
+        "max_length": 2048,
+        "model": "meta-llama/Meta-Llama-3.1-8B-Instruct",
+    }
     assert plan.items() <= train.items()
     values = params.effective("llama8b", NAMES)
     distil, consistent = values["14_self_distill"], values["15_train_consistent"]
     assert dict(zip(distil["categories"], distil["examples"], strict=True)) == {
-        "math": 500, "code": 164, "reasoning": 0, "knowledge": 0, "instruction": 0, "creativity": 0}  # fmt: skip
+        "math": 500,
+        "code": 164,
+        "reasoning": 0,
+        "knowledge": 0,
+        "instruction": 0,
+        "creativity": 0,
+    }
     assert distil["temperatures"] == [0.0, 0.0, 0.1, 0.0, 0.2, 0.7] and distil["targets"][-1] == 0.3
-    assert (consistent["epochs"], consistent["learning_rate"], consistent["mix_share"]) == (2, 5e-6, 0.1)
+    assert (consistent["epochs"], consistent["learning_rate"], consistent["mix_share"]) == (
+        2,
+        5e-6,
+        0.1,
+    )
 
 
 def test_the_parameters_of_a_profile_work_with_plain_papermill(tmp_path):
-    """papermill takes each profile's two files as the README says; --prepare-only stops before the kernel."""
+    """papermill takes each profile's two files as the README says; --prepare-only stops before the
+    kernel."""
     for profile in params.profiles():
         for path in PATHS:
             files = [ROOT / "params" / profile / f"{stem}.yaml" for stem in ("common", path.stem)]
             import papermill
             from papermill.iorw import read_yaml_file
 
-            values = {key: value for file in files for key, value in (read_yaml_file(str(file)) or {}).items()}
-            notebook = papermill.execute_notebook(str(path), str(tmp_path / "x.ipynb"), values, prepare_only=True)
+            values = {
+                key: value
+                for file in files
+                for key, value in (read_yaml_file(str(file)) or {}).items()
+            }
+            notebook = papermill.execute_notebook(
+                str(path), str(tmp_path / "x.ipynb"), values, prepare_only=True
+            )
             assert not values or notebook.cells[2].source.startswith("# Parameters\n")
 
 
 @pytest.mark.notebook
 @pytest.mark.timeout(3000)
 def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
-    """The whole workbook with tiny limits, as a user calls it, twice. Its record stays in outputs/ for a look."""
+    """The whole workbook with tiny limits, as a user calls it, twice. Its record stays in outputs/
+    for a look."""
     run = f"smoke-test-{os.getpid()}"
     command = [sys.executable, "-m", "lib.run", "smoke", "--run", run]
     out = ROOT / "outputs" / run
@@ -152,11 +198,21 @@ def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
             assert record["headline"] and record["provenance"]["params"]["out"] == f"outputs/{run}"
             assert str(ROOT) not in (out / f"{name}.ipynb").read_text()
             html = (out / "html" / f"{name}.html").read_text()
-            assert "<script" not in html and not re.search(r"""(?:src|<link[^>]*href)=["']https?:""", html)
+            assert "<script" not in html and not re.search(
+                r"""(?:src|<link[^>]*href)=["']https?:""", html
+            )
         page = (out / "index.html").read_text()
-        assert "did not finish" not in page and "under way" not in page and page.count("data:image/png") == 6
+        assert (
+            "did not finish" not in page
+            and "under way" not in page
+            and page.count("data:image/png") == 6
+        )
         unmeasured = {g["id"] for g in report.collect(out, ROOT, NAMES)[2] if g["measured"] is None}
-        allowed = {"train-cost", "distill-spend", "distill-reference"}  # no rate, no paid teacher, no right reference
+        allowed = {
+            "train-cost",
+            "distill-spend",
+            "distill-reference",
+        }  # no rate, no paid teacher, no right reference
         assert {name for name in unmeasured if not name.startswith("final-")} <= allowed
         judged = json.loads((out / "metrics/50_validate.json").read_text())["metrics"]
         assert judged["shared_contents"]["value"] == 0
@@ -170,14 +226,17 @@ def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
 
 
 def judged_twice(command, out):
-    """12 and 16 again, with a judge that always likes the answer shown first: all pairs flip, and are paid once."""
+    """12 and 16 again, with a judge that always likes the answer shown first: all pairs flip, and
+    are paid once."""
     with Server(lambda body: json.dumps({"reason": "it stands first", "verdict": "A"})) as server:
         judge = [f"judge_base_url={server.url}", "judge_model=judge", "judge_prices=[1.0, 2.0]"]
         more = ["--only", "12", "--only", "16", *(part for pair in judge for part in ("-p", pair))]
         asked = []
         for _ in range(2):
             environment = os.environ | {"JUDGE_API_KEY": "sk-only-in-the-environment"}
-            done = subprocess.run(command + more, cwd=ROOT, capture_output=True, text=True, env=environment)
+            done = subprocess.run(
+                command + more, cwd=ROOT, capture_output=True, text=True, env=environment
+            )
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
             asked.append(len(server.requests))
             more = [*more, "--again"]

@@ -1,4 +1,5 @@
-"""The packaged data: same bytes for the same seed, real layouts, faults counted, answers that are right."""
+"""The packaged data: same bytes for the same seed, real layouts, faults counted, answers that are
+right."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def raw_rows(folder):
             yield source, f"{source['path'].rpartition('/')[2]}:{line}", row, reason
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_rows(tmp_path, built, evaluation):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_rows(
+    tmp_path, built, evaluation
+):
     again, other = tmp_path / "again", tmp_path / "other"
     training_files.build(again, 1, ROWS, evaluation)
     training_files.build(other, 2, ROWS, evaluation)
@@ -56,8 +59,17 @@ def test_files_have_the_layouts_of_the_seven_sources(built):
         schema = normalise.detect(frozenset(row or {}))
         if schema:
             layouts[source["name"], schema[0]] += 1
-    assert {name for name, _ in layouts} == {sources.stem(built[0] / name) for name in training_files.FILES}
-    assert {layout for _, layout in layouts} == {"openorca", "alpaca", "sharegpt", "dolly", "metamath", "preference"}
+    assert {name for name, _ in layouts} == {
+        sources.stem(built[0] / name) for name in training_files.FILES
+    }
+    assert {layout for _, layout in layouts} == {
+        "openorca",
+        "alpaca",
+        "sharegpt",
+        "dolly",
+        "metamath",
+        "preference",
+    }
 
 
 def test_truth_names_every_fault_by_its_line(built):
@@ -95,9 +107,13 @@ def test_worked_answers_end_with_the_gold_answer_and_compute_rightly():
 
 def test_training_questions_come_from_training_seeds_only():
     asked = {item["bare"] for item in packaged_rows.gym("reasoning", 5, 40)}
-    held_out = {item["meta"]["question"] for item in tasks.load_items("packaged", ["reasoning"], 1000, 0)}
+    held_out = {
+        item["meta"]["question"] for item in tasks.load_items("packaged", ["reasoning"], 1000, 0)
+    }
     needle = [question for question in asked & held_out if "Reply only with a name" in question]
-    assert not needle  # families with many questions never meet; small ones do, and decontamination removes those
+    assert (
+        not needle
+    )  # families with many questions never meet; small ones do, and decontamination removes those
 
 
 def test_code_items_are_whole_functions_without_foreign_names():
@@ -130,5 +146,7 @@ def test_text_tasks_are_answered_to_the_letter():
 
 def test_answers_are_short_enough_to_train_on_quickly(built):
     good = [raw for _, _, raw, _ in raw_rows(built[0]) if raw and normalise.detect(frozenset(raw))]
-    lengths = sorted(len(row["response"].split()) for raw in good for row in normalise.normalise(raw, "x", "y"))
+    lengths = sorted(
+        len(row["response"].split()) for raw in good for row in normalise.normalise(raw, "x", "y")
+    )
     assert lengths[len(lengths) // 2] < 60

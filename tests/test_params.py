@@ -1,4 +1,5 @@
-"""Parameters: every trap of papermill and YAML ends in one sentence that names file, key and nearest key."""
+"""Parameters: every trap of papermill and YAML ends in one sentence that names file, key and
+nearest key."""
 
 from __future__ import annotations
 
@@ -137,8 +138,10 @@ def test_no_or_two_tagged_cells(project):
             params.declared(path, project.root)
 
 
-@given(st.one_of(st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())),
-       st.sampled_from([True, 3, 0.5, "text", [1]]))  # fmt: skip
+@given(
+    st.one_of(st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())),
+    st.sampled_from([True, 3, 0.5, "text", [1]]),
+)
 def test_a_value_passes_only_with_the_type_of_its_default(value, default):
     fits = type(value) is type(default) or (type(default) is float and type(value) is int)
     finite = not isinstance(value, float) or math.isfinite(value)
@@ -155,8 +158,16 @@ def test_list_elements_take_the_type_of_the_first_default():
         params.check("f", "grid", [1, "x"], [0.5])
 
 
-@pytest.mark.parametrize(("text", "value"), [("k=5", 5), ("rate=1.0e-4", 1e-4), ("data=../x", "../x"),
-                                             ("data=a=b", "a=b"), ("names=[a, b]", ["a", "b"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("k=5", 5),
+        ("rate=1.0e-4", 1e-4),
+        ("data=../x", "../x"),
+        ("data=a=b", "a=b"),
+        ("names=[a, b]", ["a", "b"]),
+    ],
+)
 def test_override_values_are_yaml(text, value):
     assert params.parse_override(text) == (text.split("=")[0], value)
 
@@ -168,8 +179,11 @@ def test_override_without_a_key(text):
 
 
 def test_an_override_is_for_the_notebooks_that_run_alone(project):
-    """A name that another notebook uses for another type is no fault while that notebook does not run."""
-    project.notebook("02_second", parameters="k = [1]  # samples\nout = 'outputs/tiny'  # folder of this run")
+    """A name that another notebook uses for another type is no fault while that notebook does not
+    run."""
+    project.notebook(
+        "02_second", parameters="k = [1]  # samples\nout = 'outputs/tiny'  # folder of this run"
+    )
     values = params.effective("tiny", NAMES, {"k": [4, 5]}, project.root, ["02_second"])
     assert values["02_second"]["k"] == [4, 5] and values["01_first"]["k"] == 3
     with pytest.raises(ParameterError, match="k is the list"):

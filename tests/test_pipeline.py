@@ -1,4 +1,5 @@
-"""Runs: order, freshness, failure, kill, interrupt, lock. Real kernels on notebooks of a few lines."""
+"""Runs: order, freshness, failure, kill, interrupt, lock. Real kernels on notebooks of a few
+lines."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ SLEEP = "import time\ntime.sleep(60)"
 def run(project, *arguments) -> tuple[int, str]:
     stream = io.StringIO()
     keywords = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    code = pipeline.execute("tiny", root=project.root, upstream=project.upstream, stream=stream, **keywords)
+    code = pipeline.execute(
+        "tiny", root=project.root, upstream=project.upstream, stream=stream, **keywords
+    )
     return code, stream.getvalue()
 
 
@@ -94,13 +97,21 @@ def test_a_run_is_in_order_then_fresh_then_renewed_only_where_needed(project):
 def test_a_failed_notebook_is_readable_stops_the_run_and_is_resumed(project):
     project.notebook("01_first", "print('before')\n1/0")
     code, text = run(project)
-    assert code == 1 and "ZeroDivisionError: division by zero" in text and "02_second  runs" not in text
+    assert (
+        code == 1
+        and "ZeroDivisionError: division by zero" in text
+        and "02_second  runs" not in text
+    )
     failed = nbformat.read(project.out / "01_first.ipynb", as_version=4)
     assert "Exception was encountered" in failed.cells[0].source
     assert "before" in str(failed.cells) and failed.metadata.papermill.exception is True
     assert state.statuses(project.out, NAMES) == {"01_first": "failed", "02_second": "absent"}
     page = (project.out / "index.html").read_text()
-    assert "01_first did not finish" in page and "ZeroDivisionError" in page and "under way" not in page
+    assert (
+        "01_first did not finish" in page
+        and "ZeroDivisionError" in page
+        and "under way" not in page
+    )
     assert "Exception was encountered" in (project.out / "html/01_first.html").read_text()
 
     project.notebook("01_first")
@@ -114,7 +125,10 @@ def test_a_kernel_that_dies_and_a_notebook_without_finish_are_failures(project):
     project.notebook("01_first", "import os\nos._exit(9)")
     code, text = run(project)
     assert code == 1 and "DeadKernelError" in text
-    assert "The run broke" in nbformat.read(project.out / "01_first.ipynb", as_version=4).cells[0].source
+    assert (
+        "The run broke"
+        in nbformat.read(project.out / "01_first.ipynb", as_version=4).cells[0].source
+    )
     project.notebook("01_first", finish="pass")
     code, text = run(project)
     assert code == 1 and "without run.finish" in text
@@ -125,7 +139,10 @@ def test_a_kernel_that_dies_and_a_notebook_without_finish_are_failures(project):
 def test_a_killed_run_never_says_done_and_goes_on(project, number):
     stop = project.root / "stop"
     stop.write_text("")
-    sleeper = f"import os, time\npid = os.getpid()\nopen({str(project.root / 'pid')!r}, 'w').write(str(pid))\n"
+    sleeper = (
+        f"import os, time\npid = os.getpid()\nopen({str(project.root / 'pid')!r},"
+        " 'w').write(str(pid))\n"
+    )
     cell = f"{sleeper}while os.path.exists({str(stop)!r}):\n    time.sleep(0.1)"
     project.notebook("02_second", cell)
     process = spawn(project)
@@ -159,7 +176,9 @@ def test_two_runs_of_one_folder_are_refused_and_a_dead_lock_is_taken_over(projec
             run(project)
         second = spawn(project)
         text, _ = second.communicate(timeout=60)
-        assert second.returncode == 2 and f"process {process.pid}" in text and "Traceback" not in text
+        assert (
+            second.returncode == 2 and f"process {process.pid}" in text and "Traceback" not in text
+        )
     finally:
         process.kill()
         process.communicate()
@@ -181,8 +200,13 @@ def test_plain_papermill_from_the_root_and_what_it_only_warns_about(project):
     done = subprocess.run([*command, *files], cwd=project.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert metrics(project, "01_first")["metrics"]["kept"]["value"] == 3
-    done = subprocess.run([*command, *files, "-p", "raet", "1"], cwd=project.root, capture_output=True, text=True)
-    assert done.returncode != 0 and "no parameter 'raet'; the nearest valid one is 'rate'" in done.stderr
+    done = subprocess.run(
+        [*command, *files, "-p", "raet", "1"], cwd=project.root, capture_output=True, text=True
+    )
+    assert (
+        done.returncode != 0
+        and "no parameter 'raet'; the nearest valid one is 'rate'" in done.stderr
+    )
 
 
 def refused(project, *words, **options):
@@ -204,12 +228,17 @@ def test_wrong_choices_are_refused_before_anything_runs(project):
     refused(project, "gates.yaml")
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["tinny"], "nearest valid one is 'tiny'"),
-    (["tiny", "-p", "k"], "key=value"),
-    (["tiny", "--only", "01", "--from", "01"], "--only cannot"),
-])  # fmt: skip
-def test_the_command_line_answers_wrong_input_with_one_line_and_2(project, capsys, arguments, words):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tinny"], "nearest valid one is 'tiny'"),
+        (["tiny", "-p", "k"], "key=value"),
+        (["tiny", "--only", "01", "--from", "01"], "--only cannot"),
+    ],
+)
+def test_the_command_line_answers_wrong_input_with_one_line_and_2(
+    project, capsys, arguments, words
+):
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert pipeline.command(arguments, root=project.root, upstream=project.upstream) == 2
@@ -219,7 +248,9 @@ def test_the_command_line_answers_wrong_input_with_one_line_and_2(project, capsy
     assert words in error and error.count("\n") == 1 and error.startswith("error: ")
 
 
-@pytest.mark.parametrize(("text", "name"), [("12", "12_b"), ("12_b", "12_b"), ("notebooks/1_c.ipynb", "1_c")])
+@pytest.mark.parametrize(
+    ("text", "name"), [("12", "12_b"), ("12_b", "12_b"), ("notebooks/1_c.ipynb", "1_c")]
+)
 def test_a_notebook_is_named_by_its_beginning(text, name):
     assert pipeline.resolve(text, ["12_b", "1_c"]) == name
 
@@ -260,7 +291,9 @@ def test_freshness_sees_sources_parameters_and_data_but_not_outputs_of_the_noteb
     project.write("mine/rows.jsonl", "{}")
 
     def parts(**values):
-        return state.parts("01_first", {"data": "mine", "out": "a", **values}, [], project.out, project.root)
+        return state.parts(
+            "01_first", {"data": "mine", "out": "a", **values}, [], project.out, project.root
+        )
 
     first = parts()
     path = project.root / "notebooks/01_first.ipynb"

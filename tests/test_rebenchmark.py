@@ -1,4 +1,5 @@
-"""Before and after on the same prompts: the identities hold, and each kind of change is told from the other."""
+"""Before and after on the same prompts: the identities hold, and each kind of change is told from
+the other."""
 
 import pytest
 
@@ -6,17 +7,33 @@ from lib.evaluation import consistency, rebenchmark
 
 
 def item(name, gold="4"):
-    return {"id": name, "category": "math", "task": "t", "checker": "math", "gold": gold, "prompt": name, "meta": {}}
+    return {
+        "id": name,
+        "category": "math",
+        "task": "t",
+        "checker": "math",
+        "gold": gold,
+        "prompt": name,
+        "meta": {},
+    }
 
 
 def rows(*answers):
-    return [{"text": f"The answer is {a}." if a is not None else "", "tokens": 7, "sample": n}
-            for n, a in enumerate(answers)]  # fmt: skip
+    return [
+        {"text": f"The answer is {a}." if a is not None else "", "tokens": 7, "sample": n}
+        for n, a in enumerate(answers)
+    ]
 
 
 ITEMS = [item(f"i{n}") for n in range(48)]
-GREEDY = {each["id"]: {"answer": "4" if n % 2 else "5", "correct": bool(n % 2)} for n, each in enumerate(ITEMS)}
-UNSTEADY = {each["id"]: rows(4, 5, 4, 5 if n % 2 else 6) if n % 2 else rows(5, 4, 5, 6) for n, each in enumerate(ITEMS)}
+GREEDY = {
+    each["id"]: {"answer": "4" if n % 2 else "5", "correct": bool(n % 2)}
+    for n, each in enumerate(ITEMS)
+}
+UNSTEADY = {
+    each["id"]: rows(4, 5, 4, 5 if n % 2 else 6) if n % 2 else rows(5, 4, 5, 6)
+    for n, each in enumerate(ITEMS)
+}
 STEADY = {each["id"]: rows(*[4 if n % 2 else 5] * 4) for n, each in enumerate(ITEMS)}
 
 
@@ -25,11 +42,16 @@ def test_a_model_that_only_repeats_itself_moves_consistency_and_not_what_is_righ
     changed = rebenchmark.changes(before, after, 1)
     assert changed["consistency"]["value"] == 0.5 and changed["consistency"]["low"] > 0
     assert changed["to_greedy"]["value"] == pytest.approx(0.5)
-    # odd prompts: 4 and 5 tie before, so half of the majority is right; even ones are wrong before and after
+    # odd prompts: 4 and 5 tie before, so half of the majority is right; even ones are wrong before
+    # and after
     assert changed["maj_at_k"]["value"] == pytest.approx(0.25)
     wrong = [rebenchmark.measured(ITEMS[::2], samples, GREEDY) for samples in (UNSTEADY, STEADY)]
     only_surer = rebenchmark.changes(*wrong, 1)
-    assert only_surer["consistency"]["value"] == only_surer["wrong_agreement"]["value"] == pytest.approx(0.5)
+    assert (
+        only_surer["consistency"]["value"]
+        == only_surer["wrong_agreement"]["value"]
+        == pytest.approx(0.5)
+    )
     assert only_surer["right_agreement"]["value"] == 0 and only_surer["maj_at_k"]["value"] == 0
     assert rebenchmark.direction(only_surer["consistency"]) == "rises"
     assert rebenchmark.direction(only_surer["maj_at_k"]) == "is not shown to move"
@@ -37,7 +59,9 @@ def test_a_model_that_only_repeats_itself_moves_consistency_and_not_what_is_righ
 
 def test_the_two_identities_hold_prompt_by_prompt():
     frame = rebenchmark.measured(ITEMS, UNSTEADY | {"i0": rows(None, 4, 5, 4)}, GREEDY)
-    assert (frame["right_agreement"] + frame["wrong_agreement"] - frame["consistency"]).abs().max() < 1e-12
+    assert (
+        frame["right_agreement"] + frame["wrong_agreement"] - frame["consistency"]
+    ).abs().max() < 1e-12
     assert (frame["maj_at_k"] + frame["sampling_loss"] - frame["pass_at_1"]).abs().max() < 1e-12
     plain = consistency.measure_prompt([0, 1, 0, 1], [True, False, True, False], list("abcd"))
     assert plain["consistency"] == 0.5 and frame["consistency"].iloc[1] == 0.5
@@ -45,25 +69,51 @@ def test_the_two_identities_hold_prompt_by_prompt():
 
 def test_pairs_are_made_by_prompt_and_a_missing_side_is_left_out():
     before = rebenchmark.measured(ITEMS, UNSTEADY, GREEDY)
-    after = rebenchmark.measured(ITEMS[::-1], {name: STEADY[name] for name in ("i3", "i5", "i7")}, GREEDY)
+    after = rebenchmark.measured(
+        ITEMS[::-1], {name: STEADY[name] for name in ("i3", "i5", "i7")}, GREEDY
+    )
     changed = rebenchmark.changes(before, after, 1)
-    assert changed["consistency"]["n"] == 3 and changed["consistency"]["value"] == pytest.approx(0.5)
-    table = {row[""]: row for row in rebenchmark.table({"old": before, "new": after}, {"change": changed})}
+    assert changed["consistency"]["n"] == 3 and changed["consistency"]["value"] == pytest.approx(
+        0.5
+    )
+    table = {
+        row[""]: row
+        for row in rebenchmark.table({"old": before, "new": after}, {"change": changed})
+    }
     assert table["consistency"]["new"] == "100.0 %" and "n 3" in table["consistency"]["change"]
     no_greedy = rebenchmark.measured(ITEMS, UNSTEADY, {})
     assert "to_greedy" not in rebenchmark.changes(no_greedy, no_greedy, 1)
 
 
 def outcome(name, outcome, kind=None):
-    return {"id": name, "category": "math" if name < "c" else "code", "outcome": outcome, "tie_kind": kind}
+    return {
+        "id": name,
+        "category": "math" if name < "c" else "code",
+        "outcome": outcome,
+        "tie_kind": kind,
+    }
 
 
 def test_transitions_and_score_changes():
-    before = [outcome("a", "tie", "both_wrong"), outcome("b", "loss"), outcome("c", "win"), outcome("gone", "win")]
-    after = [outcome("c", "win"), outcome("a", "win"), outcome("b", "tie", "both_right"), outcome("new", "win")]
+    before = [
+        outcome("a", "tie", "both_wrong"),
+        outcome("b", "loss"),
+        outcome("c", "win"),
+        outcome("gone", "win"),
+    ]
+    after = [
+        outcome("c", "win"),
+        outcome("a", "win"),
+        outcome("b", "tie", "both_right"),
+        outcome("new", "win"),
+    ]
     moved = {row["before"]: row for row in rebenchmark.transitions(before, after)}
-    assert moved["tie, both wrong"]["after: win"] == 1 and moved["loss"]["after: tie, both right"] == 1
-    assert sum(value for row in moved.values() for key, value in row.items() if key != "before") == 3
+    assert (
+        moved["tie, both wrong"]["after: win"] == 1 and moved["loss"]["after: tie, both right"] == 1
+    )
+    assert (
+        sum(value for row in moved.values() for key, value in row.items() if key != "before") == 3
+    )
     scores = rebenchmark.score_changes(before, after, 1)
     assert scores["math"]["score"]["value"] == 0.5 and scores["code"]["score"]["value"] == 0
     assert scores["all"]["score"]["n"] == 3 and scores["all"]["ties"]["value"] == 0
@@ -73,9 +123,11 @@ def test_distinct_and_self_similarity():
     assert rebenchmark.distinct(["a b a b", "a b"]) == 0.5  # ab ba ab, ab: two of four
     assert rebenchmark.distinct(["one"]) is None
     long = " ".join(f"w{n}" for n in range(50))
-    assert rebenchmark.distinct([long + " w0 w1" * 40]) == 1.0  # words after the fiftieth do not count
+    assert (
+        rebenchmark.distinct([long + " w0 w1" * 40]) == 1.0
+    )  # words after the fiftieth do not count
     copies = {"p": [{"text": long, "tokens": 1}] * 3}
-    varied = {"p": [{"text": f"{n} {long[::n + 1]}", "tokens": 1} for n in range(3)]}
+    varied = {"p": [{"text": f"{n} {long[:: n + 1]}", "tokens": 1} for n in range(3)]}
     same, other = (rebenchmark.diversity(samples).iloc[0] for samples in (copies, varied))
     assert same["self_similarity"] == 1.0 > other["self_similarity"]
     assert same["distinct_2"] == pytest.approx(1 / 3) and other["distinct_2"] > 0.34
@@ -83,5 +135,7 @@ def test_distinct_and_self_similarity():
 
 def test_the_figure_draws_what_is_measured():
     before, after = (rebenchmark.measured(ITEMS, samples, GREEDY) for samples in (UNSTEADY, STEADY))
-    fig = rebenchmark.figure({"consistent": rebenchmark.changes(before, after, 1), "unfiltered": {}}, {}, "T")
+    fig = rebenchmark.figure(
+        {"consistent": rebenchmark.changes(before, after, 1), "unfiltered": {}}, {}, "T"
+    )
     assert len(fig.axes[0].get_yticklabels()) == 9

@@ -1,4 +1,5 @@
-"""The page: a function of metrics and states; self-contained; numbers of unfinished notebooks stay out."""
+"""The page: a function of metrics and states; self-contained; numbers of unfinished notebooks stay
+out."""
 
 from __future__ import annotations
 
@@ -21,8 +22,13 @@ def first(project):
     fig, axes = plots.figure()
     axes.plot([1, 2])
     run.show(job, fig, "line", "A <line> & more")
-    run.finish(job, headline="Three | rows **kept**", metrics={"kept": 3}, stands_in=["toys stand in"],
-               systems={"tuned": {"quality": ESTIMATE, "bytes": 5_000_000}})  # fmt: skip
+    run.finish(
+        job,
+        headline="Three | rows **kept**",
+        metrics={"kept": 3},
+        stands_in=["toys stand in"],
+        systems={"tuned": {"quality": ESTIMATE, "bytes": 5_000_000}},
+    )
     return project
 
 
@@ -33,7 +39,9 @@ def written(project, **options):
 
 def external(html: str) -> list[str]:
     """Everything a browser would fetch; links that a reader may click are not fetched."""
-    patterns = r"""(?:src|srcset)=["']([^"']*)|<link[^>]*href=["']([^"']*)|url\(([^)]*)\)|@(import)"""
+    patterns = (
+        r"""(?:src|srcset)=["']([^"']*)|<link[^>]*href=["']([^"']*)|url\(([^)]*)\)|@(import)"""
+    )
     fetched = re.findall(patterns, html)
     return [x for groups in fetched for x in groups if x and not x.startswith("data:")]
 
@@ -114,16 +122,22 @@ def test_code_free_notebook_has_output_but_no_code_and_fetches_nothing(project, 
 def test_overlaps_find_a_shared_content_whatever_its_case_and_spacing(tmp_path):
     from lib.files import write_jsonl
 
-    write_jsonl(tmp_path / "train.jsonl", [{"instruction": "Add 2  and 3"}, {"instruction": "other"}])
+    write_jsonl(
+        tmp_path / "train.jsonl", [{"instruction": "Add 2  and 3"}, {"instruction": "other"}]
+    )
     write_jsonl(tmp_path / "items.jsonl", [{"prompt": "add 2 and 3"}, {"prompt": "new"}])
     sets = {name: record.contents(tmp_path / f"{name}.jsonl") for name in ("train", "items")}
     assert [pair["shared"] for pair in record.overlaps(sets)] == [1]
 
 
 def test_ledger_totals_are_sums(first):
-    rows = record.cost_ledger(record.load(first.out, NAMES) | {"10_train_base": fake_costs(7200.0, 4.6, 0.4)})
+    rows = record.cost_ledger(
+        record.load(first.out, NAMES) | {"10_train_base": fake_costs(7200.0, 4.6, 0.4)}
+    )
     assert [list(row) for row in rows] == [list(rows[0])] * len(rows)
-    assert rows[-1]["USD"] == pytest.approx(sum(row["USD"] for row in rows[:-1])) == pytest.approx(5.0)
+    assert (
+        rows[-1]["USD"] == pytest.approx(sum(row["USD"] for row in rows[:-1])) == pytest.approx(5.0)
+    )
     assert rows[1]["hours"] == pytest.approx(2.0) and rows[1]["USD, plan"] == "36 to 46"
 
 

@@ -29,10 +29,15 @@ def test_start_gives_parameters_and_folders(project):
     job = start(project, k=7)
     assert job.params["k"] == 7 and job.name == "01_first"
     assert job.out == project.out and job.artifacts.is_dir()
-    assert job.artifacts == project.out / "artifacts" / "01_first" and job.figures == project.out / "figures"
+    assert (
+        job.artifacts == project.out / "artifacts" / "01_first"
+        and job.figures == project.out / "figures"
+    )
 
 
-def test_paths_start_at_the_repository_whatever_the_working_directory(project, monkeypatch, tmp_path):
+def test_paths_start_at_the_repository_whatever_the_working_directory(
+    project, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path / "notebooks")
     job = start(project)
     assert job.path("data/x.jsonl") == project.root / "data/x.jsonl"
@@ -69,10 +74,14 @@ def test_finish_writes_metrics_gates_and_cost(project):
     job = start(project, hourly_rate=3600.0)
     share = {"value": np.float64(0.5), "low": 0.4, "high": 0.6, "n": np.int64(20), "unit": "share"}
     run.finish(
-        job, headline="it works", metrics={"kept": 2, "share": share, "absent": None},
-        systems={"base": {"quality": share, "bytes": 10, "cost": None}}, api_spend=1.5,
-        tables={"small": pd.DataFrame({"a": [1, math.nan]}), "rows": [{"b": np.int64(2)}]}, stands_in=["x"],
-    )  # fmt: skip
+        job,
+        headline="it works",
+        metrics={"kept": 2, "share": share, "absent": None},
+        systems={"base": {"quality": share, "bytes": 10, "cost": None}},
+        api_spend=1.5,
+        tables={"small": pd.DataFrame({"a": [1, math.nan]}), "rows": [{"b": np.int64(2)}]},
+        stands_in=["x"],
+    )
     saved = record(project)
     assert saved["metrics"] == {"kept": {"value": 2}, "share": share}
     assert saved["systems"] == {"base": {"quality": share, "bytes": {"value": 10}}}
@@ -80,16 +89,25 @@ def test_finish_writes_metrics_gates_and_cost(project):
     assert [(gate["id"], gate["verdict"]) for gate in saved["gates"]] == [("first", "pass")]
     origin = saved["provenance"]
     assert origin["params"]["k"] == 3 and origin["commit"] == "no git" and "cpu" in origin["device"]
-    assert origin["cost"] == pytest.approx(origin["seconds"] + 1.5, abs=0.1) and origin["api_spend"] == 1.5
+    assert (
+        origin["cost"] == pytest.approx(origin["seconds"] + 1.5, abs=0.1)
+        and origin["api_spend"] == 1.5
+    )
     assert job.metrics("01_first") == saved["metrics"]
-    assert job.settings("01_first") == saved["provenance"]["params"] == VALUES | {"hourly_rate": 3600.0}
+    assert (
+        job.settings("01_first")
+        == saved["provenance"]["params"]
+        == VALUES | {"hourly_rate": 3600.0}
+    )
 
 
 def test_cost_includes_attempts_that_did_not_finish(project, monkeypatch):
     monkeypatch.setenv("WORKBOOK_EARLIER_SECONDS", "100")
     run.finish(start(project, hourly_rate=36.0), headline="h", metrics={})
     origin = record(project)["provenance"]
-    assert origin["earlier_seconds"] == 100 and origin["machine_cost"] == pytest.approx(1.0, abs=0.05)
+    assert origin["earlier_seconds"] == 100 and origin["machine_cost"] == pytest.approx(
+        1.0, abs=0.05
+    )
 
 
 def test_a_failed_gate_does_not_raise_and_nan_does(project):
@@ -161,9 +179,15 @@ def test_dtype_auto_becomes_what_the_device_is_fast_in_and_the_record_says_so(pr
 
 @pytest.mark.parametrize(
     ("information", "fast"),
-    [("flags : fpu avx2 fma", "float32"), ("flags : avx512f avx512_bf16", "bfloat16"), ("Features : bf16", "bfloat16")],
+    [
+        ("flags : fpu avx2 fma", "float32"),
+        ("flags : avx512f avx512_bf16", "bfloat16"),
+        ("Features : bf16", "bfloat16"),
+    ],
 )
-def test_a_processor_without_bfloat16_products_is_told_from_its_flags(monkeypatch, information, fast):
+def test_a_processor_without_bfloat16_products_is_told_from_its_flags(
+    monkeypatch, information, fast
+):
     monkeypatch.setattr(provenance.shutil, "which", lambda name: None)
     monkeypatch.setattr(provenance.Path, "read_text", lambda self: information)
     assert provenance.device()["fast_dtype"] == fast

@@ -24,7 +24,9 @@ def test_isolation_is_reported_and_hard_where_this_kernel_allows():
 
 
 def test_a_plain_program_runs():
-    result = sandbox.run_python("import sys, math\nprint(int(sys.stdin.read()) * 2, math.floor(2.5))", stdin="21")
+    result = sandbox.run_python(
+        "import sys, math\nprint(int(sys.stdin.read()) * 2, math.floor(2.5))", stdin="21"
+    )
     assert result["ok"] and result["stdout"] == "42 2\n" and result["reason"] == ""
 
 
@@ -45,7 +47,8 @@ def test_a_plain_program_runs():
 )
 def test_a_program_that_does_not_reach_its_end_is_not_ok(code, reason):
     started = time.monotonic()
-    # to fill the default 512 MB page by page takes a slow virtual machine more than the second of CPU
+    # to fill the default 512 MB page by page takes a slow virtual machine more than the second of
+    # CPU
     result = sandbox.run_python(code, timeout_s=1, memory_mb=128)
     assert not result["ok"] and result["reason"] == reason
     assert time.monotonic() - started < 8
@@ -92,7 +95,9 @@ def test_reaching_out_is_refused(attempt, layers, tmp_path):
         with pytest.raises(TimeoutError):
             listener.accept()
     assert [path.name for path in tmp_path.iterdir()] == ["x.old"]
-    assert (tmp_path / "x.old").read_text() == "kept" and (tmp_path / "x.old").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "x.old").read_text() == "kept" and (
+        tmp_path / "x.old"
+    ).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.skipif("landlock" not in HARD["files"], reason="this kernel has no landlock")
@@ -104,9 +109,13 @@ def test_installed_packages_cannot_be_read():
 
 
 @pytest.mark.skipif("seccomp" not in HARD["network"], reason="no system-call filter here")
-@pytest.mark.parametrize("call", ["socket(2, 1, 0)", "fork()", "kill(1, 9)", "chmod(b'/tmp', 0)", "setsid()"])
+@pytest.mark.parametrize(
+    "call", ["socket(2, 1, 0)", "fork()", "kill(1, 9)", "chmod(b'/tmp', 0)", "setsid()"]
+)
 def test_native_code_cannot_reach_out_either(call):
-    code = f"import ctypes\nlibrary = ctypes.CDLL(None, use_errno=True)\nassert library.{call} == -1"
+    code = (
+        f"import ctypes\nlibrary = ctypes.CDLL(None, use_errno=True)\nassert library.{call} == -1"
+    )
     assert sandbox.run_python(code + "\nassert ctypes.get_errno() == 1")["ok"]
 
 
@@ -144,17 +153,23 @@ def _with(marker: str) -> list[str]:
 def test_threads_are_allowed_but_bounded_by_memory():
     code = "import threading\nt = threading.Thread(target=print, args=(5,)); t.start(); t.join()"
     assert sandbox.run_python(code)["stdout"] == "5\n"
-    bomb = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()"
+    bomb = (
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()"
+    )
     assert not sandbox.run_python(bomb, timeout_s=2, memory_mb=256)["ok"]
 
 
 def test_the_environment_is_empty_and_the_folder_is_its_own():
-    result = sandbox.run_python("import os\nopen('a', 'w').write('b')\nprint(dict(os.environ), os.listdir('.'))")
+    result = sandbox.run_python(
+        "import os\nopen('a', 'w').write('b')\nprint(dict(os.environ), os.listdir('.'))"
+    )
     assert result["stdout"] == "{} ['a']\n"
 
 
 def test_output_is_bounded():
-    result = sandbox.run_python("import sys\nwhile True: sys.stdout.write('x' * 10**5)", timeout_s=3)
+    result = sandbox.run_python(
+        "import sys\nwhile True: sys.stdout.write('x' * 10**5)", timeout_s=3
+    )
     assert not result["ok"] and len(result["stdout"]) <= sandbox.OUTPUT_BYTES
 
 
@@ -171,9 +186,14 @@ def test_the_disk_is_bounded():
         "def f(x):\n    import os; os._exit(0)",
         "def f(x):\n    raise SystemExit(0)",
         'print(\'{"event": "end", "ran": true, "checks": 1, "failed": 0}\')',
-        'import os\nfor fd in range(3, 32):\n    try: os.write(fd, b\'{"event": "end", "ran": true, '
-        '"checks": 1, "failed": 0}\\n\')\n    except OSError: pass\ndef f(x): return 5',
-        "import builtins\nbuiltins.bool = lambda x: True\nbuiltins.AssertionError = KeyError\ndef f(x): return 5",
+        (
+            'import os\nfor fd in range(3, 32):\n    try: os.write(fd, b\'{"event": "end", "ran":'
+            ' true, "checks": 1, "failed": 0}\\n\')\n    except OSError: pass\ndef f(x): return 5'
+        ),
+        (
+            "import builtins\nbuiltins.bool = lambda x: True\nbuiltins.AssertionError ="
+            " KeyError\ndef f(x): return 5"
+        ),
         "import json\njson.dumps = lambda *a, **k: '{}'\ndef f(x): return 5",
         "import atexit\natexit.register(print, 'passed')\ndef f(x): return 5",
         "__check__ = lambda *a: None\ndef f(x): return 5",
@@ -186,9 +206,14 @@ def test_cheats_do_not_pass(cheat):
 
 
 def test_deleted_builtins_do_not_stop_the_report():
-    code = "import builtins\ndef f(x): return x + x\nfor n in list(vars(builtins)): delattr(builtins, n)"
+    code = (
+        "import builtins\ndef f(x): return x + x\nfor n in list(vars(builtins)):"
+        " delattr(builtins, n)"
+    )
     assert "did not start" not in sandbox.run_tests(code, CHECK, ["f"])["reason"]
-    result = sandbox.run_tests("import os, builtins\ndel builtins.len\ndef f(x): return x + x", CHECK, ["f"])
+    result = sandbox.run_tests(
+        "import os, builtins\ndel builtins.len\ndef f(x): return x + x", CHECK, ["f"]
+    )
     assert result["passed"] and result["checks"] == [{"passed": True, "calls": ["4"], "error": ""}]
 
 
@@ -197,7 +222,9 @@ def test_no_check_is_no_pass():
 
 
 def test_behaviour_is_recorded_alike_for_equal_values():
-    tests = ["try:\n    __check__(f(0) is not None)\nexcept BaseException as e:\n    __check__(False, e)"]
+    tests = [
+        "try:\n    __check__(f(0) is not None)\nexcept BaseException as e:\n    __check__(False, e)"
+    ]
     first = sandbox.run_tests("def f(x): return {'a', 'b', 'c', 1.0}", tests, ["f"])["checks"]
     second = sandbox.run_tests("def f(x): return {1, 'c', 'b', 'a'}", tests, ["f"])["checks"]
     assert first == second
@@ -205,8 +232,12 @@ def test_behaviour_is_recorded_alike_for_equal_values():
 
 
 def test_earlier_checks_survive_a_later_timeout():
-    tests = CHECK + ["try:\n    __check__(f(3) == 9)\nexcept BaseException as e:\n    __check__(False, e)"]
-    result = sandbox.run_tests("def f(x):\n    while x == 3: pass\n    return x * x", tests, ["f"], timeout_s=1)
+    tests = CHECK + [
+        "try:\n    __check__(f(3) == 9)\nexcept BaseException as e:\n    __check__(False, e)"
+    ]
+    result = sandbox.run_tests(
+        "def f(x):\n    while x == 3: pass\n    return x * x", tests, ["f"], timeout_s=1
+    )
     assert not result["passed"] and result["reason"] == "cpu"
     assert result["checks"] == [{"passed": True, "calls": ["4"], "error": ""}]
 
@@ -228,5 +259,7 @@ def test_runs_in_threads_do_not_mix():
 def test_nothing_stays_in_the_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
     sandbox.run_python("open('a', 'w').write('b')")
-    sandbox.run_python("import os; os.mkdir('d'); open('d/a', 'w').write('b'); os._exit(3)", layers=())
+    sandbox.run_python(
+        "import os; os.mkdir('d'); open('d/a', 'w').write('b'); os._exit(3)", layers=()
+    )
     assert list(tmp_path.iterdir()) == []

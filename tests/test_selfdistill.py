@@ -1,4 +1,5 @@
-"""Self-made training data: no prompt of a test, votes by hand, filters and yields, and a kill in the middle."""
+"""Self-made training data: no prompt of a test, votes by hand, filters and yields, and a kill in
+the middle."""
 
 import json
 import os
@@ -21,14 +22,23 @@ def curated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curated")
     taken = tasks.load_items("packaged", ["math"], 5, 1, "train")[0]
     for split in self_distill.HELD_OUT:
-        write_jsonl(folder / f"{split}.jsonl", [{"id": split, "instruction": f"Nothing of {split}"}])
+        write_jsonl(
+            folder / f"{split}.jsonl", [{"id": split, "instruction": f"Nothing of {split}"}]
+        )
     write_jsonl(folder / "validation.jsonl", [{"id": "a", "instruction": taken["prompt"]}])
     return folder, taken
 
 
 def test_the_pool_shares_nothing_with_tests_probes_and_held_out_splits(curated):
     folder, held = curated
-    wanted = {"math": 12, "code": 3, "reasoning": 8, "knowledge": 6, "instruction": 4, "creativity": 4}
+    wanted = {
+        "math": 12,
+        "code": 3,
+        "reasoning": 8,
+        "knowledge": 6,
+        "instruction": 4,
+        "creativity": 4,
+    }
     items, table = self_distill.pool("packaged", wanted, 1, folder)
     assert {row["category"]: row["taken"] for row in table} == wanted
     known = {content_hash(question) for _, question, _ in tasks.evaluation_texts("packaged")}
@@ -38,25 +48,38 @@ def test_the_pool_shares_nothing_with_tests_probes_and_held_out_splits(curated):
     assert held["id"] not in {item["id"] for item in items}
     assert sum(row["in a held-out split"] for row in table) >= 1
     code = [item for item in items if item["category"] == "code"]
-    graded = grade.grade_all(code, [[f"```python\n{item['gold']}\n```"] for item in code], progress=False)
+    graded = grade.grade_all(
+        code, [[f"```python\n{item['gold']}\n```"] for item in code], progress=False
+    )
     assert graded["correct"].all()  # what is asked can be answered
     assert self_distill.pool("packaged", wanted, 1, folder)[0] == items
 
 
 def test_a_near_duplicate_of_a_test_item_is_refused_and_counted(curated, monkeypatch):
     folder, _ = curated
-    test = ("x/1", "A farmer keeps 412 hens and sells 37 of them at a market on a cold Monday. How many stay?", "375")
+    test = (
+        "x/1",
+        "A farmer keeps 412 hens and sells 37 of them at a market on a cold Monday. How many stay?",
+        "375",
+    )
     near = test[1].replace("412", "418").replace("cold", "cool")
     questions = {"copy": test[1] + " Think.", "near": near, "other": "What is 3 times 14?"}
-    given = [{"id": name, "meta": {"question": text}, "gold": "0", "prompt": name, "category": "math"}
-             for name, text in questions.items()]  # fmt: skip
+    given = [
+        {"id": name, "meta": {"question": text}, "gold": "0", "prompt": name, "category": "math"}
+        for name, text in questions.items()
+    ]
     monkeypatch.setattr(self_distill.tasks, "evaluation_texts", lambda where: [test])
     monkeypatch.setattr(self_distill.tasks, "load_items", lambda *arguments: given)
     items, (row,) = self_distill.pool("packaged", {"math": 3}, 1, folder)
     assert [item["id"] for item in items] == ["other"]
     assert row["repeats a test item"] + row["near-duplicate of a test item"] == 2
-    found = self_distill.repeats([{"id": "copy", "instruction": test[1], "response": ""},
-                                 {"id": "other", "instruction": "What is 3 times 14?", "response": "42"}], "packaged")
+    found = self_distill.repeats(
+        [
+            {"id": "copy", "instruction": test[1], "response": ""},
+            {"id": "other", "instruction": "What is 3 times 14?", "response": "42"},
+        ],
+        "packaged",
+    )
     assert {name for name, _ in found} == {"copy"}
 
 
@@ -72,31 +95,73 @@ def said(text, finish="stop"):
     return {"text": text, "finish": finish, "tokens": 5, "sample": 0}
 
 
-MATH = {"category": "math", "task": "t", "checker": "math", "gold": "4", "meta": {"question": "q"}, "licence": ""}
+MATH = {
+    "category": "math",
+    "task": "t",
+    "checker": "math",
+    "gold": "4",
+    "meta": {"question": "q"},
+    "licence": "",
+}
 
 
 def test_candidates_filters_and_yields():
-    items = [MATH | {"id": name, "prompt": f"p {name}"} for name in ("right", "wrong", "cut", "split")]
-    items += [{"id": "open", "category": "creativity", "task": "o", "checker": "open", "gold": None, "prompt": "write",
-               "meta": {"question": "write"}, "licence": ""}]  # fmt: skip
-    texts = {"right": [said("The answer is 4.")], "wrong": [said("The answer is 5.")],
-             "cut": [said("The answer is 4. And", "length")],
-             "split": [said("The answer is 9."), said("The answer is 4.", "length"), said("The answer is 4.")],
-             "open": [said("Once upon a time", "length")]}  # fmt: skip
-    votes = {"right": [said("The answer is 4.")] * 3 + [said("The answer is 2.")],
-             "wrong": [said("The answer is 4.")] * 2 + [said("no idea")] * 2}  # fmt: skip
+    items = [
+        MATH | {"id": name, "prompt": f"p {name}"} for name in ("right", "wrong", "cut", "split")
+    ]
+    items += [
+        {
+            "id": "open",
+            "category": "creativity",
+            "task": "o",
+            "checker": "open",
+            "gold": None,
+            "prompt": "write",
+            "meta": {"question": "write"},
+            "licence": "",
+        }
+    ]
+    texts = {
+        "right": [said("The answer is 4.")],
+        "wrong": [said("The answer is 5.")],
+        "cut": [said("The answer is 4. And", "length")],
+        "split": [
+            said("The answer is 9."),
+            said("The answer is 4.", "length"),
+            said("The answer is 4."),
+        ],
+        "open": [said("Once upon a time", "length")],
+    }
+    votes = {
+        "right": [said("The answer is 4.")] * 3 + [said("The answer is 2.")],
+        "wrong": [said("The answer is 4.")] * 2 + [said("no idea")] * 2,
+    }
     goals = {"math": 0.0, "creativity": 0.3}
     rows = {row["id"]: row for row in self_distill.candidates(items, texts, votes, goals)}
-    assert (rows["right"]["correct"], rows["right"]["majority"], rows["right"]["margin"]) == (True, True, 0.5)
-    assert (rows["wrong"]["correct"], rows["wrong"]["majority"], rows["wrong"]["margin"]) == (False, False, 0.5)
+    assert (rows["right"]["correct"], rows["right"]["majority"], rows["right"]["margin"]) == (
+        True,
+        True,
+        0.5,
+    )
+    assert (rows["wrong"]["correct"], rows["wrong"]["majority"], rows["wrong"]["margin"]) == (
+        False,
+        False,
+        0.5,
+    )
     assert rows["cut"]["majority"] is None and rows["cut"]["cut"]
     # the majority answer is taken from the text that ended, not from the first
     assert rows["split"]["response"] == "The answer is 4." and not rows["split"]["cut"]
     assert rows["split"]["margin"] == pytest.approx(1 / 3)
     assert rows["open"]["correct"] is None and rows["open"]["target_temperature"] == 0.3
-    kept = {rule: [row["id"] for row in rows.values() if self_distill.passes(row, rule, 0.4)]
-            for rule in self_distill.FILTERS}  # fmt: skip
-    assert kept == {"correct": ["right", "split", "open"], "majority": ["right", "open"], "all": list(rows)}
+    kept = {
+        rule: [row["id"] for row in rows.values() if self_distill.passes(row, rule, 0.4)]
+        for rule in self_distill.FILTERS
+    }
+    assert kept == {
+        "correct": ["right", "split", "open"],
+        "majority": ["right", "open"],
+        "all": list(rows),
+    }
     table = {row["category"]: row for row in self_distill.yields(list(rows.values()), 0.4)}
     assert table["math"]["correct"]["value"] == 0.5 and table["math"]["all"]["value"] == 1
     assert table["creativity"]["correct"] is None and table["creativity"]["majority"] is None
@@ -116,10 +181,14 @@ def test_training_splits_of_a_folder(shared_data):
     assert min(item["meta"]["task_id"] for item in code) > 600
     tested = tasks.load_items(str(shared_data), ["code"], 999, 1)
     assert max(item["meta"]["task_id"] for item in tested if item["task"] != "humaneval") <= 510
-    train, probe = (tasks.load_items(str(shared_data), ["math"], 9999, 1, split) for split in ("train", "probe"))
+    train, probe = (
+        tasks.load_items(str(shared_data), ["math"], 9999, 1, split) for split in ("train", "probe")
+    )
     assert len(train) > 3000 and not {item["id"] for item in train} & {item["id"] for item in probe}
     open_ones = tasks.load_items(str(shared_data), ["creativity"], 3, 1, "train")
-    assert {item["task"] for item in open_ones} == {"written_open"}  # no training file: the packaged prompts
+    assert {item["task"] for item in open_ones} == {
+        "written_open"
+    }  # no training file: the packaged prompts
 
 
 SCRIPT = """
@@ -139,7 +208,7 @@ self_distill.sample(items, own, loaded, vote_temperature=0.7, folder=out, model_
                    max_new_tokens=12, max_new_tokens_code=12)
 texts, votes = (self_distill.read_samples(out, kind) for kind in ("texts", "votes"))
 write_jsonl(out / "candidates.jsonl", self_distill.candidates(items, texts, votes, {"math": 0.0, "creativity": 0.3}))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -158,7 +227,9 @@ def test_sigkill_during_generation_loses_and_repeats_nothing(tmp_path):
     store = tmp_path / "killed" / "store.jsonl"
     process, deadline = start("killed", 0.15), time.time() + 120
     while not store.exists() or len(store.read_bytes().splitlines()) < 6:
-        assert time.time() < deadline and process.poll() is None, "nothing was generated before the run ended"
+        assert time.time() < deadline and process.poll() is None, (
+            "nothing was generated before the run ended"
+        )
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -1,4 +1,5 @@
-"""Statistics against scipy, statsmodels and brute force; degenerate samples keep an honest width."""
+"""Statistics against scipy, statsmodels and brute force; degenerate samples keep an honest
+width."""
 
 import itertools
 import json
@@ -25,13 +26,24 @@ def test_proportion_is_wilson(kn):
     assert estimate["high"] - estimate["low"] > 0  # k 0 and k n still say that they do not know
 
 
-@pytest.mark.parametrize("call", [
-    lambda: stats.proportion(0, 0), lambda: stats.proportion(3, 2), lambda: stats.mean_ci([]),
-    lambda: stats.mean_ci([1.0, float("nan")]), lambda: stats.paired_difference([1], [1, 0]),
-    lambda: stats.mcnemar([1], [1, 0]), lambda: stats.win_tie_loss([]), lambda: stats.win_tie_loss([1, 0.7]),
-    lambda: stats.pass_at_k(3, 1, 4), lambda: stats.pass_at_k(3, 4, 1), lambda: stats.entropy([]),
-    lambda: stats.difference([], [1]), lambda: stats.mean_ci([1, 2], clusters=["a"]),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: stats.proportion(0, 0),
+        lambda: stats.proportion(3, 2),
+        lambda: stats.mean_ci([]),
+        lambda: stats.mean_ci([1.0, float("nan")]),
+        lambda: stats.paired_difference([1], [1, 0]),
+        lambda: stats.mcnemar([1], [1, 0]),
+        lambda: stats.win_tie_loss([]),
+        lambda: stats.win_tie_loss([1, 0.7]),
+        lambda: stats.pass_at_k(3, 1, 4),
+        lambda: stats.pass_at_k(3, 4, 1),
+        lambda: stats.entropy([]),
+        lambda: stats.difference([], [1]),
+        lambda: stats.mean_ci([1, 2], clusters=["a"]),
+    ],
+)
 def test_what_does_not_exist_raises_with_a_sentence(call):
     with pytest.raises(ValueError, match=r"\w+ .* \w+"):
         call()
@@ -40,7 +52,9 @@ def test_what_does_not_exist_raises_with_a_sentence(call):
 def test_mean_interval_is_scipys_bca():
     values = np.random.default_rng(5).gamma(2.0, size=60)
     ours = stats.mean_ci(values, seed=1)
-    theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, rng=99).confidence_interval
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, rng=99
+    ).confidence_interval
     width = theirs.high - theirs.low
     assert ours["low"] == pytest.approx(theirs.low, abs=0.03 * width)
     assert ours["high"] == pytest.approx(theirs.high, abs=0.03 * width)
@@ -103,15 +117,18 @@ def test_paired_difference_uses_the_pairs():
     paired = stats.paired_difference(a, b, seed=3)
     assert 0.4 < paired["low"] < paired["value"] < paired["high"] < 0.6
     unpaired = stats.difference(a, b, seed=3)
-    assert unpaired["low"] < 0 < unpaired["high"] and unpaired["value"] == pytest.approx(paired["value"])
+    assert unpaired["low"] < 0 < unpaired["high"] and unpaired["value"] == pytest.approx(
+        paired["value"]
+    )
 
 
 def test_difference_of_groups_is_scipys():
     rng = np.random.default_rng(10)
     a, b = rng.random(40), rng.random(25) ** 2
     ours = stats.difference(a, b, seed=4)
-    theirs = scipy.stats.bootstrap((a, b), lambda x, y, axis=-1: x.mean(axis) - y.mean(axis), rng=5,
-                                   n_resamples=20_000).confidence_interval
+    theirs = scipy.stats.bootstrap(
+        (a, b), lambda x, y, axis=-1: x.mean(axis) - y.mean(axis), rng=5, n_resamples=20_000
+    ).confidence_interval
     assert (ours["low"], ours["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.01)
     assert ours["n"] == 25
 
@@ -126,8 +143,12 @@ def test_mcnemar_is_the_binomial_test_on_discordant_pairs(pairs):
     if only_a + only_b:
         both = sum(x and y for x, y in pairs)
         neither = len(pairs) - both - only_a - only_b
-        assert found["p_value"] == pytest.approx(oracle_mcnemar([[both, only_a], [only_b, neither]]).pvalue)
-        assert found["p_value"] == pytest.approx(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
+        assert found["p_value"] == pytest.approx(
+            oracle_mcnemar([[both, only_a], [only_b, neither]]).pvalue
+        )
+        assert found["p_value"] == pytest.approx(
+            scipy.stats.binomtest(only_a, only_a + only_b).pvalue
+        )
     else:
         assert found["p_value"] == 1.0
 
@@ -154,7 +175,9 @@ def test_pass_at_k_is_the_average_over_all_subsets(n):
 def test_entropy():
     assert stats.entropy([3, 3, 3]) == 0
     assert stats.entropy([0, 1, 2, 3]) == pytest.approx(2)
-    assert stats.entropy([-1] * 4) == pytest.approx(2)  # four failures to answer are four different outcomes
+    assert stats.entropy([-1] * 4) == pytest.approx(
+        2
+    )  # four failures to answer are four different outcomes
     classes = [0, 0, 1, 2, 2, 2]
     assert stats.entropy(classes) == pytest.approx(scipy.stats.entropy([2, 1, 3], base=2))
 
@@ -175,7 +198,9 @@ def test_n_to_decide_edges():
     estimate = stats.mean_ci(values)
     needed = stats.n_to_decide(estimate, 0.55)
     assert needed > 6
-    assert stats.n_to_decide(estimate, estimate["value"]) is None  # no n decides a value on its threshold
+    assert (
+        stats.n_to_decide(estimate, estimate["value"]) is None
+    )  # no n decides a value on its threshold
     assert stats.n_to_decide(estimate, 5.0) == 6  # decided already
     assert stats.n_to_decide({"value": 3}, 1.0) is None
 

@@ -1,4 +1,5 @@
-"""Evaluation items: shape, determinism, balance, disjoint splits, and errors that say what to do."""
+"""Evaluation items: shape, determinism, balance, disjoint splits, and errors that say what to
+do."""
 
 import ast
 import calendar
@@ -22,21 +23,34 @@ from lib.files import ROOT
 from lib.packaged import generated as generated_items
 
 SHARED = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not (SHARED / "evals").is_dir(), reason="needs the shared test data")
+needs_data = pytest.mark.skipif(
+    not (SHARED / "evals").is_dir(), reason="needs the shared test data"
+)
 ALL = list(tasks.CATEGORIES)
 
 
 @pytest.fixture(scope="module")
 def pools():
     return {
-        split: {category: tasks.load_items("packaged", [category], 10_000, 1, split) for category in ALL}
+        split: {
+            category: tasks.load_items("packaged", [category], 10_000, 1, split) for category in ALL
+        }
         for split in ("test", "probe")
     }
 
 
 def test_every_item_has_the_agreed_shape_and_survives_json(pools):
     for item in [item for split in pools.values() for items in split.values() for item in items]:
-        assert set(item) == {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}
+        assert set(item) == {
+            "id",
+            "task",
+            "category",
+            "prompt",
+            "gold",
+            "checker",
+            "meta",
+            "licence",
+        }
         assert json.loads(json.dumps(item)) == item
         assert item["prompt"].strip() and item["licence"] and item["meta"]["question"]
         assert len(item["id"]) == 16 and item["category"] in tasks.CATEGORIES
@@ -55,7 +69,10 @@ def test_test_and_probe_share_no_item(pools):
     for category in ALL:
         ids = [{item["id"] for item in pools[split][category]} for split in ("test", "probe")]
         assert not ids[0] & ids[1]
-        assert all(len(found) == len(pools[split][category]) for found, split in zip(ids, pools, strict=True))
+        assert all(
+            len(found) == len(pools[split][category])
+            for found, split in zip(ids, pools, strict=True)
+        )
 
 
 def test_the_same_call_gives_the_same_items_and_another_seed_others():
@@ -130,15 +147,23 @@ def _one_solution(meta, entry):
         numbers = [float(word.replace(",", "")) for word in question.rsplit(": ", 1)[1].split()]
         return str(min(numbers) if "pick the smallest" in question else max(numbers))
     if name == "letter_counting":
-        letter, text = re.search(r'letter "(.)" appear in the text: "(.*)"', question, re.DOTALL).groups()
+        letter, text = re.search(
+            r'letter "(.)" appear in the text: "(.*)"', question, re.DOTALL
+        ).groups()
         return str(text.lower().count(letter))
     if name == "needle_haystack":
         story, asked = question.split("\nWho ")
         needle = asked.split("? ")[0]
-        return next(line.split(" ")[0] for line in story.split(". ") if line.rstrip(". ").endswith(f" {needle}"))
+        return next(
+            line.split(" ")[0]
+            for line in story.split(". ")
+            if line.rstrip(". ").endswith(f" {needle}")
+        )
     if name == "course_schedule":
         graph = {}
-        for course, before in ast.literal_eval(question[question.index("[(") : question.index(")]") + 2]):
+        for course, before in ast.literal_eval(
+            question[question.index("[(") : question.index(")]") + 2]
+        ):
             graph.setdefault(course, set()).add(before)
         try:
             tuple(graphlib.TopologicalSorter(graph).static_order())
@@ -180,24 +205,30 @@ def test_golds_agree_with_independent_solutions(pools):
     for item in pools["test"]["math"] + pools["test"]["reasoning"]:
         found = _one_solution(item["meta"], item["meta"]["entry"])
         if found is not None:
-            loose = item["task"] == "number_format" and abs(float(found) - float(item["gold"])) < 1e-6
+            loose = (
+                item["task"] == "number_format" and abs(float(found) - float(item["gold"])) < 1e-6
+            )
             assert found == item["gold"] or loose, (item["meta"]["question"], item["gold"], found)
             checked[item["task"]] += 1
-    assert set(checked) == {name for pairs in tasks.FAMILIES.values() for name, _ in pairs} - {"number_sequence"}
+    assert set(checked) == {name for pairs in tasks.FAMILIES.values() for name, _ in pairs} - {
+        "number_sequence"
+    }
     assert min(checked.values()) > 80, checked
 
 
 def test_items_do_not_depend_on_the_process():
     """Python's hash seed differs from process to process; an item must not."""
     code = (
-        "import hashlib\nfrom lib.evaluation import tasks\n"
-        "items = tasks.load_items('packaged', ['math', 'reasoning', 'knowledge', 'instruction'], 9999, 1)\n"
-        "print(hashlib.sha256(repr(items).encode()).hexdigest())"
+        "import hashlib\nfrom lib.evaluation import tasks\nitems = tasks.load_items('packaged',"
+        " ['math', 'reasoning', 'knowledge', 'instruction'], 9999,"
+        " 1)\nprint(hashlib.sha256(repr(items).encode()).hexdigest())"
     )
     outputs = set()
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         outputs.add(done.stdout)
     assert len(outputs) == 1
@@ -209,8 +240,12 @@ def test_no_fact_of_a_test_subject_is_in_the_training_rows(pools):
     told = [response for _, response in tasks.knowledge_training(1)]
     assert len(told) > 100
     for response in told:
-        assert not any(f" {subject} " in f" {response.rstrip('.')} " for subject in subjects), response
-    parts = {name: {i["meta"]["subject"] for i in tasks.packaged_knowledge(name)} for name in tasks.SEEDS}
+        assert not any(f" {subject} " in f" {response.rstrip('.')} " for subject in subjects), (
+            response
+        )
+    parts = {
+        name: {i["meta"]["subject"] for i in tasks.packaged_knowledge(name)} for name in tasks.SEEDS
+    }
     assert not parts["test"] & parts["train"] and not parts["probe"] & parts["train"]
 
 
@@ -228,7 +263,11 @@ def test_written_instructions_have_checkers_that_take_their_arguments(pools):
         meta = item["meta"]
         constraints.failed(meta["instruction_id_list"], meta["kwargs"], "A short answer.")
         assert "{word}" not in json.dumps(item)
-    kinds = {name for item in pools["test"]["instruction"] for name in item["meta"]["instruction_id_list"]}
+    kinds = {
+        name
+        for item in pools["test"]["instruction"]
+        for name in item["meta"]["instruction_id_list"]
+    }
     assert len(kinds) >= 12
 
 
@@ -256,7 +295,9 @@ ROW = {"question": "Two and two?\u2028Say.", "answer": "Four.\n#### 4"}
 
 def test_a_folder_of_ones_own_is_read_plain_or_compressed(tmp_path):
     for compress in (False, True):
-        folder = _folder(tmp_path / str(compress), "gsm8k_test.jsonl" + ".gz" * compress, [ROW], compress)
+        folder = _folder(
+            tmp_path / str(compress), "gsm8k_test.jsonl" + ".gz" * compress, [ROW], compress
+        )
         (item,) = tasks.load_items(str(folder), ["math"], 1, 1)
         assert item["task"] == "gsm8k" and item["meta"]["question"] == ROW["question"]
 
@@ -268,7 +309,9 @@ def test_a_missing_category_is_named_with_the_file_it_wants(tmp_path):
     assert [text for _, text, _ in tasks.evaluation_texts(str(folder))] == [ROW["question"]]
 
 
-@pytest.mark.parametrize(("row", "said"), [("{", "not JSONL"), ({"query": "x"}, "row 1: not the layout of gsm8k")])
+@pytest.mark.parametrize(
+    ("row", "said"), [("{", "not JSONL"), ({"query": "x"}, "row 1: not the layout of gsm8k")]
+)
 def test_a_broken_file_is_named(tmp_path, row, said):
     folder = _folder(tmp_path, "gsm8k_test.jsonl", [row])
     with pytest.raises(ValueError, match=said):
@@ -306,7 +349,9 @@ def test_real_layouts_are_read_right():
     }
     navigate = pool["bbh", "navigate"]
     assert (
-        navigate["checker"] == "exact" and "(Yes or No)" in navigate["prompt"] and "Options" not in navigate["prompt"]
+        navigate["checker"] == "exact"
+        and "(Yes or No)" in navigate["prompt"]
+        and "Options" not in navigate["prompt"]
     )
     assert pool["bbh", "date_understanding"]["meta"]["options"][0].count("/") == 2
     assert pool["bbh", "object_counting"]["checker"] == "math"

@@ -57,11 +57,15 @@ def test_loss_falls_on_the_assistants_words_alone(template):
     learned = [run for run in conversations.mask_table(tokenizer, example) if run["loss"]]
     assert [run["text"] for run in learned] == ["Yo<|im_end|>", "So long<|im_end|>"]
     assert [run["tokens"] for run in learned] == [3, 8]  # one token a byte, and the end of turn
-    assert tokenizer.decode(example["input_ids"]) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert tokenizer.decode(example["input_ids"]) == tokenizer.apply_chat_template(
+        CHAT, tokenize=False
+    )
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
-    rewriting = tiny.CHATML.replace("message['content']", "(message['content'] if loop.last else 'x')")
+    rewriting = tiny.CHATML.replace(
+        "message['content']", "(message['content'] if loop.last else 'x')"
+    )
     with pytest.raises(ValueError, match="generation"):
         conversations.encode(tiny.tokenizer(rewriting), CHAT, 512)
 
@@ -69,9 +73,12 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
 def test_cut_conversations_are_counted_and_empty_training_sets_refused(tmp_path):
     tokenizer = tiny.tokenizer()
     write_jsonl(
-        tmp_path / "train.jsonl", [*rows(3), {"id": "long", "instruction": "x" * 400, "response": "never seen"}]
+        tmp_path / "train.jsonl",
+        [*rows(3), {"id": "long", "instruction": "x" * 400, "response": "never seen"}],
     )
-    data, counts = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+    data, counts = conversations.dataset(
+        tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache"
+    )
     assert counts == {"rows": 4, "truncated": 1, "without_answer": 1} and len(data) == 3
     with pytest.raises(ValueError, match="max_length"):
         conversations.dataset(tmp_path / "train.jsonl", tokenizer, 10, 0, 0, tmp_path / "cache")
@@ -94,12 +101,18 @@ def test_padding_changes_no_loss(tmp_path):
 
     model, tokenizer = models.load(tiny.checkpoint(tmp_path / "model"), "float32")
     write_jsonl(tmp_path / "train.jsonl", rows(9))
-    data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+    data, _ = conversations.dataset(
+        tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache"
+    )
     batched = train.example_losses(model, data, tokenizer.pad_token_id, "float32")
     for example, loss in zip(data, batched, strict=True):
         with torch.inference_mode():
             nats = -model(torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
-        each = [nats[i - 1, t].item() for i, t in enumerate(example["labels"]) if t != conversations.IGNORED]
+        each = [
+            nats[i - 1, t].item()
+            for i, t in enumerate(example["labels"])
+            if t != conversations.IGNORED
+        ]
         assert loss == pytest.approx(np.mean(each), abs=1e-4)
 
 
@@ -108,20 +121,27 @@ def test_the_plain_loss_of_a_flat_batch_and_its_gradient_equal_the_models_own(tm
     model, tokenizer = models.load(tiny.checkpoint(tmp_path / "model"), "float32")
     adapted = train.add_lora(model, 4, 8, 0.0, 1)
     write_jsonl(tmp_path / "train.jsonl", rows(6))
-    data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+    data, _ = conversations.dataset(
+        tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache"
+    )
     flat = streams.flat(list(data))
     items = int((flat["shift_labels"] != conversations.IGNORED).sum())
     assert items == sum(data["answer_tokens"])
 
     def cut(budget):
-        return sum(streams.plain_loss(adapted, **p, items=items) for p in streams.cut(flat, budget, padded=True))
+        return sum(
+            streams.plain_loss(adapted, **p, items=items)
+            for p in streams.cut(flat, budget, padded=True)
+        )
 
     padded = conversations.collate(list(data), tokenizer.pad_token_id)
     gradients = []
     for loss in (adapted(**padded).loss, cut(10**6), cut(120)):
         adapted.zero_grad()
         loss.backward()
-        gradients.append([p.grad.clone() for p in adapted.parameters() if p.grad is not None] + [loss.detach()])
+        gradients.append(
+            [p.grad.clone() for p in adapted.parameters() if p.grad is not None] + [loss.detach()]
+        )
     assert len(gradients[0]) == 2 * 7 * 2 + 1
     for theirs, *ours in zip(*gradients, strict=True):
         for each in ours:
@@ -139,14 +159,17 @@ def test_pieces_hold_every_document_once_and_keep_the_budget(lengths, budget, pa
 
 
 def test_every_gpu_gets_as_many_tokens():
-    """Four processes: each step's conversations once among them, token counts within one long document."""
+    """Four processes: each step's conversations once among them, token counts within one long
+    document."""
     lengths = [int(x) for x in np.random.default_rng(0).lognormal(5, 0.8, 512)]
     each = [list(streams.level_sampler(lengths, 64, 4, rank, seed=1)) for rank in range(4)]
     for step in range(8):
         shares = [each[rank][step] for rank in range(4)]
         assert len({i for share in shares for i in share}) == sum(map(len, shares)) == 64
         tokens = [sum(lengths[i] for i in share) for share in shares]
-        assert max(tokens) - min(tokens) < 0.1 * sum(tokens) / 4 + max(lengths[i] for s in shares for i in s)
+        assert max(tokens) - min(tokens) < 0.1 * sum(tokens) / 4 + max(
+            lengths[i] for s in shares for i in s
+        )
 
 
 SCRIPT = """
@@ -162,7 +185,7 @@ out = folder / sys.argv[4]
 result = train.fit(adapted, tokenizer, data, data.select(range(4)), out / "checkpoints", settings, probe, "same")
 train.save_adapter(adapted, tokenizer, out / "adapter", train.base_record(str(folder / "model"), "float32", ""))
 (out / "result.json").write_text(json.dumps(result))
-"""
+"""  # noqa: E501
 
 
 def start(folder: Path, name: str, slow: float) -> subprocess.Popen:
@@ -174,7 +197,8 @@ def start(folder: Path, name: str, slow: float) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path):
-    """SIGKILL after the first checkpoint; losses and adapter of the resumed run equal those of a run never stopped."""
+    """SIGKILL after the first checkpoint; losses and adapter of the resumed run equal those of a
+    run never stopped."""
     from safetensors.numpy import load_file
 
     tiny.checkpoint(tmp_path / "model")
@@ -183,20 +207,32 @@ def test_a_killed_run_goes_on_with_the_same_losses(tmp_path):
     process = start(tmp_path, "killed", 1.0)
     deadline = time.time() + 90
     while not list((tmp_path / "killed" / "checkpoints").glob("checkpoint-*/complete.json")):
-        assert time.time() < deadline and process.poll() is None, "no checkpoint was written before the run ended"
+        assert time.time() < deadline and process.poll() is None, (
+            "no checkpoint was written before the run ended"
+        )
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     torn = tmp_path / "killed" / "checkpoints" / "checkpoint-9999"
     torn.mkdir()  # what a kill in the middle of writing leaves
     assert start(tmp_path, "killed", 0).wait(120) == 0
-    whole, resumed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
+    whole, resumed = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")
+    )
     assert resumed["resumed_from"] >= 3 and not torn.exists()
-    curve = [[(row["step"], row["loss"]) for row in result["history"] if "loss" in row] for result in (whole, resumed)]
+    curve = [
+        [(row["step"], row["loss"]) for row in result["history"] if "loss" in row]
+        for result in (whole, resumed)
+    ]
     assert curve[0] == curve[1] and len(curve[0]) == 10
-    assert [score["step"] for score in resumed["probe"]] == [score["step"] for score in whole["probe"]]
+    assert [score["step"] for score in resumed["probe"]] == [
+        score["step"] for score in whole["probe"]
+    ]
     assert resumed["tokens"] == whole["tokens"]
-    weights = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "killed")]
+    weights = [
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("whole", "killed")
+    ]
     assert all(np.array_equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
@@ -207,10 +243,19 @@ def test_other_data_discards_old_checkpoints(tmp_path):
     resumed = []
     for fingerprint in ("one", "one", "two"):
         model, tokenizer = models.load(name, "float32")
-        data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+        data, _ = conversations.dataset(
+            tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache"
+        )
         adapted = train.add_lora(model, 4, 8, 0.0, 1)
         result = train.fit(
-            adapted, tokenizer, data, data.select(range(4)), tmp_path / "ck", settings, None, fingerprint
+            adapted,
+            tokenizer,
+            data,
+            data.select(range(4)),
+            tmp_path / "ck",
+            settings,
+            None,
+            fingerprint,
         )
         resumed.append(result["resumed_from"])
         assert result["finished"] and result["steps"] == 4
@@ -219,7 +264,9 @@ def test_other_data_discards_old_checkpoints(tmp_path):
 
 def test_mfu_is_absent_where_the_peak_is_unknown():
     assert throughput.mfu(1000, 8e9, "AMD EPYC") is None
-    assert throughput.mfu(10_000, 8e9, "NVIDIA H100 80GB HBM3") == pytest.approx(4 * 8e9 * 1e4 / 989e12)
+    assert throughput.mfu(10_000, 8e9, "NVIDIA H100 80GB HBM3") == pytest.approx(
+        4 * 8e9 * 1e4 / 989e12
+    )
 
 
 def test_an_estimate_follows_the_measurement_and_is_absent_for_other_sizes(tmp_path, monkeypatch):
@@ -244,14 +291,26 @@ def test_two_processes_train_the_adapter_that_one_would(tmp_path):
     settings, results, weights = {**SETTINGS, "eval_steps": 10}, [], []
     for processes in (1, 2):
         model, tokenizer = models.load(name, "float32")
-        data, _ = conversations.dataset(tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache")
+        data, _ = conversations.dataset(
+            tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache"
+        )
         adapted = train.add_lora(model, 4, 8, 0.0, settings["seed"])
         folder, held_out = tmp_path / f"ck{processes}", data.select(range(4))
         if processes == 1:
-            results.append(train.fit(adapted, tokenizer, data, held_out, folder, settings, None, "x"))
+            results.append(
+                train.fit(adapted, tokenizer, data, held_out, folder, settings, None, "x")
+            )
         else:
-            job = {"model": name, "base_dtype": "float32", "model_revision": "", "lora_r": 4, "lora_alpha": 8,
-                   "lora_dropout": 0.0, "settings": settings, "fingerprint": "x"}  # fmt: skip
+            job = {
+                "model": name,
+                "base_dtype": "float32",
+                "model_revision": "",
+                "lora_r": 4,
+                "lora_alpha": 8,
+                "lora_dropout": 0.0,
+                "settings": settings,
+                "fingerprint": "x",
+            }
             splits = {"train": data, "valid": held_out}
             results.append(train_worker.launch(adapted, splits, folder, job, processes, cpu=True))
         weights.append([p.detach().numpy() for p in adapted.parameters() if p.requires_grad])

@@ -1,12 +1,14 @@
 """All of 00 over shards, as a command, on a Ray cluster or on processes of this machine.
 
-    python -m lib.cluster.curate s3://bucket/raw/*.jsonl --out s3://bucket/clean --profile llama8b \\
+    python -m lib.cluster.curate s3://bucket/raw/*.jsonl --out s3://bucket/clean --profile llama8b
+    \\
         -p data=../mydata
 
-Raw rows in the layouts of 00 (JSON lines or Parquet, on any fsspec path; earlier sources win over later ones) are
-normalised, filtered, checked for language and evaluation items, deduplicated, and written as shards of each split, by
-the functions of 00 with the parameters of 00: the rows that stay are those that 00 keeps. Beside them `rejects/` with
-the reason of every row that was refused, `drops/` with the keeper of every duplicate, and `manifest.json`.
+Raw rows in the layouts of 00 (JSON lines or Parquet, on any fsspec path; earlier sources win over
+later ones) are normalised, filtered, checked for language and evaluation items, deduplicated, and
+written as shards of each split, by the functions of 00 with the parameters of 00: the rows that
+stay are those that 00 keeps. Beside them `rejects/` with the reason of every row that was refused,
+`drops/` with the keeper of every duplicate, and `manifest.json`.
 """
 
 from __future__ import annotations
@@ -28,10 +30,14 @@ from lib.files import ROOT, content_hash
 SHARES = ("validation", "calibration", "threshold")
 
 
-def judge_rows(named: list[str], out: str, index, settings: dict, piece: int | None = None) -> dict[str, Counter]:
-    """Write the raw rows of some shards that pass the per-row stages into out/rows, the others into out/rejects.
+def judge_rows(
+    named: list[str], out: str, index, settings: dict, piece: int | None = None
+) -> dict[str, Counter]:
+    """Write the raw rows of some shards that pass the per-row stages into out/rows, the others into
+    out/rejects.
 
-    index, settings: as `curate.ingest` takes them. Returns the counters of `curate.judge`. Needs a running Ray.
+    index, settings: as `curate.ingest` takes them. Returns the counters of `curate.judge`. Needs a
+    running Ray.
     """
     import ray
 
@@ -49,9 +55,16 @@ def _judge(chunk: dict, job) -> dict:
 
     job, chunk = cluster.held(job), cluster.of_batch(chunk)
     name = source_of(chunk["path"])
-    source = {"name": name, "kind": "file", "path": chunk["path"], "licence": sources.licence_of(name)}
+    source = {
+        "name": name,
+        "kind": "file",
+        "path": chunk["path"],
+        "licence": sources.licence_of(name),
+    }
     raw = _raw(chunk, job["settings"]["max_row_bytes"])
-    kept, rejected, seen = curate.judge(raw, source=source, name=name, index=job["index"], settings=job["settings"])
+    kept, rejected, seen = curate.judge(
+        raw, source=source, name=name, index=job["index"], settings=job["settings"]
+    )
     for folder, rows in (("rows", kept), ("rejects", rejected)):
         if rows:
             shards.write(rows, f"{job['out']}/{folder}/{cluster_job.part(chunk)}.jsonl")
@@ -59,10 +72,18 @@ def _judge(chunk: dict, job) -> dict:
 
 
 def source_of(path: str) -> str:
-    """The source that a shard belongs to: its file name without suffix and number, or its folder's name where that
-    leaves a word that says nothing: "a/dolly-00001-of-00004.parquet" is dolly, "a/dolly/train-00001.jsonl", too."""
-    name = re.sub(r"([-_]\d+)?([-_]of[-_]\d+)?$", "", sources.stem(Path(path)).removesuffix(".parquet"))
-    return Path(path).parent.name if name.isdigit() or name in ("", "train", "part", "data", "shard", "rows") else name
+    """The source that a shard belongs to: its file name without suffix and number, or its folder's
+    name where that leaves a word that says nothing: "a/dolly-00001-of-00004.parquet" is dolly,
+    "a/dolly/train-00001.jsonl", too.
+    """
+    name = re.sub(
+        r"([-_]\d+)?([-_]of[-_]\d+)?$", "", sources.stem(Path(path)).removesuffix(".parquet")
+    )
+    return (
+        Path(path).parent.name
+        if name.isdigit() or name in ("", "train", "part", "data", "shard", "rows")
+        else name
+    )
 
 
 def _raw(chunk: dict, most: int):
@@ -80,7 +101,8 @@ def _raw(chunk: dict, most: int):
 
 
 def priority(row: dict, shard: int, first: list[int]) -> tuple[int, int]:
-    """The keep rule of 00 for a row of a shard of out/rows; first: the number of the source of each of these."""
+    """The keep rule of 00 for a row of a shard of out/rows; first: the number of the source of each
+    of these."""
     return curate.importance(row, first[shard])
 
 
@@ -92,12 +114,19 @@ def split(row: dict, shares: dict[str, float]) -> str:
     return splits.SPLITS[int(splits.split_of(group, shares)[0])]
 
 
-def run(paths: list[str], out: str, values: dict, suffix: str = ".jsonl", piece: int | None = None,
-        partitions: int | None = None) -> dict:  # fmt: skip
+def run(
+    paths: list[str],
+    out: str,
+    values: dict,
+    suffix: str = ".jsonl",
+    piece: int | None = None,
+    partitions: int | None = None,
+) -> dict:
     """Curate the raw shards at `paths` into `out`; returns what is written to its manifest.json.
 
-    values: parameters of 00_curate, from `params.effective`. Needs a running Ray. Raises ShardError for shards that
-    are missing or hold no row that passes, and for a folder that holds shards already.
+    values: parameters of 00_curate, from `params.effective`. Needs a running Ray. Raises ShardError
+    for shards that are missing or hold no row that passes, and for a folder that holds shards
+    already.
     """
     import fsspec
 
@@ -109,25 +138,45 @@ def run(paths: list[str], out: str, values: dict, suffix: str = ".jsonl", piece:
     named = shards.find(paths)
     for folder in (out, *(f"{out}/{name}" for name in ("rows", "rejects", *splits.SPLITS))):
         cluster_job.check_out(folder, suffix)
-    index = decontaminate.Index(tasks.evaluation_texts(data), n=values["ngram"],
-                                ignore=packaged_rows.background() if packaged else ())  # fmt: skip
-    settings = {key: values[key] for key in ("min_chars", "max_chars", "max_repetition", "max_row_bytes")}
+    index = decontaminate.Index(
+        tasks.evaluation_texts(data),
+        n=values["ngram"],
+        ignore=packaged_rows.background() if packaged else (),
+    )
+    settings = {
+        key: values[key] for key in ("min_chars", "max_chars", "max_repetition", "max_row_bytes")
+    }
     seen = judge_rows(named, out, index, settings, piece)
     if not seen["counts"]["passed"]:
-        raise shards.ShardError(f"no row is left: read {out}/rejects, then widen the filters or the sources")
+        raise shards.ShardError(
+            f"no row is left: read {out}/rejects, then widen the filters or the sources"
+        )
     rows = shards.find([f"{out}/rows"])
     order = list(dict.fromkeys(map(source_of, named)))
     first = [order.index(source_of(named[int(Path(path).name.split("-")[1])])) for path in rows]
     drops, found_by = cluster.near_duplicates(
-        rows, curate.evidence, partial(priority, first=first), threshold=values["near_threshold"], piece=piece,
-        permutations=values["permutations"], template_rows=values["template_rows"], partitions=partitions)
+        rows,
+        curate.evidence,
+        partial(priority, first=first),
+        threshold=values["near_threshold"],
+        piece=piece,
+        permutations=values["permutations"],
+        template_rows=values["template_rows"],
+        partitions=partitions,
+    )
     shares = {name: values[f"{name}_share"] for name in SHARES}
     kept = cluster_job.write_kept(rows, drops, out, suffix, piece, partial(split, shares=shares))
     cluster_job.write_drops(rows, drops, out)
-    manifest = {"parameters": values, "shards": len(named), "counts": seen["counts"] | {"duplicates": len(drops)},
-                "reasons": dict(seen["reasons"].most_common(40)), "contaminated_by": seen["hits"],
-                "evaluation_items": index.counts, "deduplication": found_by,
-                "splits": {name: made for name, made in sorted(kept.items()) if name}}  # fmt: skip
+    manifest = {
+        "parameters": values,
+        "shards": len(named),
+        "counts": seen["counts"] | {"duplicates": len(drops)},
+        "reasons": dict(seen["reasons"].most_common(40)),
+        "contaminated_by": seen["hits"],
+        "evaluation_items": index.counts,
+        "deduplication": found_by,
+        "splits": {name: made for name, made in sorted(kept.items()) if name},
+    }
     system, inner = fsspec.core.url_to_fs(f"{out}/manifest.json")
     system.pipe(inner, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     return manifest
@@ -135,13 +184,21 @@ def run(paths: list[str], out: str, values: dict, suffix: str = ".jsonl", piece:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("paths", nargs="+", help="files, folders or patterns of raw shards, on any fsspec path")
+    parser.add_argument(
+        "paths", nargs="+", help="files, folders or patterns of raw shards, on any fsspec path"
+    )
     parser.add_argument("--out", required=True, help="folder of the shards that are written")
     parser.add_argument("--profile", default="llama8b", help="whose parameters of 00_curate hold")
-    parser.add_argument("-p", action="append", default=[], metavar="key=value", help="a parameter of 00_curate")
+    parser.add_argument(
+        "-p", action="append", default=[], metavar="key=value", help="a parameter of 00_curate"
+    )
     parser.add_argument("--suffix", default=".jsonl", choices=shards.SUFFIXES)
-    parser.add_argument("--partitions", type=int, help="tasks of a shuffle; more need less memory each; by bytes")
-    parser.add_argument("--address", default="", help="of a running cluster; empty starts one on this machine")
+    parser.add_argument(
+        "--partitions", type=int, help="tasks of a shuffle; more need less memory each; by bytes"
+    )
+    parser.add_argument(
+        "--address", default="", help="of a running cluster; empty starts one on this machine"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes where none runs yet")
     chosen = parser.parse_args()
     try:
@@ -149,7 +206,9 @@ def main() -> None:
         values = params.effective(chosen.profile, ["00_curate"], overrides)["00_curate"]
         shards.find(chosen.paths)  # before a cluster is started for nothing
         cluster.start(chosen.address, chosen.workers)
-        manifest = run(chosen.paths, chosen.out, values, chosen.suffix, partitions=chosen.partitions)
+        manifest = run(
+            chosen.paths, chosen.out, values, chosen.suffix, partitions=chosen.partitions
+        )
     except (params.ParameterError, shards.ShardError) as error:
         parser.exit(2, f"error: {error}\n")
     print(json.dumps({key: manifest[key] for key in ("counts", "splits", "reasons")}, indent=1))

@@ -1,7 +1,9 @@
-"""Shards of a data set on any fsspec path, JSON lines or Parquet: read in chunks and by row, written whole or not.
+"""Shards of a data set on any fsspec path, JSON lines or Parquet: read in chunks and by row,
+written whole or not.
 
-A row is known by its shard and a number: the byte where its line begins, or its place in a Parquet file. A chunk is a
-stretch of lines or one row group; what it holds does not depend on who reads it, so a lost task can be done again.
+A row is known by its shard and a number: the byte where its line begins, or its place in a Parquet
+file. A chunk is a stretch of lines or one row group; what it holds does not depend on who reads it,
+so a lost task can be done again.
 """
 
 from __future__ import annotations
@@ -16,29 +18,38 @@ SUFFIXES = (".jsonl", ".parquet")
 
 
 class ShardError(OSError):
-    """A shard that is missing, incomplete, unreadable or in the way; the message says which and what to do."""
+    """A shard that is missing, incomplete, unreadable or in the way; the message says which and
+    what to do."""
 
 
 def find(paths: list[str]) -> list[str]:
-    """Shards named by files, folders or patterns, sorted within each; ShardError when one names nothing."""
+    """Shards named by files, folders or patterns, sorted within each; ShardError when one names
+    nothing."""
     import fsspec
 
     found = []
     for path in paths:
         system, inner = fsspec.core.url_to_fs(str(path))
         if system.isdir(inner):
-            names = [name for name in system.ls(inner, detail=False)
-                     if name.endswith(SUFFIXES) and not name.rpartition("/")[2].startswith(".")]
+            names = [
+                name
+                for name in system.ls(inner, detail=False)
+                if name.endswith(SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+            ]
         else:
             names = system.glob(inner) if "*" in inner else [inner] if system.exists(inner) else []
         if not names:
-            raise ShardError(f"{path}: no shard there; wanted a file, a folder or a pattern of {' or '.join(SUFFIXES)}")
+            raise ShardError(
+                f"{path}: no shard there; wanted a file, a folder or a pattern of"
+                f" {' or '.join(SUFFIXES)}"
+            )
         found += [system.unstrip_protocol(name) for name in sorted(names)]
     return found
 
 
 def chunks(shards: list[str], piece: int = PIECE) -> list[dict]:
-    """The chunks of all shards in order: {"shard": number, "path", "low", "high" in bytes, or row groups, "bytes"}."""
+    """The chunks of all shards in order: {"shard": number, "path", "low", "high" in bytes, or row
+    groups, "bytes"}."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -52,18 +63,23 @@ def chunks(shards: list[str], piece: int = PIECE) -> list[dict]:
                 edges = range(groups.num_row_groups + 1)
                 sizes = [groups.row_group(i).total_byte_size for i in range(groups.num_row_groups)]
             except Exception as error:  # pyarrow raises ArrowInvalid, fsspec OSError of many kinds
-                raise ShardError(f"{path}: not a whole Parquet file ({error}); write the shard again") from error
+                raise ShardError(
+                    f"{path}: not a whole Parquet file ({error}); write the shard again"
+                ) from error
         else:
             edges = [*range(0, system.size(inner), piece), system.size(inner)]
             sizes = [high - low for low, high in zip(edges, edges[1:], strict=False)]
-        found += [{"shard": number, "path": path, "low": low, "high": high, "bytes": size}
-                  for low, high, size in zip(edges, edges[1:], sizes, strict=False) if low < high]
+        found += [
+            {"shard": number, "path": path, "low": low, "high": high, "bytes": size}
+            for low, high, size in zip(edges, edges[1:], sizes, strict=False)
+            if low < high
+        ]
     return found
 
 
 def read(chunk: dict) -> Iterator[tuple[int, int, dict]]:
-    """(number, size in bytes, row) of the rows of a chunk. A line belongs to the chunk in which it begins. ShardError
-    when the shard is gone, or holds what is no JSON."""
+    """(number, size in bytes, row) of the rows of a chunk. A line belongs to the chunk in which it
+    begins. ShardError when the shard is gone, or holds what is no JSON."""
     if chunk["path"].endswith(".parquet"):
         yield from _read_group(chunk)
         return
@@ -73,8 +89,8 @@ def read(chunk: dict) -> Iterator[tuple[int, int, dict]]:
 
 
 def lines(chunk: dict, most: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """(byte, line) of the lines of JSON that begin in a chunk; None for one longer than `most` bytes, which is read
-    past in pieces. ShardError when the shard is gone."""
+    """(byte, line) of the lines of JSON that begin in a chunk; None for one longer than `most`
+    bytes, which is read past in pieces. ShardError when the shard is gone."""
     with _opened(chunk["path"]) as handle:
         handle.seek(max(chunk["low"] - 1, 0))
         at = chunk["low"] and chunk["low"] - 1 + _next_line(handle, most)[1]
@@ -107,8 +123,10 @@ def _opened(path: str):
         with system.open(inner, "rb") as handle:
             yield handle
     except FileNotFoundError as error:
-        raise ShardError(f"{path} is gone since the job began; restore it and start again: finished "
-                         "stages are not kept") from error
+        raise ShardError(
+            f"{path} is gone since the job began; restore it and start again: finished "
+            "stages are not kept"
+        ) from error
 
 
 def _parsed(line: bytes, path: str, at: int) -> dict:
@@ -117,7 +135,9 @@ def _parsed(line: bytes, path: str, at: int) -> dict:
     try:
         return orjson.loads(line)
     except ValueError as error:
-        raise ShardError(f"{path}, byte {at}: not JSON ({error}); the shard is incomplete or damaged") from error
+        raise ShardError(
+            f"{path}, byte {at}: not JSON ({error}); the shard is incomplete or damaged"
+        ) from error
 
 
 def _read_group(chunk: dict) -> Iterator[tuple[int, int, dict]]:
@@ -137,8 +157,12 @@ def fetch(path: str, numbers: list[int], sizes: list[int]) -> list[dict]:
 
     system, inner = fsspec.core.url_to_fs(path)
     if not path.endswith(".parquet"):
-        lines = system.cat_ranges([inner] * len(numbers), numbers, [a + b for a, b in zip(numbers, sizes, strict=True)],
-                                  on_error="raise")
+        lines = system.cat_ranges(
+            [inner] * len(numbers),
+            numbers,
+            [a + b for a, b in zip(numbers, sizes, strict=True)],
+            on_error="raise",
+        )
         return [_parsed(line, path, at) for line, at in zip(lines, numbers, strict=True)]
     with system.open(inner) as handle:
         file, edges = pq.ParquetFile(handle), [0]
@@ -154,8 +178,8 @@ def fetch(path: str, numbers: list[int], sizes: list[int]) -> list[dict]:
 
 
 def write(rows: list[dict], path: str) -> int:
-    """Write a shard under a temporary name, then move it to `path`; returns the number of rows. A second writer of the
-    same rows (a task done again) ends with the same file."""
+    """Write a shard under a temporary name, then move it to `path`; returns the number of rows. A
+    second writer of the same rows (a task done again) ends with the same file."""
     import os
     import uuid
 
@@ -172,7 +196,9 @@ def write(rows: list[dict], path: str) -> int:
 
                 pq.write_table(pa.Table.from_pylist(rows), handle)
             else:
-                handle.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+                handle.writelines(
+                    json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows
+                )
         system.mv(temporary, inner)
     except BaseException:
         if system.exists(temporary):

@@ -1,1 +1,2 @@
-"""Compression: sizes on disk and their bound, plans for a budget, GGUF, packing, recovery, calibration."""
+"""Compression: sizes on disk and their bound, plans for a budget, GGUF, packing, recovery,
+calibration."""

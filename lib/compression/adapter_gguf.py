@@ -18,8 +18,14 @@ def write(adapter: str | Path, base: str | Path, out: str | Path, dtype: str = "
     adapter, out = Path(adapter), Path(out)
     config, _, _ = checked(base)
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if settings.get("peft_type") != "LORA" or settings.get("use_dora") or settings.get("modules_to_save"):
-        raise ValueError(f"{adapter}: only plain LoRA is converted (no DoRA, no fully trained modules)")
+    if (
+        settings.get("peft_type") != "LORA"
+        or settings.get("use_dora")
+        or settings.get("modules_to_save")
+    ):
+        raise ValueError(
+            f"{adapter}: only plain LoRA is converted (no DoRA, no fully trained modules)"
+        )
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     scale = settings["r"] ** 0.5 if settings.get("use_rslora") else 1.0
@@ -30,13 +36,17 @@ def write(adapter: str | Path, base: str | Path, out: str | Path, dtype: str = "
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(settings["lora_alpha"] * scale))
         for name, weight in tensors(adapter):
-            module, part = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
+            module, part = (
+                name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
+            )
             target = names.get_name(module)
             if target is None:
                 raise ValueError(f"{adapter}: module {module} has no place in a Llama GGUF")
             if part == "B" and module.endswith(("q_proj", "k_proj")):
                 weight = permute(weight, heads if module.endswith("q_proj") else kv_heads)
             writer.add_tensor(
-                f"{target}.weight.lora_{part.lower()}", gguf.quants.quantize(weight, kind), raw_dtype=kind
+                f"{target}.weight.lora_{part.lower()}",
+                gguf.quants.quantize(weight, kind),
+                raw_dtype=kind,
             )
     return out

@@ -1,4 +1,5 @@
-"""GGUF weights back as a plain checkpoint: the compressed model as something that can be trained on."""
+"""GGUF weights back as a plain checkpoint: the compressed model as something that can be trained
+on."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from lib.compression.to_gguf import checked, unpermute
 
 
 class Tensor(NamedTuple):
-    """One entry of a GGUF file's table: shape has rows first, `begin` counts from the start of the file."""
+    """One entry of a GGUF file's table: shape has rows first, `begin` counts from the start of the
+    file."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,12 +25,25 @@ class Tensor(NamedTuple):
     bytes: int
 
 
-WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of GGUF's value types, in bytes
+WIDTHS = {
+    0: 1,
+    1: 1,
+    2: 2,
+    3: 2,
+    4: 4,
+    5: 4,
+    6: 4,
+    7: 1,
+    10: 8,
+    11: 8,
+    12: 8,
+}  # of GGUF's value types, in bytes
 STRING, ARRAY = 8, 9
 
 
 def table(path: str | Path) -> list[Tensor]:
-    """The tensors of a GGUF file, by reading its header alone: gguf.GGUFReader makes an array of every token.
+    """The tensors of a GGUF file, by reading its header alone: gguf.GGUFReader makes an array of
+    every token.
 
     Raises ValueError for another magic number, and for a file that ends before its last tensor.
     """
@@ -57,14 +72,25 @@ def table(path: str | Path) -> list[Tensor]:
             at += 16 + 8 * dimensions
             kind = gguf.GGMLQuantizationType(kind)
             block, width = gguf.GGML_QUANT_SIZES[kind]
-            found.append(Tensor(name, tuple(reversed(sides)), kind.name, offset, math.prod(sides) // block * width))
+            found.append(
+                Tensor(
+                    name,
+                    tuple(reversed(sides)),
+                    kind.name,
+                    offset,
+                    math.prod(sides) // block * width,
+                )
+            )
     except (struct.error, KeyError, ValueError) as error:
         raise ValueError(f"{path}: cut short or damaged ({error}); write it again") from error
     start = -(-at // alignment) * alignment
     found = [each._replace(begin=start + each.begin) for each in found]
     end, size = max((each.begin + each.bytes for each in found), default=0), path.stat().st_size
     if end > size:
-        raise ValueError(f"{path}: cut short, its tensors end at byte {end:,} and the file at {size:,}; write it again")
+        raise ValueError(
+            f"{path}: cut short, its tensors end at byte {end:,} and the file at {size:,}; write it"
+            " again"
+        )
     return found
 
 
@@ -91,7 +117,8 @@ def _skip(raw: bytes, at: int, kind: int) -> int:
 
 
 def weights(path: str | Path):
-    """(name, float32 array, type name) of every tensor of a GGUF file, dequantised as llama.cpp does."""
+    """(name, float32 array, type name) of every tensor of a GGUF file, dequantised as llama.cpp
+    does."""
     import gguf
     import numpy as np
 
@@ -103,7 +130,9 @@ def weights(path: str | Path):
             values = raw.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
         else:
             block, width = gguf.GGML_QUANT_SIZES[kind]
-            values = gguf.quants.dequantize(raw.reshape(-1, tensor.shape[-1] // block * width), kind)
+            values = gguf.quants.dequantize(
+                raw.reshape(-1, tensor.shape[-1] // block * width), kind
+            )
         yield tensor.name, values.reshape(tensor.shape), tensor.type
 
 
@@ -113,7 +142,8 @@ def type_counts(path: str | Path) -> dict[str, int]:
 
 
 def zero_share(path: str | Path) -> dict[str, float]:
-    """Share of exact zeros among the weights of attention and MLP matrices: {"all": share, type: share ...}."""
+    """Share of exact zeros among the weights of attention and MLP matrices: {"all": share, type:
+    share ...}."""
     import numpy as np
 
     zeros: dict[str, list[int]] = {"all": [0, 0]}
@@ -127,9 +157,11 @@ def zero_share(path: str | Path) -> dict[str, float]:
 
 
 def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
-    """Write the dequantised weights of a GGUF file as float32 checkpoint `out`, with config and tokenizer of `like`.
+    """Write the dequantised weights of a GGUF file as float32 checkpoint `out`, with config and
+    tokenizer of `like`.
 
-    like: the checkpoint folder that the file was made from. Raises ValueError when shapes do not match it.
+    like: the checkpoint folder that the file was made from. Raises ValueError when shapes do not
+    match it.
     """
     import gguf
     import numpy as np
@@ -139,7 +171,9 @@ def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
     kv_heads = config.get("num_key_value_heads") or heads
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     wanted = {"model.embed_tokens", "model.norm", "lm_head"} | {
-        f"model.layers.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in PARTS
+        f"model.layers.{layer}.{part}"
+        for layer in range(config["num_hidden_layers"])
+        for part in PARTS
     }
     back = {names.get_name(name): name for name in wanted}
     found = {}
@@ -148,7 +182,10 @@ def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
             continue
         target = back.get(name.removesuffix(".weight"))
         if target is None:
-            raise ValueError(f"{path}: tensor {name} has no place in {Path(like).name}; it belongs to another model")
+            raise ValueError(
+                f"{path}: tensor {name} has no place in {Path(like).name}; it belongs to another"
+                " model"
+            )
         if target.endswith("q_proj"):
             values = unpermute(values, heads)
         if target.endswith("k_proj"):
@@ -156,15 +193,19 @@ def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
         found[f"{target}.weight"] = np.ascontiguousarray(values, np.float32)
     table = found["model.embed_tokens.weight"].shape
     if table != (config["vocab_size"], config["hidden_size"]):
-        raise ValueError(f"{path}: its table is {table}, that of {Path(like).name} {config['vocab_size']} rows of "
-                         f"{config['hidden_size']}")  # fmt: skip
+        raise ValueError(
+            f"{path}: its table is {table}, that of {Path(like).name} {config['vocab_size']} rows"
+            f" of {config['hidden_size']}"
+        )
     return _save(found, config, like, out)
 
 
 def dense(model, like: str | Path, out: str | Path) -> Path:
-    """Write the dense weights of a transformers model that was loaded from quantised ones, as checkpoint `out`.
+    """Write the dense weights of a transformers model that was loaded from quantised ones, as
+    checkpoint `out`.
 
-    like: the 16-bit checkpoint folder; tensors that it does not have (scales, zero points) stay behind.
+    like: the 16-bit checkpoint folder; tensors that it does not have (scales, zero points) stay
+    behind.
     """
     from safetensors import safe_open
 
@@ -175,7 +216,9 @@ def dense(model, like: str | Path, out: str | Path) -> Path:
             names |= set(handle.keys())
     state = model.state_dict()
     if missing := names - state.keys() - {"lm_head.weight"}:
-        raise ValueError(f"the loaded model has no {sorted(missing)[0]}; its weights are still packed")
+        raise ValueError(
+            f"the loaded model has no {sorted(missing)[0]}; its weights are still packed"
+        )
     found = {name: state[name].detach().float().cpu().numpy() for name in names if name in state}
     return _save(found, config, like, Path(out))
 
@@ -187,8 +230,15 @@ def _save(found: dict, config: dict, like: str | Path, out: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(found, partial / "model.safetensors", metadata={"format": "pt"})
-    (partial / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=1), encoding="utf-8")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+    (partial / "config.json").write_text(
+        json.dumps(config | {"dtype": "float32"}, indent=1), encoding="utf-8"
+    )
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ):
         if (Path(like) / name).exists():
             shutil.copy(Path(like) / name, partial / name)
     shutil.rmtree(out, ignore_errors=True)
@@ -197,6 +247,13 @@ def _save(found: dict, config: dict, like: str | Path, out: Path) -> Path:
 
 
 PARTS = (
-    "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)  # fmt: skip
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)

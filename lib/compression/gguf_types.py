@@ -1,31 +1,64 @@
-"""Which type llama.cpp gives each tensor of a Llama model in a file type, and the bytes that follow from it.
+"""Which type llama.cpp gives each tensor of a Llama model in a file type, and the bytes that follow
+from it.
 
 Source of the rules: llama.cpp, src/llama-quant.cpp, function llama_tensor_get_type (MIT).
-tests/test_compression_sizes.py holds them against llama.cpp's own quantiser, tensor by tensor, and against published
-file sizes.
+tests/test_compression_sizes.py holds them against llama.cpp's own quantiser, tensor by tensor, and
+against published file sizes.
 """
 
 from __future__ import annotations
 
 # File types with their number in llama.cpp's enum llama_ftype and the type that most tensors get.
 FTYPES = {
-    "F32": (0, "F32"), "F16": (1, "F16"), "BF16": (32, "BF16"), "Q8_0": (7, "Q8_0"), "Q6_K": (18, "Q6_K"),
-    "Q5_K_M": (17, "Q5_K"), "Q5_K_S": (16, "Q5_K"), "Q5_0": (8, "Q5_0"), "Q4_K_M": (15, "Q4_K"),
-    "Q4_K_S": (14, "Q4_K"), "Q4_0": (2, "Q4_0"), "IQ4_NL": (25, "IQ4_NL"), "IQ4_XS": (30, "IQ4_XS"),
-    "Q3_K_L": (13, "Q3_K"), "Q3_K_M": (12, "Q3_K"), "Q3_K_S": (11, "Q3_K"), "IQ3_M": (27, "IQ3_S"),
-    "IQ3_S": (26, "IQ3_S"), "IQ3_XXS": (23, "IQ3_XXS"), "Q2_K": (10, "Q2_K"), "IQ2_M": (29, "IQ2_S"),
-    "IQ2_XS": (20, "IQ2_XS"), "IQ2_XXS": (19, "IQ2_XXS"), "IQ1_M": (31, "IQ1_M"), "IQ1_S": (24, "IQ1_S"),
-}  # fmt: skip
+    "F32": (0, "F32"),
+    "F16": (1, "F16"),
+    "BF16": (32, "BF16"),
+    "Q8_0": (7, "Q8_0"),
+    "Q6_K": (18, "Q6_K"),
+    "Q5_K_M": (17, "Q5_K"),
+    "Q5_K_S": (16, "Q5_K"),
+    "Q5_0": (8, "Q5_0"),
+    "Q4_K_M": (15, "Q4_K"),
+    "Q4_K_S": (14, "Q4_K"),
+    "Q4_0": (2, "Q4_0"),
+    "IQ4_NL": (25, "IQ4_NL"),
+    "IQ4_XS": (30, "IQ4_XS"),
+    "Q3_K_L": (13, "Q3_K"),
+    "Q3_K_M": (12, "Q3_K"),
+    "Q3_K_S": (11, "Q3_K"),
+    "IQ3_M": (27, "IQ3_S"),
+    "IQ3_S": (26, "IQ3_S"),
+    "IQ3_XXS": (23, "IQ3_XXS"),
+    "Q2_K": (10, "Q2_K"),
+    "IQ2_M": (29, "IQ2_S"),
+    "IQ2_XS": (20, "IQ2_XS"),
+    "IQ2_XXS": (19, "IQ2_XXS"),
+    "IQ1_M": (31, "IQ1_M"),
+    "IQ1_S": (24, "IQ1_S"),
+}
 
 NEEDS_IMATRIX = ("IQ3_XXS", "IQ2_M", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 
 # What a tensor gets whose rows are no multiple of the type's block (256 weights).
-FALLBACK = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0", "Q3_K": "Q4_0", "Q2_K": "Q4_0", "IQ4_XS": "IQ4_NL",
-            "IQ3_S": "IQ4_NL", "IQ3_XXS": "IQ4_NL", "IQ2_S": "IQ4_NL", "IQ2_XS": "IQ4_NL", "IQ2_XXS": "IQ4_NL",
-            "IQ1_M": "IQ4_NL", "IQ1_S": "IQ4_NL"}  # fmt: skip
+FALLBACK = {
+    "Q6_K": "Q8_0",
+    "Q5_K": "Q5_1",
+    "Q4_K": "Q5_0",
+    "Q3_K": "Q4_0",
+    "Q2_K": "Q4_0",
+    "IQ4_XS": "IQ4_NL",
+    "IQ3_S": "IQ4_NL",
+    "IQ3_XXS": "IQ4_NL",
+    "IQ2_S": "IQ4_NL",
+    "IQ2_XS": "IQ4_NL",
+    "IQ2_XXS": "IQ4_NL",
+    "IQ1_M": "IQ4_NL",
+    "IQ1_S": "IQ4_NL",
+}
 
-# Types that store an exact zero as an exact zero: their grid is symmetric about it. The others add an offset to each
-# block (Q4_1, Q5_1, Q4_K, Q5_K, Q2_K) or have no zero in their code book (IQ types).
+# Types that store an exact zero as an exact zero: their grid is symmetric about it. The others add
+# an offset to each block (Q4_1, Q5_1, Q4_K, Q5_K, Q2_K) or have no zero in their code book (IQ
+# types).
 KEEPS_ZEROS = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_0", "Q4_0", "Q3_K")
 
 SMALL_IQ = ("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ2_M", "IQ1_M")
@@ -35,31 +68,36 @@ def architecture(config: dict, metadata_bytes: int | None = None) -> dict:
     """What decides the bytes of a Llama model, from its config.json.
 
     metadata_bytes: of the GGUF header with vocabulary and merges; estimated when it is not known.
-    Returns {layers, hidden, mlp, heads, kv_heads, head_dim, vocab, tied, rope_factors, metadata_bytes}.
-    Raises ValueError for another architecture.
+    Returns {layers, hidden, mlp, heads, kv_heads, head_dim, vocab, tied, rope_factors,
+    metadata_bytes}. Raises ValueError for another architecture.
     """
     if config.get("model_type") != "llama":
         raise ValueError(
-            f"architecture {config.get('model_type')!r}: only Llama models (model_type llama) are planned "
-            "and converted; convert another one with llama.cpp's own converter"
+            f"architecture {config.get('model_type')!r}: only Llama models (model_type llama) are"
+            " planned and converted; convert another one with llama.cpp's own converter"
         )
     heads, vocab = config["num_attention_heads"], config["vocab_size"]
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return {
-        "layers": config["num_hidden_layers"], "hidden": config["hidden_size"], "mlp": config["intermediate_size"],
-        "heads": heads, "kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads, "vocab": vocab,
+        "layers": config["num_hidden_layers"],
+        "hidden": config["hidden_size"],
+        "mlp": config["intermediate_size"],
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "vocab": vocab,
         "tied": bool(config.get("tie_word_embeddings", False)),
         "rope_factors": rope.get("rope_type", rope.get("type")) == "llama3",
         "metadata_bytes": metadata_bytes if metadata_bytes is not None else vocabulary_bytes(vocab),
-    }  # fmt: skip
+    }
 
 
 def vocabulary_bytes(vocab: int) -> int:
-    """Estimated GGUF header of a byte-level BPE model: tokens, their types, and merges, of which Llama 3 has 2.18 a
-    token.
+    """Estimated GGUF header of a byte-level BPE model: tokens, their types, and merges, of which
+    Llama 3 has 2.18 a token.
 
-    A string costs 8 bytes and its characters; tokens have about 7, merges (two parts and a space) about 8.
+    A string costs 8 bytes and its characters; tokens have about 7, merges (two parts and a space)
+    about 8.
     """
     merges = 2.18 if vocab > 100_000 else 1.0
     return round(vocab * (8 + 7 + 4) + merges * vocab * (8 + 8)) + 10_000
@@ -69,14 +107,25 @@ def tensors(arch: dict) -> dict[str, tuple[int, ...]]:
     """{GGUF tensor name: shape}, rows first, of an `architecture`."""
     hidden, mlp, queries = arch["hidden"], arch["mlp"], arch["heads"] * arch["head_dim"]
     keys = arch["kv_heads"] * arch["head_dim"]
-    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (arch["vocab"], hidden), "output_norm.weight": (hidden,)}
+    found: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (arch["vocab"], hidden),
+        "output_norm.weight": (hidden,),
+    }
     if not arch["tied"]:
         found["output.weight"] = (arch["vocab"], hidden)
     if arch["rope_factors"]:
         found["rope_freqs.weight"] = (arch["head_dim"] // 2,)
-    block = {"attn_norm": (hidden,), "attn_q": (queries, hidden), "attn_k": (keys, hidden), "attn_v": (keys, hidden),
-             "attn_output": (hidden, queries), "ffn_norm": (hidden,), "ffn_gate": (mlp, hidden),
-             "ffn_up": (mlp, hidden), "ffn_down": (hidden, mlp)}  # fmt: skip
+    block = {
+        "attn_norm": (hidden,),
+        "attn_q": (queries, hidden),
+        "attn_k": (keys, hidden),
+        "attn_v": (keys, hidden),
+        "attn_output": (hidden, queries),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (mlp, hidden),
+        "ffn_up": (mlp, hidden),
+        "ffn_down": (hidden, mlp),
+    }
     for layer in range(arch["layers"]):
         found |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
     return found
@@ -86,7 +135,9 @@ def parameters(arch: dict) -> int:
     """Weights of the model, each counted once; the rope factors are none."""
     import math
 
-    return sum(math.prod(shape) for name, shape in tensors(arch).items() if name != "rope_freqs.weight")
+    return sum(
+        math.prod(shape) for name, shape in tensors(arch).items() if name != "rope_freqs.weight"
+    )
 
 
 def types(arch: dict, ftype: str, imatrix: bool = True) -> dict[str, str]:
@@ -122,10 +173,18 @@ def _wanted(arch: dict, name: str, ftype: str, imatrix: bool) -> str:
     if name == "output.weight" or (arch["tied"] and name == "token_embd.weight"):
         if arch["hidden"] % _block(default)[0]:
             return "Q8_0"
-        return "Q5_K" if ftype in (*SMALL_IQ, "IQ3_XXS") else default if default == "Q8_0" else "Q6_K"
+        return (
+            "Q5_K" if ftype in (*SMALL_IQ, "IQ3_XXS") else default if default == "Q8_0" else "Q6_K"
+        )
     if name == "token_embd.weight":
-        return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ1_S": "Q2_K", "IQ1_M": "Q2_K", "IQ2_M": "IQ3_S",
-                "IQ3_XXS": "IQ3_S"}.get(ftype, default)  # fmt: skip
+        return {
+            "IQ2_XXS": "Q2_K",
+            "IQ2_XS": "Q2_K",
+            "IQ1_S": "Q2_K",
+            "IQ1_M": "Q2_K",
+            "IQ2_M": "IQ3_S",
+            "IQ3_XXS": "IQ3_S",
+        }.get(ftype, default)
     layer, part = int(name.split(".")[1]), name.split(".")[2]
     early, sparing = layer < layers // 8, ftype != "IQ2_M"
     more = early or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
@@ -140,35 +199,57 @@ def _wanted(arch: dict, name: str, ftype: str, imatrix: bool) -> str:
         return default
     if part == "attn_v":
         chosen = {
-            "Q2_K": "Q4_K" if grouped else "Q3_K", "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K", "Q3_K_L": "Q5_K",
-            "IQ3_XXS": "Q4_K" if grouped else "IQ3_XXS" if imatrix else "IQ3_S", "IQ3_M": "Q4_K",
-            "IQ3_S": "Q4_K" if grouped else default, "Q4_K_S": "Q5_K" if layer < 4 else default,
-            "IQ4_XS": "Q5_K" if grouped else default, "IQ4_NL": "Q5_K" if grouped else default,
-            "Q4_K_M": "Q6_K" if more else default, "Q5_K_M": "Q6_K" if more else default,
-        }  # fmt: skip
+            "Q2_K": "Q4_K" if grouped else "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+            "Q3_K_L": "Q5_K",
+            "IQ3_XXS": "Q4_K" if grouped else "IQ3_XXS" if imatrix else "IQ3_S",
+            "IQ3_M": "Q4_K",
+            "IQ3_S": "Q4_K" if grouped else default,
+            "Q4_K_S": "Q5_K" if layer < 4 else default,
+            "IQ4_XS": "Q5_K" if grouped else default,
+            "IQ4_NL": "Q5_K" if grouped else default,
+            "Q4_K_M": "Q6_K" if more else default,
+            "Q5_K_M": "Q6_K" if more else default,
+        }
     elif part in ("attn_k", "attn_q"):
         chosen = {"IQ3_XXS": "IQ2_S"}
     elif part == "ffn_down":
         plain = "Q5_K" if early and not imatrix else default
         chosen = {
-            "Q2_K": "Q3_K", "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K", "Q3_K_L": "Q5_K",
-            "IQ3_XXS": default if imatrix else "Q4_K" if early else "Q3_K", "IQ3_M": "Q4_K" if early else default,
-            "Q4_K_M": "Q6_K" if more else default, "Q5_K_M": "Q6_K" if more else default, "IQ4_NL": plain,
-            "IQ4_XS": plain, "Q4_K_S": "Q5_K" if early else default,
-            "Q4_0": "Q4_1" if early and imatrix else default, "Q5_0": "Q5_1" if early and imatrix else default,
-        }  # fmt: skip
+            "Q2_K": "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K",
+            "Q3_K_L": "Q5_K",
+            "IQ3_XXS": default if imatrix else "Q4_K" if early else "Q3_K",
+            "IQ3_M": "Q4_K" if early else default,
+            "Q4_K_M": "Q6_K" if more else default,
+            "Q5_K_M": "Q6_K" if more else default,
+            "IQ4_NL": plain,
+            "IQ4_XS": plain,
+            "Q4_K_S": "Q5_K" if early else default,
+            "Q4_0": "Q4_1" if early and imatrix else default,
+            "Q5_0": "Q5_1" if early and imatrix else default,
+        }
     elif part == "attn_output":
-        chosen = {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}
+        chosen = {
+            "Q2_K": "Q3_K",
+            "IQ3_XXS": "IQ3_S",
+            "Q3_K_M": "Q4_K",
+            "Q3_K_L": "Q5_K",
+            "IQ3_M": "Q4_K",
+        }
     else:
         chosen = {}
     return chosen.get(ftype, default)
 
 
-def size(arch: dict, ftype: str, imatrix: bool = True, chosen: dict[str, str] | None = None) -> dict:
+def size(
+    arch: dict, ftype: str, imatrix: bool = True, chosen: dict[str, str] | None = None
+) -> dict:
     """Bytes of the GGUF file of `arch` in `ftype`, or with the types `chosen` a tensor.
 
-    Returns {"bytes", "tensor_bytes", "metadata_bytes", "parameters", "bits_per_weight" (all bytes), "kinds" {kind:
-    bytes}, "fallbacks": tensors whose rows forced another type than the file type's rules wanted}.
+    Returns {"bytes", "tensor_bytes", "metadata_bytes", "parameters", "bits_per_weight" (all bytes),
+    "kinds" {kind: bytes}, "fallbacks": tensors whose rows forced another type than the file type's
+    rules wanted}.
     """
     import math
 
@@ -184,8 +265,20 @@ def size(arch: dict, ftype: str, imatrix: bool = True, chosen: dict[str, str] | 
         stored += -(-weight // 32) * 32  # llama.cpp aligns every tensor to 32 bytes
         listed += 8 + len(name) + 4 + 8 * len(shape) + 4 + 8
     metadata = -(-(arch["metadata_bytes"] + listed) // 32) * 32
-    wanted = {name: _wanted(arch, name, ftype, imatrix) for name, shape in shapes.items() if len(shape) > 1}
+    wanted = {
+        name: _wanted(arch, name, ftype, imatrix)
+        for name, shape in shapes.items()
+        if len(shape) > 1
+    }
     count = parameters(arch)
-    return {"bytes": stored + metadata, "tensor_bytes": sum(kinds.values()), "metadata_bytes": metadata,
-            "parameters": count, "bits_per_weight": 8 * (stored + metadata) / count, "kinds": kinds,
-            "fallbacks": sum(_fallback(kind, shapes[name][-1]) != kind for name, kind in wanted.items())}  # fmt: skip
+    return {
+        "bytes": stored + metadata,
+        "tensor_bytes": sum(kinds.values()),
+        "metadata_bytes": metadata,
+        "parameters": count,
+        "bits_per_weight": 8 * (stored + metadata) / count,
+        "kinds": kinds,
+        "fallbacks": sum(
+            _fallback(kind, shapes[name][-1]) != kind for name, kind in wanted.items()
+        ),
+    }

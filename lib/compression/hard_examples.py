@@ -8,7 +8,8 @@ from lib.files import write_jsonl
 
 
 def losses(model, examples) -> dict[str, list]:
-    """Loss of a loaded `runtime.Gguf` on the assistant's tokens: {"nats" (sum), "tokens"}, one a conversation."""
+    """Loss of a loaded `runtime.Gguf` on the assistant's tokens: {"nats" (sum), "tokens"}, one a
+    conversation."""
     import numpy as np
 
     from lib.compression.ladder import answer_places
@@ -17,7 +18,9 @@ def losses(model, examples) -> dict[str, list]:
     found: dict[str, list] = {"nats": [], "tokens": []}
     for example in examples:
         places, ids = answer_places(example), list(example["input_ids"])
-        logits = model.logits(ids[: places[-1] + 1], places[0])[[place - places[0] for place in places]]
+        logits = model.logits(ids[: places[-1] + 1], places[0])[
+            [place - places[0] for place in places]
+        ]
         written = np.array([ids[place + 1] for place in places])
         found["nats"].append(float(-log_softmax(logits)[np.arange(len(places)), written].sum()))
         found["tokens"].append(len(places))
@@ -32,7 +35,10 @@ def hardest(examples, found: dict[str, list], count: int) -> list[tuple[str, flo
     import math
 
     if count > len(found["nats"]):
-        raise ValueError(f"{count} hard examples are asked for, {len(found['nats'])} were scored; score more rows")
+        raise ValueError(
+            f"{count} hard examples are asked for, {len(found['nats'])} were scored; score more"
+            " rows"
+        )
     means = [nats / tokens for nats, tokens in zip(found["nats"], found["tokens"], strict=True)]
     order = sorted(range(len(means)), key=lambda index: -means[index])[:count]
     ids = list(examples["id"])
@@ -42,17 +48,27 @@ def hardest(examples, found: dict[str, list], count: int) -> list[tuple[str, flo
 def improved(rows: list[dict], out: Path, client=None, max_tokens: int = 512) -> dict:
     """Write the rows with better answers as a curated JSONL file for `conversations.dataset`.
 
-    client: an `endpoint.Client` as teacher; None keeps the gold answers. A row that the teacher does not answer whole
-    keeps its gold answer. Returns {"rows", "answered" (by the teacher), "source"}.
+    client: an `endpoint.Client` as teacher; None keeps the gold answers. A row that the teacher
+    does not answer whole keeps its gold answer. Returns {"rows", "answered" (by the teacher),
+    "source"}.
     """
     from lib.training.conversations import messages_of
 
     kept, answered = [dict(row) for row in rows], 0
     if client is not None:
-        requests = [{"messages": messages_of(row)[:-1], "max_tokens": max_tokens, "temperature": 0.0} for row in rows]
-        for row, reply in zip(kept, client.chat(requests, label=f"teacher, {client.model}"), strict=True):
+        requests = [
+            {"messages": messages_of(row)[:-1], "max_tokens": max_tokens, "temperature": 0.0}
+            for row in rows
+        ]
+        for row, reply in zip(
+            kept, client.chat(requests, label=f"teacher, {client.model}"), strict=True
+        ):
             if "error" not in reply and reply["finish"] == "stop" and reply["text"].strip():
                 row["response"] = reply["text"].strip()
                 answered += 1
     write_jsonl(out, kept)
-    return {"rows": len(kept), "answered": answered, "source": client.model if client is not None else "gold"}
+    return {
+        "rows": len(kept),
+        "answered": answered,
+        "source": client.model if client is not None else "gold",
+    }

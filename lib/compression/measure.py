@@ -1,4 +1,5 @@
-"""What every compressed model is measured by: bytes on disk, loss on held-out answers, answers to tasks, speed."""
+"""What every compressed model is measured by: bytes on disk, loss on held-out answers, answers to
+tasks, speed."""
 
 from __future__ import annotations
 
@@ -12,25 +13,33 @@ from lib.training.conversations import IGNORED, collate
 
 
 def open_model(folder: str, dtype: str, compute_dtype: str):
-    """Checkpoint with weights of `dtype`, computing in `compute_dtype`, in eval mode on the best device.
+    """Checkpoint with weights of `dtype`, computing in `compute_dtype`, in eval mode on the best
+    device.
 
-    float32 arithmetic on weights rounded to 16 bits is the fast way on processors without 16-bit matrix units, and
-    leaves the weights' own loss as the only one.
+    float32 arithmetic on weights rounded to 16 bits is the fast way on processors without 16-bit
+    matrix units, and leaves the weights' own loss as the only one.
     """
     from lib import models
     from lib.training import merge
 
-    return merge.load_rounded(folder, dtype) if compute_dtype == "float32" else models.load(folder, compute_dtype)[0]
+    return (
+        merge.load_rounded(folder, dtype)
+        if compute_dtype == "float32"
+        else models.load(folder, compute_dtype)[0]
+    )
 
 
 def save(model, tokenizer, folder: Path, dtype: str) -> None:
-    """Write a plain checkpoint with its tokenizer under a temporary name, then rename; weights rounded to `dtype`."""
+    """Write a plain checkpoint with its tokenizer under a temporary name, then rename; weights
+    rounded to `dtype`."""
     import torch
 
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
     model.to(getattr(torch, dtype))
-    type(model).save_pretrained(model, scratch)  # of the class: llmcompressor replaces the one of the object
+    type(model).save_pretrained(
+        model, scratch
+    )  # of the class: llmcompressor replaces the one of the object
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
@@ -44,35 +53,57 @@ def stored(file: Path, stamp: str) -> dict | None:
     return row if row.get("stamp") == stamp else None
 
 
-def checkpoint(folder: Path, tokenizer, examples, items: list[dict], system: str, key: str, settings: dict,
-               keep: Path) -> dict:
+def checkpoint(
+    folder: Path,
+    tokenizer,
+    examples,
+    items: list[dict],
+    system: str,
+    key: str,
+    settings: dict,
+    keep: Path,
+) -> dict:
     """Load a plain checkpoint from disk as anyone would, and measure it.
 
-    Answers go to keep/generations-<system>.jsonl. Returns {"bytes", "kinds" (bytes by kind), "examples": {"nats",
-    "tokens", "right"} lists over validation conversations}.
+    Answers go to keep/generations-<system>.jsonl. Returns {"bytes", "kinds" (bytes by kind),
+    "examples": {"nats", "tokens", "right"} lists over validation conversations}.
     """
     from lib.compression import sizes
 
     ledger = sizes.measure(folder, entropy=False)
     model = open_model(str(folder), settings["dtype"], settings["compute_dtype"])
-    found = {"bytes": ledger["bytes"], "kinds": {kind: part["bytes"] for kind, part in ledger["kinds"].items()}}
+    found = {
+        "bytes": ledger["bytes"],
+        "kinds": {kind: part["bytes"] for kind, part in ledger["kinds"].items()},
+    }
     found["examples"] = losses(model, examples, tokenizer.pad_token_id)
     answer(model, tokenizer, items, system, key, settings, keep)
     return found
 
 
-def answer(model, tokenizer, items: list[dict], system: str, key: str, settings: dict, folder: Path) -> None:
-    """Greedy answers to the items, saved raw; settings: {"max_new_tokens", "batch_size", "seed"}."""
+def answer(
+    model, tokenizer, items: list[dict], system: str, key: str, settings: dict, folder: Path
+) -> None:
+    """Greedy answers to the items, saved raw; settings: {"max_new_tokens", "batch_size",
+    "seed"}."""
     from lib.evaluation import answers
 
-    answers.generate(items, (model, tokenizer), folder=folder, system=system, model_key=key, seed=settings["seed"],
-                     max_new_tokens=settings["max_new_tokens"], max_new_tokens_code=settings["max_new_tokens"],
-                     batch_size=settings["batch_size"])  # fmt: skip
+    answers.generate(
+        items,
+        (model, tokenizer),
+        folder=folder,
+        system=system,
+        model_key=key,
+        seed=settings["seed"],
+        max_new_tokens=settings["max_new_tokens"],
+        max_new_tokens_code=settings["max_new_tokens"],
+        batch_size=settings["batch_size"],
+    )
 
 
 def losses(model, examples, pad_id: int, batch_tokens: int = 2048) -> dict[str, list]:
-    """Teacher-forced loss on the assistant's tokens: {"nats" (sum), "tokens", "right" (most likely token is the
-    written one)}, a number a conversation, in the order of `examples`.
+    """Teacher-forced loss on the assistant's tokens: {"nats" (sum), "tokens", "right" (most likely
+    token is the written one)}, a number a conversation, in the order of `examples`.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -86,10 +117,15 @@ def losses(model, examples, pad_id: int, batch_tokens: int = 2048) -> dict[str, 
             while take < len(order) and (take + 1) * lengths[order[take]] <= batch_tokens:
                 take += 1
             index, order = order[:take], order[take:]
-            batch = {k: v.to(model.device) for k, v in collate([examples[i] for i in index], pad_id).items()}
+            batch = {
+                k: v.to(model.device)
+                for k, v in collate([examples[i] for i in index], pad_id).items()
+            }
             labels = batch.pop("labels")[:, 1:]
             learned = labels != IGNORED
-            hidden = model.model(**batch)[0][:, :-1][learned]  # the vocabulary table on positions with loss alone
+            hidden = model.model(**batch)[0][:, :-1][
+                learned
+            ]  # the vocabulary table on positions with loss alone
             logits, wanted = model.lm_head(hidden).float(), labels[learned]
             rows = learned.nonzero()[:, 0].cpu()
             nats = cross_entropy(logits, wanted, reduction="none").double().cpu()
@@ -103,29 +139,38 @@ def losses(model, examples, pad_id: int, batch_tokens: int = 2048) -> dict[str, 
 
 
 def perplexity(examples: dict[str, list], seed: int) -> dict:
-    """exp of the mean nats a token, with an interval over conversations (whole ones are resampled)."""
+    """exp of the mean nats a token, with an interval over conversations (whole ones are
+    resampled)."""
     import numpy as np
 
     values, clusters = _by_token(examples, "nats")
     found = stats.mean_ci(values, seed, clusters=clusters, bounds=(0.0, float("inf")))
     ends = {name: math.exp(min(found[name], 80.0)) for name in ("value", "low", "high")}
-    return {**ends, "n": int(np.count_nonzero(examples["tokens"])), "unit": "", "method": f"exp of {found['method']}"}
+    return {
+        **ends,
+        "n": int(np.count_nonzero(examples["tokens"])),
+        "unit": "",
+        "method": f"exp of {found['method']}",
+    }
 
 
 def next_token(examples: dict[str, list], seed: int) -> dict:
-    """Share of the assistant's tokens that the model finds most likely, with an interval over conversations."""
+    """Share of the assistant's tokens that the model finds most likely, with an interval over
+    conversations."""
     values, clusters = _by_token(examples, "right")
     return {**stats.mean_ci(values, seed, clusters=clusters, bounds=(0.0, 1.0)), "unit": "share"}
 
 
 def next_token_loss(base: dict[str, list], other: dict[str, list], seed: int) -> dict:
-    """`next_token` of base minus other's, on the same conversations; positive where the other is worse."""
+    """`next_token` of base minus other's, on the same conversations; positive where the other is
+    worse."""
     (a, clusters), (b, _) = _by_token(base, "right"), _by_token(other, "right")
     return stats.paired_difference(a, b, seed, clusters=clusters, bounds=(-1.0, 1.0), unit="share")
 
 
 def _by_token(examples: dict[str, list], field: str):
-    """Each conversation's mean repeated once a token, and its number: what clustered estimates take."""
+    """Each conversation's mean repeated once a token, and its number: what clustered estimates
+    take."""
     import numpy as np
 
     tokens = np.array(examples["tokens"])
@@ -133,11 +178,14 @@ def _by_token(examples: dict[str, list], field: str):
     return np.repeat(means, tokens), np.repeat(np.arange(len(tokens)), tokens)
 
 
-def scores(items: list[dict], grades: dict[str, dict[str, dict]], base: str, seed: int) -> dict[str, dict]:
+def scores(
+    items: list[dict], grades: dict[str, dict[str, dict]], base: str, seed: int
+) -> dict[str, dict]:
     """Task scores of each system and what it lost against `base` on the same items.
 
     grades: {system: {item id: {"correct"}}} of `answers.graded`.
-    Returns {system: {"score": estimate, "loss": base minus system or None for base, "by_category": {name: {...}}}}.
+    Returns {system: {"score": estimate, "loss": base minus system or None for base, "by_category":
+    {name: {...}}}}.
     """
     groups = {"all": items}
     for item in items:
@@ -146,10 +194,14 @@ def scores(items: list[dict], grades: dict[str, dict[str, dict]], base: str, see
     for system, book in grades.items():
         entry = {}
         for name, group in groups.items():
-            ids = [item["id"] for item in group if item["id"] in book and item["id"] in grades[base]]
+            ids = [
+                item["id"] for item in group if item["id"] in book and item["id"] in grades[base]
+            ]
             if not ids:
                 continue
-            mine, theirs = ([float(which[each]["correct"]) for each in ids] for which in (book, grades[base]))
+            mine, theirs = (
+                [float(which[each]["correct"]) for each in ids] for which in (book, grades[base])
+            )
             entry[name] = {"score": stats.proportion(int(sum(mine)), len(mine))}
             if system != base:
                 entry[name]["loss"] = stats.paired_difference(theirs, mine, seed, unit="share")
@@ -158,13 +210,21 @@ def scores(items: list[dict], grades: dict[str, dict[str, dict]], base: str, see
 
 
 def divergence(rows: list[dict], seed: int) -> dict[str, dict]:
-    """{"kl": mean nats over sequences, "agreement": share of positions with the same most likely token, its interval
-    over sequences} from `merge.compare_logits`.
+    """{"kl": mean nats over sequences, "agreement": share of positions with the same most likely
+    token, its interval over sequences} from `merge.compare_logits`.
     """
     import numpy as np
 
     positions = [row["positions"] for row in rows]
     share = np.array([row["same_top"] / row["positions"] for row in rows])
-    agreement = stats.mean_ci(np.repeat(share, positions), seed, clusters=np.repeat(np.arange(len(rows)), positions),
-                              bounds=(0.0, 1.0), unit="share")  # fmt: skip
-    return {"kl": stats.mean_ci([row["kl"] for row in rows], seed, unit="nats"), "agreement": agreement}
+    agreement = stats.mean_ci(
+        np.repeat(share, positions),
+        seed,
+        clusters=np.repeat(np.arange(len(rows)), positions),
+        bounds=(0.0, 1.0),
+        unit="share",
+    )
+    return {
+        "kl": stats.mean_ci([row["kl"] for row in rows], seed, unit="nats"),
+        "agreement": agreement,
+    }

@@ -13,9 +13,11 @@ from pathlib import Path
 def run(model, tokenizer, sequences: list[list[int]], recipe: list, log: Path, batch: int = 8):
     """Apply llmcompressor modifiers to `model` in place, layer after layer, and return it.
 
-    Args: sequences: equal lengths (`calibration.sequences`); empty for a recipe that needs no data. batch: sequences
-        in one forward; all have one length, so a batch changes the speed and not what is counted. log: file for what
-        llmcompressor prints (thousands of lines); the error of a failed run names it.
+    Args: sequences: equal lengths (`calibration.sequences`); empty for a recipe that needs no data.
+    batch: sequences
+        in one forward; all have one length, so a batch changes the speed and not what is counted.
+        log: file for what llmcompressor prints (thousands of lines); the error of a failed run
+        names it.
     """
     import torch
 
@@ -26,16 +28,23 @@ def run(model, tokenizer, sequences: list[list[int]], recipe: list, log: Path, b
         options = {}
         if sequences:
             ids = torch.tensor(sequences)
-            rows = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(batch)]
+            rows = [
+                {"input_ids": part, "attention_mask": torch.ones_like(part)}
+                for part in ids.split(batch)
+            ]
             # batches are ready-made; None as batch size passes them through as they are
-            options = {"dataset": torch.utils.data.DataLoader(rows, batch_size=None), "pipeline": "sequential"}
+            options = {
+                "dataset": torch.utils.data.DataLoader(rows, batch_size=None),
+                "pipeline": "sequential",
+            }
         oneshot(model=model, processor=tokenizer, recipe=recipe, **options)
         _release(model)
     return model
 
 
 def _release(model) -> None:
-    """Take back the offloading that the pipeline wraps every module in; it also splits a shared vocabulary table."""
+    """Take back the offloading that the pipeline wraps every module in; it also splits a shared
+    vocabulary table."""
     from compressed_tensors.offload import remove_dispatch
 
     remove_dispatch(model, onload_tensors=True)
@@ -44,13 +53,22 @@ def _release(model) -> None:
 
 @contextlib.contextmanager
 def quiet(log: Path):
-    """Send everything printed, logged through loguru or drawn by tqdm inside to `log`; errors pass through."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else llmcompressor sets it, and says so
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # tracing is what the pipeline does
+    """Send everything printed, logged through loguru or drawn by tqdm inside to `log`; errors pass
+    through."""
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # else llmcompressor sets it, and says so
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(
+        logging.ERROR
+    )  # tracing is what the pipeline does
     outside = sys.stderr
     try:
-        with open(log, "a", encoding="utf-8") as handle, contextlib.redirect_stdout(handle), \
-                contextlib.redirect_stderr(handle), warnings.catch_warnings():  # fmt: skip
+        with (
+            open(log, "a", encoding="utf-8") as handle,
+            contextlib.redirect_stdout(handle),
+            contextlib.redirect_stderr(handle),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             import llmcompressor  # noqa: F401 (its import sets loguru up, on the standard output)
             from loguru import logger
@@ -74,7 +92,8 @@ def quiet(log: Path):
 
 @contextlib.contextmanager
 def _no_pinning():
-    """AWQ pins memory for copies to an accelerator; without one torch raises, so the call is left out."""
+    """AWQ pins memory for copies to an accelerator; without one torch raises, so the call is left
+    out."""
     import torch
 
     if torch.accelerator.is_available():

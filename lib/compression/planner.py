@@ -1,7 +1,8 @@
-"""The byte planner: which smaller Llama fits a budget, in which GGUF types, and what is known of such models.
+"""The byte planner: which smaller Llama fits a budget, in which GGUF types, and what is known of
+such models.
 
-It counts bytes that llama.cpp would write (`gguf_types`), vocabulary tables and header included. What it says of
-quality is quoted, with its source: a plan is not a measurement.
+It counts bytes that llama.cpp would write (`gguf_types`), vocabulary tables and header included.
+What it says of quality is quoted, with its source: a plan is not a measurement.
 """
 
 from __future__ import annotations
@@ -14,43 +15,74 @@ PLAN_BUDGET = 520_000_000  # bytes of the compressed base, DESIGN section 2
 
 # config.json of the models that the plan is about
 LLAMA_31_8B = {
-    "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "llama3"},
-}  # fmt: skip
-LLAMA_32_1B = LLAMA_31_8B | {"num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192, "head_dim": 64,
-                             "tie_word_embeddings": True}  # fmt: skip
+}
+LLAMA_32_1B = LLAMA_31_8B | {
+    "num_hidden_layers": 16,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
 
-# Perplexity over that of 16 bits, Llama-3-8B on WikiText-2 (about 6.2): llama.cpp, tools/quantize/quantize.cpp, as
-# printed by llama-quantize --help.
-PERPLEXITY = {"Q8_0": 0.0026, "Q6_K": 0.0217, "Q5_K_M": 0.0569, "Q5_K_S": 0.1049, "Q5_0": 0.1316, "Q4_K_M": 0.1754,
-              "Q4_K_S": 0.2689, "Q4_0": 0.4685, "Q3_K_L": 0.5562, "Q3_K_M": 0.6569, "Q3_K_S": 1.6321,
-              "Q2_K": 3.5199}  # fmt: skip
+# Perplexity over that of 16 bits, Llama-3-8B on WikiText-2 (about 6.2): llama.cpp,
+# tools/quantize/quantize.cpp, as printed by llama-quantize --help.
+PERPLEXITY = {
+    "Q8_0": 0.0026,
+    "Q6_K": 0.0217,
+    "Q5_K_M": 0.0569,
+    "Q5_K_S": 0.1049,
+    "Q5_0": 0.1316,
+    "Q4_K_M": 0.1754,
+    "Q4_K_S": 0.2689,
+    "Q4_0": 0.4685,
+    "Q3_K_L": 0.5562,
+    "Q3_K_M": 0.6569,
+    "Q3_K_S": 1.6321,
+    "Q2_K": 3.5199,
+}
 
 HALF_DEPTH = (
-    "question answering holds to about half of the layers when healed, then falls to chance; reasoning falls sooner "
-    "(Gromov et al. 2025, arXiv 2403.17887)"
+    "question answering holds to about half of the layers when healed, then falls to chance;"
+    " reasoning falls sooner (Gromov et al. 2025, arXiv 2403.17887)"
 )
 BEYOND_HALF = (
-    "beyond the half of the layers at which question answering falls to chance (Gromov et al. 2025, arXiv 2403.17887)"
+    "beyond the half of the layers at which question answering falls to chance (Gromov et al. 2025,"
+    " arXiv 2403.17887)"
 )
 MINITRON = (
-    "Llama-3.1-8B cut to 4.5 B keeps MMLU 60.5 of 65.3 after 94 B tokens of distillation, and width beats depth "
-    "(Minitron, arXiv 2408.11796)"
+    "Llama-3.1-8B cut to 4.5 B keeps MMLU 60.5 of 65.3 after 94 B tokens of distillation, and width"
+    " beats depth (Minitron, arXiv 2408.11796)"
 )
 BEYOND_MINITRON = (
-    "smaller than any measured cut of Llama-3.1-8B (4.5 B after 94 B tokens, Minitron, arXiv 2408.11796): "
-    "a new small model that has to be distilled"
+    "smaller than any measured cut of Llama-3.1-8B (4.5 B after 94 B tokens, Minitron, arXiv"
+    " 2408.11796): a new small model that has to be distilled"
 )
 
-WAYS = ("as it is", "fewer layers", "narrower MLP", "fewer layers and narrower MLP", "smaller in every direction")
+WAYS = (
+    "as it is",
+    "fewer layers",
+    "narrower MLP",
+    "fewer layers and narrower MLP",
+    "smaller in every direction",
+)
 VOCABULARIES = ("both tables", "one shared table", "32,768 tokens, shared")
 
 
 def shrink(arch: dict, way: str, share: float) -> dict:
-    """`arch` with about `share` of its layers, MLP width, or all dimensions; widths stay multiples of 256.
+    """`arch` with about `share` of its layers, MLP width, or all dimensions; widths stay multiples
+    of 256.
 
-    Grouped-query attention keeps its ratio of query to key/value heads. Raises ValueError for an unknown way.
+    Grouped-query attention keeps its ratio of query to key/value heads. Raises ValueError for an
+    unknown way.
     """
 
     def multiple(width: int) -> int:
@@ -69,20 +101,29 @@ def shrink(arch: dict, way: str, share: float) -> dict:
         group = arch["heads"] // arch["kv_heads"]
         hidden = multiple(arch["hidden"])
         kv_heads = max(1, round(hidden / arch["head_dim"] / group))
-        return arch | {"layers": layers, "mlp": multiple(arch["mlp"]), "hidden": hidden, "kv_heads": kv_heads,
-                       "heads": kv_heads * group}  # fmt: skip
+        return arch | {
+            "layers": layers,
+            "mlp": multiple(arch["mlp"]),
+            "hidden": hidden,
+            "kv_heads": kv_heads,
+            "heads": kv_heads * group,
+        }
     raise ValueError(f"way {way!r} is unknown; known are {', '.join(WAYS)}")
 
 
 def with_vocabulary(arch: dict, how: str) -> dict:
-    """`arch` with its tables as they are, with one table for input and output, or cut to 32,768 tokens and shared."""
+    """`arch` with its tables as they are, with one table for input and output, or cut to 32,768
+    tokens and shared."""
     if how == VOCABULARIES[0]:
         return dict(arch)
     if how == VOCABULARIES[1]:
         return arch | {"tied": True}
     vocab = min(arch["vocab"], 32_768)
-    return arch | {"tied": True, "vocab": vocab,
-                   "metadata_bytes": round(arch["metadata_bytes"] * vocab / arch["vocab"])}  # fmt: skip
+    return arch | {
+        "tied": True,
+        "vocab": vocab,
+        "metadata_bytes": round(arch["metadata_bytes"] * vocab / arch["vocab"]),
+    }
 
 
 def routes(
@@ -91,11 +132,12 @@ def routes(
     ftypes: tuple = ("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"),
     imatrix: bool = True,
 ) -> list[dict]:
-    """For every way, vocabulary and file type the largest model that fits `budget` bytes, and those that never fit.
+    """For every way, vocabulary and file type the largest model that fits `budget` bytes, and those
+    that never fit.
 
-    Rows: {"way", "vocabulary", "ftype", "fits", "bytes", "kept" (share of the weights), "layers", "hidden", "mlp",
-    "heads", "kv_heads", "bits_per_weight", "table_share" (of the bytes), "known"}. Fitting ones first, most weights
-    kept first.
+    Rows: {"way", "vocabulary", "ftype", "fits", "bytes", "kept" (share of the weights), "layers",
+    "hidden", "mlp", "heads", "kv_heads", "bits_per_weight", "table_share" (of the bytes), "known"}.
+    Fitting ones first, most weights kept first.
     """
     vocabularies = VOCABULARIES[1:] if arch["tied"] else VOCABULARIES
     full, found = gguf_types.parameters(arch), []
@@ -106,14 +148,25 @@ def routes(
                 smaller = _largest(whole, way, ftype, budget, imatrix)
                 size = gguf_types.size(smaller, ftype, imatrix)
                 kept = size["parameters"] / full
-                found.append({
-                    "way": way, "vocabulary": vocabulary, "ftype": ftype, "fits": size["bytes"] <= budget,
-                    "bytes": size["bytes"], "kept": kept,
-                    **{key: smaller[key] for key in ("layers", "hidden", "mlp", "heads", "kv_heads")},
-                    "bits_per_weight": size["bits_per_weight"],
-                    "table_share": size["kinds"]["vocabulary"] / size["bytes"],
-                    "known": known(way, vocabulary, ftype, kept, smaller["layers"] / arch["layers"]),
-                })  # fmt: skip
+                found.append(
+                    {
+                        "way": way,
+                        "vocabulary": vocabulary,
+                        "ftype": ftype,
+                        "fits": size["bytes"] <= budget,
+                        "bytes": size["bytes"],
+                        "kept": kept,
+                        **{
+                            key: smaller[key]
+                            for key in ("layers", "hidden", "mlp", "heads", "kv_heads")
+                        },
+                        "bits_per_weight": size["bits_per_weight"],
+                        "table_share": size["kinds"]["vocabulary"] / size["bytes"],
+                        "known": known(
+                            way, vocabulary, ftype, kept, smaller["layers"] / arch["layers"]
+                        ),
+                    }
+                )
     return sorted(found, key=lambda row: (not row["fits"], -row["kept"], row["bytes"]))
 
 
@@ -132,14 +185,23 @@ def _largest(arch: dict, way: str, ftype: str, budget: int, imatrix: bool) -> di
 
 
 def known(way: str, vocabulary: str, ftype: str, kept: float, depth: float) -> str:
-    """What published measurements say of such a model, each with its source; nothing is extrapolated."""
+    """What published measurements say of such a model, each with its source; nothing is
+    extrapolated."""
     said = []
     if ftype in PERPLEXITY:
-        said.append(f"{ftype} alone adds {PERPLEXITY[ftype]} to a perplexity of 6.2 (Llama-3-8B, llama.cpp)")
+        said.append(
+            f"{ftype} alone adds {PERPLEXITY[ftype]} to a perplexity of 6.2 (Llama-3-8B, llama.cpp)"
+        )
     elif ftype == "IQ1_S":
-        said.append("IQ1_S alone adds 51.9 to a perplexity of 6.2, with importance matrix (Llama-3-8B, llama.cpp)")
+        said.append(
+            "IQ1_S alone adds 51.9 to a perplexity of 6.2, with importance matrix (Llama-3-8B,"
+            " llama.cpp)"
+        )
     elif gguf_types.FTYPES[ftype][1].startswith(("IQ1", "IQ2")):
-        said.append(f"{ftype} alone lies between Q2_K (2.4 points with importance matrix) and IQ1_S (51.9; llama.cpp)")
+        said.append(
+            f"{ftype} alone lies between Q2_K (2.4 points with importance matrix) and IQ1_S (51.9;"
+            " llama.cpp)"
+        )
     if way == "fewer layers" and depth < 1:
         said.append(HALF_DEPTH if depth >= 0.5 else BEYOND_HALF)
     elif way != "as it is" and kept < 1:
@@ -152,33 +214,57 @@ def known(way: str, vocabulary: str, ftype: str, kept: float, depth: float) -> s
 
 
 def packed_bits(kind: str, sparsity: float) -> float:
-    """Bits a weight that an order-0 coder needs for weights of type `kind` of which `sparsity` are exact zeros.
+    """Bits a weight that an order-0 coder needs for weights of type `kind` of which `sparsity` are
+    exact zeros.
 
-    Types that keep zeros need the entropy of zero or not, and for the others their quant; scales stay. Types that move
-    zeros off zero gain nothing: their symbols stay dense. An estimate, since quants are not uniform: measured in 23.
+    Types that keep zeros need the entropy of zero or not, and for the others their quant; scales
+    stay. Types that move zeros off zero gain nothing: their symbols stay dense. An estimate, since
+    quants are not uniform: measured in 23.
     """
     block, width = gguf_types._block(kind)
     bits = 8 * width / block
     if kind not in gguf_types.KEEPS_ZEROS or not 0 < sparsity < 1:
         return bits
-    quant = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.0, "Q6_K": 6.0, "Q5_0": 5.0, "Q4_0": 4.0, "Q3_K": 3.0}[
-        kind
-    ]
+    quant = {
+        "F32": 32.0,
+        "F16": 16.0,
+        "BF16": 16.0,
+        "Q8_0": 8.0,
+        "Q6_K": 6.0,
+        "Q5_0": 5.0,
+        "Q4_0": 4.0,
+        "Q3_K": 3.0,
+    }[kind]
     mask = -sparsity * math.log2(sparsity) - (1 - sparsity) * math.log2(1 - sparsity)
     return bits - quant + mask + (1 - sparsity) * math.log2(2**quant - 1)
 
 
-def sparse_choice(sparsity: float, most_bits: float, kinds: tuple = ("Q8_0", "Q6_K", "Q5_0", "Q5_1", "Q5_K", "Q4_0",
-"Q4_1",                                                                      "Q4_K", "Q3_K")) -> dict:  # fmt: skip
-    """The type with the most bits for a stored weight whose packed size is at most `most_bits` a weight, zeros counted.
+def sparse_choice(
+    sparsity: float,
+    most_bits: float,
+    kinds: tuple = ("Q8_0", "Q6_K", "Q5_0", "Q5_1", "Q5_K", "Q4_0", "Q4_1", "Q4_K", "Q3_K"),
+) -> dict:
+    """The type with the most bits for a stored weight whose packed size is at most `most_bits` a
+    weight, zeros counted.
 
-    This is how sparsity can be made to pay: by types that keep zeros, in the packed file. Returns {"kind", "bits"
-    (stored), "packed_bits", "keeps_zeros"}. Raises ValueError when no type is that small.
+    This is how sparsity can be made to pay: by types that keep zeros, in the packed file. Returns
+    {"kind", "bits" (stored), "packed_bits", "keeps_zeros"}. Raises ValueError when no type is that
+    small.
     """
-    rows = [{"kind": kind, "bits": packed_bits(kind, 0.0), "packed_bits": packed_bits(kind, sparsity),
-             "keeps_zeros": kind in gguf_types.KEEPS_ZEROS} for kind in kinds]  # fmt: skip
+    rows = [
+        {
+            "kind": kind,
+            "bits": packed_bits(kind, 0.0),
+            "packed_bits": packed_bits(kind, sparsity),
+            "keeps_zeros": kind in gguf_types.KEEPS_ZEROS,
+        }
+        for kind in kinds
+    ]
     fitting = [row for row in rows if row["packed_bits"] <= most_bits]
     if not fitting:
         least = min(row["packed_bits"] for row in rows)
-        raise ValueError(f"no type packs {sparsity:.0%} sparse weights into {most_bits} bits; the least is {least:.2f}")
+        raise ValueError(
+            f"no type packs {sparsity:.0%} sparse weights into {most_bits} bits; the least is"
+            f" {least:.2f}"
+        )
     return max(fitting, key=lambda row: (row["bits"], -row["packed_bits"]))

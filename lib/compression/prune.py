@@ -1,6 +1,8 @@
-"""Unstructured and 2:4 pruning of the linears: SparseGPT and Wanda through llmcompressor, magnitude as the yardstick.
+"""Unstructured and 2:4 pruning of the linears: SparseGPT and Wanda through llmcompressor, magnitude
+as the yardstick.
 
-Zeros in a dense file save nothing. What they could save in a format that stores a bit mask is `bitmask_bytes`.
+Zeros in a dense file save nothing. What they could save in a format that stores a bit mask is
+`bitmask_bytes`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def linears(model, kind: str = "all"):
-    """(name, module) of the linears of "attention", "mlp" or "all"; tables and output head are never among them."""
+    """(name, module) of the linears of "attention", "mlp" or "all"; tables and output head are
+    never among them."""
     names = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}[kind]
-    return [(name, module) for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in names]
+    return [
+        (name, module) for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in names
+    ]
 
 
 def sparsity(model) -> dict[str, float]:
@@ -29,21 +34,35 @@ def sparsity(model) -> dict[str, float]:
     return counts | {"tables": int((table == 0).sum()) / table.numel()}
 
 
-def prune(model, tokenizer, sequences: list[list[int]], method: str, attention: float, mlp: float, pattern: str,
-          log: Path) -> dict[str, float]:
+def prune(
+    model,
+    tokenizer,
+    sequences: list[list[int]],
+    method: str,
+    attention: float,
+    mlp: float,
+    pattern: str,
+    log: Path,
+) -> dict[str, float]:
     """Zero weights in place and return the measured `sparsity`.
 
-    Args: attention, mlp: shares of their weights to zero. pattern: "" for unstructured, "2:4" for two zeros in every
-        four neighbours of an input row (the shares must then be 0.5). sequences: calibration text, none for magnitude.
-    Sources: Frantar and Alistarh 2023 (SparseGPT), Sun et al. 2023 (Wanda), llmcompressor's implementations.
-    Raises ValueError for an unknown method or pattern, AssertionError when what was reached is not what was asked: a
-    magnitude modifier of llmcompressor that left every weight as it was is why this is measured.
+    Args: attention, mlp: shares of their weights to zero. pattern: "" for unstructured, "2:4" for
+    two zeros in every
+        four neighbours of an input row (the shares must then be 0.5). sequences: calibration text,
+        none for magnitude.
+    Sources: Frantar and Alistarh 2023 (SparseGPT), Sun et al. 2023 (Wanda), llmcompressor's
+    implementations. Raises ValueError for an unknown method or pattern, AssertionError when what
+    was reached is not what was asked: a magnitude modifier of llmcompressor that left every weight
+    as it was is why this is measured.
     """
     if method not in METHODS:
         raise ValueError(f"unknown pruning method {method!r}; choose from {', '.join(METHODS)}")
     well_formed = re.fullmatch(r"[1-9]\d*:[1-9]\d*", pattern)
     if pattern and not (well_formed and _zeros(pattern) == attention == mlp):
-        raise ValueError(f"pattern {pattern!r} with shares {attention} and {mlp}: write n:m and its share of zeros")
+        raise ValueError(
+            f"pattern {pattern!r} with shares {attention} and {mlp}: write n:m and its share of"
+            " zeros"
+        )
     if method == "magnitude":
         _magnitude(model, {"attention": attention, "mlp": mlp}, pattern)
     else:
@@ -51,9 +70,13 @@ def prune(model, tokenizer, sequences: list[list[int]], method: str, attention: 
 
         oneshot.run(model, tokenizer, sequences, _recipe(method, attention, mlp, pattern, log), log)
     found = sparsity(model)
-    column = 1 / min(module.in_features for _, module in linears(model))  # methods prune whole columns of a row
+    column = 1 / min(
+        module.in_features for _, module in linears(model)
+    )  # methods prune whole columns of a row
     for kind, wanted in (("attention", attention), ("mlp", mlp)):
-        assert abs(found[kind] - wanted) <= column, f"{method}: {kind} sparsity is {found[kind]:.4f}, not {wanted}"
+        assert abs(found[kind] - wanted) <= column, (
+            f"{method}: {kind} sparsity is {found[kind]:.4f}, not {wanted}"
+        )
     return found
 
 
@@ -69,15 +92,27 @@ def _recipe(method: str, attention: float, mlp: float, pattern: str, log: Path) 
         from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
         modifier = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[method]
-        groups = [(share, f"re:.*({'|'.join(names)})$") for share, names in ((attention, ATTENTION), (mlp, MLP))]
-        return [modifier(sparsity=share, mask_structure=pattern or "0:0", targets=[names], ignore=["re:.*lm_head"])
-                for share, names in groups if share > 0]
+        groups = [
+            (share, f"re:.*({'|'.join(names)})$")
+            for share, names in ((attention, ATTENTION), (mlp, MLP))
+        ]
+        return [
+            modifier(
+                sparsity=share,
+                mask_structure=pattern or "0:0",
+                targets=[names],
+                ignore=["re:.*lm_head"],
+            )
+            for share, names in groups
+            if share > 0
+        ]
 
 
 def _magnitude(model, shares: dict[str, float], pattern: str) -> None:
     """Smallest weights of each linear to zero, through torch.nn.utils.prune.
 
-    Without a pattern they are found by a partition: the sort behind `l1_unstructured` took half of a grid point's time.
+    Without a pattern they are found by a partition: the sort behind `l1_unstructured` took half of
+    a grid point's time.
     """
     import numpy as np
     import torch
@@ -88,7 +123,9 @@ def _magnitude(model, shares: dict[str, float], pattern: str) -> None:
             if pattern:
                 zeros, block = map(int, pattern.split(":"))
                 blocks = module.weight.detach().abs().reshape(-1, block)
-                mask = torch.ones_like(blocks).scatter_(1, blocks.topk(zeros, largest=False).indices, 0)
+                mask = torch.ones_like(blocks).scatter_(
+                    1, blocks.topk(zeros, largest=False).indices, 0
+                )
                 torch_prune.custom_from_mask(module, "weight", mask.reshape(module.weight.shape))
             elif zeros := round(share * module.weight.numel()):
                 size = module.weight.detach().abs().float().flatten()
@@ -101,7 +138,8 @@ def _magnitude(model, shares: dict[str, float], pattern: str) -> None:
 
 
 def bitmask_bytes(model, bytes_per_weight: int = 2) -> int:
-    """Bytes of the linears if non-zero weights and one bit a weight for their places were stored."""
+    """Bytes of the linears if non-zero weights and one bit a weight for their places were
+    stored."""
     total = 0
     for _, module in linears(model):
         kept = int((module.weight != 0).sum())

@@ -1,4 +1,5 @@
-"""Short recovery after pruning: the pruned model learns the unpruned model's next-token distribution, through LoRA."""
+"""Short recovery after pruning: the pruned model learns the unpruned model's next-token
+distribution, through LoRA."""
 
 from __future__ import annotations
 
@@ -7,17 +8,27 @@ from pathlib import Path
 from lib.compression import measure, prune
 
 
-def distil(student_folder: Path, teacher_folder: str, tokenizer, train: list[list[int]], held_out: list[list[int]],
-           settings: dict, folder: Path) -> dict:
-    """Distil `steps` batches of text into a pruned checkpoint and write the merged result as a plain checkpoint.
+def distil(
+    student_folder: Path,
+    teacher_folder: str,
+    tokenizer,
+    train: list[list[int]],
+    held_out: list[list[int]],
+    settings: dict,
+    folder: Path,
+) -> dict:
+    """Distil `steps` batches of text into a pruned checkpoint and write the merged result as a
+    plain checkpoint.
 
-    Args: train, held_out: sequences of equal length (`calibration.sequences`), from different splits. settings:
-        {"steps" (optimiser steps), "batch" (sequences a step), "learning_rate" (peak, linear to 0), "lora_r",
-        "evaluations" (points of the curve), "dtype" of the file, "compute_dtype", "seed"}.
-    Weights that the pruning zeroed are zero again after the merge. Knowledge distillation: Hinton et al. 2015; LoRA on
-    all seven linears in place of full training, so that the 8B and its teacher fit one 80 GB card.
-    Returns {"curve": [{"step", "tokens", "kl" (held out, nats a token)}], "tokens"}.
-    Raises ValueError when there is too little text for the steps.
+    Args: train, held_out: sequences of equal length (`calibration.sequences`), from different
+    splits. settings:
+        {"steps" (optimiser steps), "batch" (sequences a step), "learning_rate" (peak, linear to 0),
+        "lora_r", "evaluations" (points of the curve), "dtype" of the file, "compute_dtype",
+        "seed"}.
+    Weights that the pruning zeroed are zero again after the merge. Knowledge distillation: Hinton
+    et al. 2015; LoRA on all seven linears in place of full training, so that the 8B and its teacher
+    fit one 80 GB card. Returns {"curve": [{"step", "tokens", "kl" (held out, nats a token)}],
+    "tokens"}. Raises ValueError when there is too little text for the steps.
     """
     import torch
 
@@ -26,7 +37,8 @@ def distil(student_folder: Path, teacher_folder: str, tokenizer, train: list[lis
     steps, batch = settings["steps"], settings["batch"]
     if len(train) < steps * batch:
         raise ValueError(
-            f"{steps} steps of {batch} sequences need {steps * batch}, {len(train)} are there; lower recover_steps"
+            f"{steps} steps of {batch} sequences need {steps * batch}, {len(train)} are there;"
+            " lower recover_steps"
         )
     teacher = measure.open_model(teacher_folder, settings["dtype"], settings["compute_dtype"])
     base = measure.open_model(str(student_folder), settings["dtype"], settings["compute_dtype"])
@@ -37,7 +49,13 @@ def distil(student_folder: Path, teacher_folder: str, tokenizer, train: list[lis
     optimiser = torch.optim.AdamW(weights, lr=settings["learning_rate"], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
     length, every = len(train[0]), max(1, steps // max(1, settings["evaluations"]))
-    curve = [{"step": 0, "tokens": 0, "kl": held_out_kl(teacher, student, held_out, settings["compute_dtype"])}]
+    curve = [
+        {
+            "step": 0,
+            "tokens": 0,
+            "kl": held_out_kl(teacher, student, held_out, settings["compute_dtype"]),
+        }
+    ]
     for step in range(1, steps + 1):
         ids = torch.tensor(train[(step - 1) * batch : step * batch], device=teacher.device)
         student.train()
@@ -61,7 +79,8 @@ def distil(student_folder: Path, teacher_folder: str, tokenizer, train: list[lis
 
 
 def divergence(teacher, student, ids):
-    """KL of the teacher's next-token distribution from the student's, in nats, [sequences, length]."""
+    """KL of the teacher's next-token distribution from the student's, in nats, [sequences,
+    length]."""
     import torch
     from torch.nn.functional import kl_div
 
@@ -71,7 +90,9 @@ def divergence(teacher, student, ids):
     return kl_div(found, wanted, log_target=True, reduction="none").sum(-1)
 
 
-def held_out_kl(teacher, student, sequences: list[list[int]], compute_dtype: str, batch: int = 4) -> float:
+def held_out_kl(
+    teacher, student, sequences: list[list[int]], compute_dtype: str, batch: int = 4
+) -> float:
     """Mean `divergence` over the tokens of held-out sequences, in nats."""
     import torch
 
@@ -91,7 +112,13 @@ def figure(curve: list[dict], label: str):
     from lib import plots
 
     fig, axes = plots.figure(height=3.2)
-    axes.plot([row["tokens"] for row in curve], [row["kl"] for row in curve], "o-", color=plots.GREEN)
-    axes.set(xlabel="tokens of recovery", ylabel="KL from the unpruned model (nats a token)", ylim=(0, None),
-             title=f"Recovery of {label}")  # fmt: skip
+    axes.plot(
+        [row["tokens"] for row in curve], [row["kl"] for row in curve], "o-", color=plots.GREEN
+    )
+    axes.set(
+        xlabel="tokens of recovery",
+        ylabel="KL from the unpruned model (nats a token)",
+        ylim=(0, None),
+        title=f"Recovery of {label}",
+    )
     return fig

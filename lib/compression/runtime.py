@@ -1,4 +1,5 @@
-"""A GGUF model that answers: logits of given tokens, and generation with the log-probability of every token."""
+"""A GGUF model that answers: logits of given tokens, and generation with the log-probability of
+every token."""
 
 from __future__ import annotations
 
@@ -10,19 +11,34 @@ from lib.compression import llamacpp
 
 
 class Gguf:
-    """A loaded GGUF file with its context; close it, or use `with`. LoRA adapters are loaded once and set by scale.
+    """A loaded GGUF file with its context; close it, or use `with`. LoRA adapters are loaded once
+    and set by scale.
 
     context: cells of the key/value cache, shared by `sequences` that are decoded together.
     Raises ValueError for a file that is not GGUF or that llama.cpp refuses.
     """
 
-    def __init__(self, path: str | Path, *, context: int = 4096, sequences: int = 16, threads: int = 2,
-                 adapters: list | None = None):  # fmt: skip
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        context: int = 4096,
+        sequences: int = 16,
+        threads: int = 2,
+        adapters: list | None = None,
+    ):
         from lib.compression.from_gguf import table
 
         table(path)
-        self.llama, self.path, self.sequences, self.context = llamacpp.library(), Path(path), sequences, context
-        self.model = self.llama.llama_model_load_from_file(str(path).encode(), self.llama.llama_model_default_params())
+        self.llama, self.path, self.sequences, self.context = (
+            llamacpp.library(),
+            Path(path),
+            sequences,
+            context,
+        )
+        self.model = self.llama.llama_model_load_from_file(
+            str(path).encode(), self.llama.llama_model_default_params()
+        )
         if not self.model:
             raise ValueError(f"{path}: llama.cpp does not load it: {' '.join(llamacpp._said[-3:])}")
         params = self.llama.llama_context_default_params()
@@ -32,7 +48,9 @@ class Gguf:
         self.handle = self.llama.llama_init_from_model(self.model, params)
         if not self.handle:
             self.llama.llama_model_free(self.model)
-            raise ValueError(f"{path}: no context of {context} cells: {' '.join(llamacpp._said[-3:])}")
+            raise ValueError(
+                f"{path}: no context of {context} cells: {' '.join(llamacpp._said[-3:])}"
+            )
         vocab = self.llama.llama_model_get_vocab(self.model)
         self.vocab, self.width = vocab, self.llama.llama_vocab_n_tokens(vocab)
         self.capacity = int(params.n_batch)
@@ -42,7 +60,9 @@ class Gguf:
             table(adapter)
             loaded = self.llama.llama_adapter_lora_init(self.model, str(adapter).encode())
             if not loaded:
-                raise ValueError(f"{adapter}: does not fit {Path(path).name}: {' '.join(llamacpp._said[-3:])}")
+                raise ValueError(
+                    f"{adapter}: does not fit {Path(path).name}: {' '.join(llamacpp._said[-3:])}"
+                )
             self.adapters.append(loaded)
         self.set_adapters([0.0] * len(self.adapters))
 
@@ -61,10 +81,12 @@ class Gguf:
             self.handle = None
 
     def set_adapters(self, scales: list[float]) -> None:
-        """Scale of every adapter from now on, 0 for off; the cache is emptied, since it holds what the old ones
-        computed."""
+        """Scale of every adapter from now on, 0 for off; the cache is emptied, since it holds what
+        the old ones computed."""
         assert len(scales) == len(self.adapters), (scales, len(self.adapters))
-        on = [(adapter, scale) for adapter, scale in zip(self.adapters, scales, strict=True) if scale]
+        on = [
+            (adapter, scale) for adapter, scale in zip(self.adapters, scales, strict=True) if scale
+        ]
         handles = (c.c_void_p * max(1, len(on)))(*(adapter for adapter, _ in on))
         strengths = (c.c_float * max(1, len(on)))(*(scale for _, scale in on))
         code = self.llama.llama_set_adapters_lora(self.handle, handles, len(on), strengths)
@@ -76,16 +98,19 @@ class Gguf:
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.handle), True)
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
-        """Token ids by llama.cpp's own tokenizer; special: read control tokens such as <|im_end|> in the text."""
+        """Token ids by llama.cpp's own tokenizer; special: read control tokens such as <|im_end|>
+        in the text."""
         raw = text.encode()
         room = (c.c_int32 * (len(raw) + 8))()
-        count = self.llama.llama_tokenize(self.vocab, raw, len(raw), room, len(room), False, special)
+        count = self.llama.llama_tokenize(
+            self.vocab, raw, len(raw), room, len(room), False, special
+        )
         assert count >= 0, count
         return list(room[:count])
 
     def decode(self, rows: list[tuple[int, int, int, bool]]):
-        """Compute (token, position, sequence, wants logits) rows; returns float32 [those that want, vocabulary], a
-        copy."""
+        """Compute (token, position, sequence, wants logits) rows; returns float32 [those that want,
+        vocabulary], a copy."""
         import numpy as np
 
         assert len(rows) <= self.capacity, f"{len(rows)} tokens in one batch, {self.capacity} fit"
@@ -97,27 +122,45 @@ class Gguf:
             wanted += wants
         code = self.llama.llama_decode(self.handle, batch)
         if code:
-            raise RuntimeError(f"llama.cpp could not decode ({code}): {' '.join(llamacpp._said[-3:])}; raise `context`")
+            raise RuntimeError(
+                f"llama.cpp could not decode ({code}): {' '.join(llamacpp._said[-3:])}; raise"
+                " `context`"
+            )
         if not wanted:
             return np.zeros((0, self.width), np.float32)
-        return np.ctypeslib.as_array(self.llama.llama_get_logits(self.handle), (wanted, self.width)).copy()
+        return np.ctypeslib.as_array(
+            self.llama.llama_get_logits(self.handle), (wanted, self.width)
+        ).copy()
 
     def logits(self, ids: list[int], start: int = 0):
-        """Logits [len(ids) - start, vocabulary] of one sequence at every position from `start` on."""
+        """Logits [len(ids) - start, vocabulary] of one sequence at every position from `start`
+        on."""
         import numpy as np
 
         self.clear()
-        pieces = [range(at, min(at + self.capacity, len(ids))) for at in range(0, len(ids), self.capacity)]
-        return np.concatenate([self.decode([(ids[i], i, 0, i >= start) for i in piece]) for piece in pieces])
+        pieces = [
+            range(at, min(at + self.capacity, len(ids))) for at in range(0, len(ids), self.capacity)
+        ]
+        return np.concatenate(
+            [self.decode([(ids[i], i, 0, i >= start) for i in piece]) for piece in pieces]
+        )
 
-    def generate(self, prompts: list[list[int]], *, max_new_tokens: int, n: int = 1, temperature: float = 0.0, seed:
-    int = 0,              ) -> list[list[dict]]:  # fmt: skip
+    def generate(
+        self,
+        prompts: list[list[int]],
+        *,
+        max_new_tokens: int,
+        n: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[list[dict]]:
         """n samples a prompt (token ids), `sequences` of them decoded together.
 
-        A prompt is computed once for its samples. The random numbers of a sample depend on (seed, prompt, index) alone.
-        Returns for each prompt n dicts {ids (without end token), finish ("stop" or "length"), logprobs (natural, at
-        temperature 1, of every token written, end token included), seconds (share of the wall time)}.
-        Raises ValueError for a prompt that does not fit the context.
+        A prompt is computed once for its samples. The random numbers of a sample depend on (seed,
+        prompt, index) alone. Returns for each prompt n dicts {ids (without end token), finish
+        ("stop" or "length"), logprobs (natural, at temperature 1, of every token written, end token
+        included), seconds (share of the wall time)}. Raises ValueError for a prompt that does not
+        fit the context.
         """
         import hashlib
 
@@ -127,17 +170,23 @@ class Gguf:
         for number, ids in enumerate(prompts):
             if len(ids) + max_new_tokens > self.context // 1:
                 raise ValueError(
-                    f"prompt {number}: {len(ids)} tokens and {max_new_tokens} new ones exceed {self.context} cells"
+                    f"prompt {number}: {len(ids)} tokens and {max_new_tokens} new ones exceed"
+                    f" {self.context} cells"
                 )
             for sample in range(n):
                 name = f"{seed} {sample} {ids}".encode()
-                source = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "little"))
+                source = np.random.default_rng(
+                    int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
+                )
                 jobs.append({"prompt": number, "sample": sample, "ids": ids, "draw": source})
         while jobs:
             group, cells = [], 0
             while jobs and len(group) < self.sequences:
                 need = len(jobs[0]["ids"]) + max_new_tokens
-                if group and (cells + need > self.context or sum(len(j["ids"]) for j in group) + need > self.capacity):
+                if group and (
+                    cells + need > self.context
+                    or sum(len(j["ids"]) for j in group) + need > self.capacity
+                ):
                     break
                 group.append(jobs.pop(0))
                 cells += need
@@ -154,7 +203,13 @@ class Gguf:
         self.clear()
         memory, first, rows = self.llama.llama_get_memory(self.handle), {}, []
         for place, job in enumerate(group):
-            job |= {"seq": place, "out": [], "logprobs": [], "finish": "length", "at": len(job["ids"])}
+            job |= {
+                "seq": place,
+                "out": [],
+                "logprobs": [],
+                "finish": "length",
+                "at": len(job["ids"]),
+            }
             if job["prompt"] not in first:
                 first[job["prompt"]] = (place, len(first))
                 rows += [(t, i, place, i == len(job["ids"]) - 1) for i, t in enumerate(job["ids"])]
@@ -181,7 +236,10 @@ class Gguf:
                 job["row"] = line
             if going:
                 logits = self.decode(
-                    [(job["out"][-1], job["at"] + len(job["out"]) - 1, job["seq"], True) for job in going]
+                    [
+                        (job["out"][-1], job["at"] + len(job["out"]) - 1, job["seq"], True)
+                        for job in going
+                    ]
                 )
             active = going
         share = (time.perf_counter() - began) / len(group)
@@ -197,7 +255,8 @@ def log_softmax(logits):
 
 
 def _choose(logits, jobs: list[dict], temperature: float):
-    """(tokens, their log-probabilities at temperature 1), one a row; argmax at 0, else inverse-CDF sampling."""
+    """(tokens, their log-probabilities at temperature 1), one a row; argmax at 0, else inverse-CDF
+    sampling."""
     import numpy as np
 
     logprobs = log_softmax(logits)
@@ -205,8 +264,13 @@ def _choose(logits, jobs: list[dict], temperature: float):
         chosen = logits.argmax(-1)
     else:
         weights = np.exp(log_softmax(logits / temperature)).cumsum(-1, dtype=np.float64)
-        chosen = np.array([
-            min(int(np.searchsorted(row, job["draw"].random() * row[-1], side="right")), len(row) - 1)
-            for row, job in zip(weights, jobs, strict=True)
-        ])  # fmt: skip
+        chosen = np.array(
+            [
+                min(
+                    int(np.searchsorted(row, job["draw"].random() * row[-1], side="right")),
+                    len(row) - 1,
+                )
+                for row, job in zip(weights, jobs, strict=True)
+            ]
+        )
     return chosen, logprobs[np.arange(len(chosen)), chosen]

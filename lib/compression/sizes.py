@@ -1,6 +1,8 @@
-"""The size ledger: what an artefact weighs in bytes on disk, by kind, and what its stored symbols could weigh at least.
+"""The size ledger: what an artefact weighs in bytes on disk, by kind, and what its stored symbols
+could weigh at least.
 
-Bytes on disk are the only size here. A sparsity of 65 % that is stored densely weighs what it weighed before.
+Bytes on disk are the only size here. A sparsity of 65 % that is stored densely weighs what it
+weighed before.
 """
 
 from __future__ import annotations
@@ -23,16 +25,41 @@ PARTS = (
 )
 
 # What compressed-tensors stores beside a weight: (ending, does it hold the weights themselves)
-ENDINGS = (("weight_packed", True), ("weight_scale", False), ("weight_zero_point", False), ("weight_g_idx", False),
-           ("weight_shape", False), ("weight_global_scale", False), ("compressed", True), ("bitmask", False),
-           ("row_offsets", False), ("shape", False))  # fmt: skip
+ENDINGS = (
+    ("weight_packed", True),
+    ("weight_scale", False),
+    ("weight_zero_point", False),
+    ("weight_g_idx", False),
+    ("weight_shape", False),
+    ("weight_global_scale", False),
+    ("compressed", True),
+    ("bitmask", False),
+    ("row_offsets", False),
+    ("shape", False),
+)
 
-SAFETENSORS_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
-                     "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+SAFETENSORS_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 
 
 def kind_of(name: str) -> str:
-    """The kind of a tensor by its name, in GGUF's or in transformers' naming; "other" when nothing fits."""
+    """The kind of a tensor by its name, in GGUF's or in transformers' naming; "other" when nothing
+    fits."""
     lowered = name.lower()
     if lowered in ("output.weight", "output"):
         return "vocabulary"
@@ -40,16 +67,18 @@ def kind_of(name: str) -> str:
 
 
 def measure(path: str | Path, entropy: bool = True) -> dict:
-    """The ledger of a checkpoint folder (safetensors, compressed-tensors too), one .safetensors, a .gguf or a packed
-    file.
+    """The ledger of a checkpoint folder (safetensors, compressed-tensors too), one .safetensors, a
+    .gguf or a packed file.
 
-    Args: entropy: also read every tensor for `bound_bytes`: the bytes of a coder that knows how often each stored
-        symbol occurs and nothing of its neighbours (order 0). A symbol is a 16-bit float, else a byte at its place
-        within a quantisation block, so scales and quants are counted apart. A real coder can fall below it only by
-        finding dependencies between symbols.
-    Returns {"path", "bytes" (files on disk), "parameters" (weights, each counted once), "bits_per_weight" (all bytes),
-        "kinds" {kind: {"bytes", "parameters", "bound_bytes"}}, "types" {type: bytes}, "bound_bytes"}. What is not
-        measured is absent: a packed file has no parameters.
+    Args: entropy: also read every tensor for `bound_bytes`: the bytes of a coder that knows how
+    often each stored
+        symbol occurs and nothing of its neighbours (order 0). A symbol is a 16-bit float, else a
+        byte at its place within a quantisation block, so scales and quants are counted apart. A
+        real coder can fall below it only by finding dependencies between symbols.
+    Returns {"path", "bytes" (files on disk), "parameters" (weights, each counted once),
+    "bits_per_weight" (all bytes),
+        "kinds" {kind: {"bytes", "parameters", "bound_bytes"}}, "types" {type: bytes},
+        "bound_bytes"}. What is not measured is absent: a packed file has no parameters.
     Raises FileNotFoundError, or ValueError for a file that is none of these.
     """
     path = Path(path)
@@ -65,8 +94,15 @@ def measure(path: str | Path, entropy: bool = True) -> dict:
         return _ledger(path, _safetensors_rows(path, entropy), path.stat().st_size)
     if magic == b"\x28\xb5\x2f\xfd" or path.suffix == ".zst":
         size = path.stat().st_size
-        return {"path": path.name, "bytes": size, "kinds": {"packed": {"bytes": size}}, "types": {"zstd": size}}
-    raise ValueError(f"{path}: neither a folder, safetensors, GGUF nor zstd file (it begins with {magic!r})")
+        return {
+            "path": path.name,
+            "bytes": size,
+            "kinds": {"packed": {"bytes": size}},
+            "types": {"zstd": size},
+        }
+    raise ValueError(
+        f"{path}: neither a folder, safetensors, GGUF nor zstd file (it begins with {magic!r})"
+    )
 
 
 def _folder(path: Path, entropy: bool) -> dict:
@@ -91,8 +127,13 @@ def _ledger(path: Path, rows: list[dict], total: int) -> dict:
     metadata = total - sum(row["bytes"] for row in rows)
     kinds["metadata"] = {"bytes": metadata, "parameters": 0}
     parameters = sum(row["parameters"] for row in rows)
-    found = {"path": path.name, "bytes": total, "parameters": parameters,
-             "kinds": {kind: kinds[kind] for kind in KINDS if kind in kinds}, "types": types}  # fmt: skip
+    found = {
+        "path": path.name,
+        "bytes": total,
+        "parameters": parameters,
+        "kinds": {kind: kinds[kind] for kind in KINDS if kind in kinds},
+        "types": types,
+    }
     if parameters:
         found["bits_per_weight"] = 8 * total / parameters
     if any("bound" in row for row in rows):
@@ -109,8 +150,12 @@ def _gguf_rows(path: Path, entropy: bool) -> list[dict]:
     rows, data = [], np.memmap(path, np.uint8, "r")
     for tensor in table(path):
         width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.type]][1]
-        row = {"kind": kind_of(tensor.name), "type": tensor.type, "bytes": tensor.bytes,
-               "parameters": math.prod(tensor.shape)}  # fmt: skip
+        row = {
+            "kind": kind_of(tensor.name),
+            "type": tensor.type,
+            "bytes": tensor.bytes,
+            "parameters": math.prod(tensor.shape),
+        }
         if entropy:
             row["bound"] = order0_bytes(data[tensor.begin : tensor.begin + tensor.bytes], width)
         rows.append(row)
@@ -124,19 +169,24 @@ def _safetensors_rows(path: Path, entropy: bool) -> list[dict]:
         (length,) = struct.unpack("<Q", handle.read(8))
         if length > path.stat().st_size:
             raise ValueError(
-                f"{path}: its header claims {length} bytes, the file has {path.stat().st_size}; fetch it anew"
+                f"{path}: its header claims {length} bytes, the file has {path.stat().st_size};"
+                " fetch it anew"
             )
         header = json.loads(handle.read(length))
     header.pop("__metadata__", None)
     data = (
-        np.memmap(path, np.uint8, "r", offset=8 + length) if path.stat().st_size > 8 + length else np.zeros(0, np.uint8)
+        np.memmap(path, np.uint8, "r", offset=8 + length)
+        if path.stat().st_size > 8 + length
+        else np.zeros(0, np.uint8)
     )
     shapes = {}  # of packed weights: the shape that they unpack to
     for name, entry in header.items():
         if name.endswith("shape") and entry["dtype"] in ("I64", "I32"):
             begin, end = entry["data_offsets"]
             kind = "<i8" if entry["dtype"] == "I64" else "<i4"
-            shapes[name.removesuffix("weight_shape").removesuffix("shape")] = data[begin:end].view(kind).tolist()
+            shapes[name.removesuffix("weight_shape").removesuffix("shape")] = (
+                data[begin:end].view(kind).tolist()
+            )
     rows = []
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
@@ -145,7 +195,12 @@ def _safetensors_rows(path: Path, entropy: bool) -> list[dict]:
         if ending:
             prefix = name.removesuffix(ending[0])
             count = math.prod(shapes.get(prefix, [count])) if ending[1] else 0
-        row = {"kind": kind_of(name), "type": entry["dtype"], "bytes": end - begin, "parameters": count}
+        row = {
+            "kind": kind_of(name),
+            "type": entry["dtype"],
+            "bytes": end - begin,
+            "parameters": count,
+        }
         if entropy:
             row["bound"] = order0_bytes(data[begin:end], SAFETENSORS_BYTES.get(entry["dtype"], 1))
         rows.append(row)
@@ -153,10 +208,12 @@ def _safetensors_rows(path: Path, entropy: bool) -> list[dict]:
 
 
 def order0_bytes(data, width: int) -> float:
-    """Least bytes of an order-0 code of `data` (uint8, whole blocks of `width` bytes); 0.0 for no data.
+    """Least bytes of an order-0 code of `data` (uint8, whole blocks of `width` bytes); 0.0 for no
+    data.
 
-    Width 2 is one 16-bit symbol. Any other width is `width` separate streams, one a place within the block: a plug-in
-    estimate of Shannon's entropy, which for short streams is too low by about (symbols - 1) / (2 ln 2) bits a stream.
+    Width 2 is one 16-bit symbol. Any other width is `width` separate streams, one a place within
+    the block: a plug-in estimate of Shannon's entropy, which for short streams is too low by about
+    (symbols - 1) / (2 ln 2) bits a stream.
     """
     import numpy as np
 
@@ -177,9 +234,14 @@ def _entropy(counts) -> float:
 
 
 def row(label: str, ledger: dict) -> dict:
-    """One ledger as a row for a table: MB by kind, bits a weight, and the bound as a share of the bytes."""
-    parts = {f"{kind} MB": f"{ledger['kinds'][kind]['bytes'] / 1e6:.2f}" if kind in ledger["kinds"] else ""
-             for kind in KINDS}  # fmt: skip
+    """One ledger as a row for a table: MB by kind, bits a weight, and the bound as a share of the
+    bytes."""
+    parts = {
+        f"{kind} MB": (
+            f"{ledger['kinds'][kind]['bytes'] / 1e6:.2f}" if kind in ledger["kinds"] else ""
+        )
+        for kind in KINDS
+    }
     bound = f"{ledger['bound_bytes'] / ledger['bytes']:.3f}" if "bound_bytes" in ledger else ""
     bits = f"{ledger['bits_per_weight']:.2f}" if "bits_per_weight" in ledger else ""
     return {
@@ -192,11 +254,26 @@ def row(label: str, ledger: dict) -> dict:
 
 
 def waterfall(ledgers: dict[str, dict], budget: int | None = None):
-    """Stacked bar an artefact, left to right from 16 bits to the packed file, in MB by kind; `budget` as a line."""
+    """Stacked bar an artefact, left to right from 16 bits to the packed file, in MB by kind;
+    `budget` as a line."""
     from lib import plots
 
-    colours = dict(zip(KINDS, ("#a3c4e8", plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.BROWN,
-                               "#c9ced6", plots.RED), strict=True))  # fmt: skip
+    colours = dict(
+        zip(
+            KINDS,
+            (
+                "#a3c4e8",
+                plots.BLUE,
+                plots.ORANGE,
+                plots.GREEN,
+                plots.PURPLE,
+                plots.BROWN,
+                "#c9ced6",
+                plots.RED,
+            ),
+            strict=True,
+        )
+    )
     fig, axes = plots.figure(width=max(7.5, 0.9 * len(ledgers)), height=4)
     labels, floor = list(ledgers), [0.0] * len(ledgers)
     for kind in KINDS:

@@ -7,30 +7,36 @@ import math
 from pathlib import Path
 
 # later training first: the newest model of the run is the one to ship
-CANDIDATES = (("18_distill", "distilled/merged"), ("15_train_consistent", "consistent/merged"), ("11_merge", "merged"))
+CANDIDATES = (
+    ("18_distill", "distilled/merged"),
+    ("15_train_consistent", "consistent/merged"),
+    ("11_merge", "merged"),
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 def source_model(out: Path) -> tuple[str, str]:
     """(checkpoint folder, notebook that wrote it) of the model that phase 2 starts from.
 
-    out: folder of the run. The newest trained model wins: 18_distill, else 15_train_consistent, else 11_merge.
-    Raises FileNotFoundError when none has run.
+    out: folder of the run. The newest trained model wins: 18_distill, else 15_train_consistent,
+    else 11_merge. Raises FileNotFoundError when none has run.
     """
     for notebook, folder in CANDIDATES:
         found = Path(out) / "artifacts" / notebook / folder
         if (found / "config.json").exists():
             return str(found), notebook
     names = ", ".join(notebook for notebook, _ in CANDIDATES)
-    raise FileNotFoundError(f"no trained model in this run (looked for {names}): run notebook 11_merge first")
+    raise FileNotFoundError(
+        f"no trained model in this run (looked for {names}): run notebook 11_merge first"
+    )
 
 
 def require_llama(folder: str | Path) -> dict:
     """Shape of a plain Llama checkpoint that can be compressed.
 
     Returns {layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied}.
-    Raises ValueError for another architecture, a quantised checkpoint, a missing tokenizer, or output tables that
-    contradict `tie_word_embeddings`; each message says what to do.
+    Raises ValueError for another architecture, a quantised checkpoint, a missing tokenizer, or
+    output tables that contradict `tie_word_embeddings`; each message says what to do.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -44,27 +50,30 @@ def require_llama(folder: str | Path) -> dict:
         )
     if method := config.get("quantization_config"):
         raise ValueError(
-            f"{folder.name} is already quantised ({method.get('quant_method', 'unknown method')}); rounding twice "
-            "loses twice. Start from the 16-bit checkpoint."
+            f"{folder.name} is already quantised ({method.get('quant_method', 'unknown method')});"
+            " rounding twice loses twice. Start from the 16-bit checkpoint."
         )
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ValueError(
-            f"{folder.name}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); calibration text cannot be encoded. "
-            "Save it beside the weights with tokenizer.save_pretrained(folder)."
+            f"{folder.name}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); calibration text cannot"
+            " be encoded. Save it beside the weights with tokenizer.save_pretrained(folder)."
         )
     names = tensor_names(folder)
     if not names:
-        raise ValueError(f"{folder.name}: no *.safetensors file; save the weights with save_pretrained")
+        raise ValueError(
+            f"{folder.name}: no *.safetensors file; save the weights with save_pretrained"
+        )
     tied, has_head = bool(config.get("tie_word_embeddings", False)), "lm_head.weight" in names
     if not tied and not has_head:
         raise ValueError(
-            f"{folder.name}: config.json says the vocabulary tables are untied, but there is no lm_head.weight, so the "
-            "output table would be random. Set tie_word_embeddings to true, or save the checkpoint again."
+            f"{folder.name}: config.json says the vocabulary tables are untied, but there is no"
+            " lm_head.weight, so the output table would be random. Set tie_word_embeddings to"
+            " true, or save the checkpoint again."
         )
     if tied and has_head and not _same_tables(folder):
         raise ValueError(
-            f"{folder.name}: config.json says the vocabulary tables are tied, but lm_head.weight differs from the "
-            "embeddings and would be dropped. Set tie_word_embeddings to false."
+            f"{folder.name}: config.json says the vocabulary tables are tied, but lm_head.weight"
+            " differs from the embeddings and would be dropped. Set tie_word_embeddings to false."
         )
     heads = config["num_attention_heads"]
     return {
@@ -102,9 +111,11 @@ def _same_tables(folder: Path) -> bool:
 
 
 def check_group_size(group: int, shape: dict) -> None:
-    """Raise ValueError unless `group` divides the input width of every linear; names the nearest sizes that do.
+    """Raise ValueError unless `group` divides the input width of every linear; names the nearest
+    sizes that do.
 
-    shape: from `require_llama`. The widths are the hidden size, the MLP width and heads x head size.
+    shape: from `require_llama`. The widths are the hidden size, the MLP width and heads x head
+    size.
     """
     widths = {
         "hidden size": shape["hidden"],
@@ -118,4 +129,6 @@ def check_group_size(group: int, shape: dict) -> None:
         below = max((size for size in fits if size <= group), default=fits[0])
         above = min((size for size in fits if size >= group), default=None)
         near = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size)
-        raise ValueError(f"group size {group} does not divide the {', '.join(bad)}; the nearest that do: {near}")
+        raise ValueError(
+            f"group size {group} does not divide the {', '.join(bad)}; the nearest that do: {near}"
+        )

@@ -1,7 +1,9 @@
-"""Structured pruning of a Llama: whole layers, MLP neurons and groups of heads go, and the file shrinks with them.
+"""Structured pruning of a Llama: whole layers, MLP neurons and groups of heads go, and the file
+shrinks with them.
 
-Every function works in place and leaves a plain Llama whose config tells its new shape, so that `save_pretrained`
-writes a checkpoint that loads anywhere. Load the model again for the next variant.
+Every function works in place and leaves a plain Llama whose config tells its new shape, so that
+`save_pretrained` writes a checkpoint that loads anywhere. Load the model again for the next
+variant.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ def activation_statistics(model, sequences: list[list[int]], batch: int = 8) -> 
     """One pass over calibration text, for all three kinds of importance.
 
     sequences: equal lengths, from `calibration.sequences`.
-    Returns numpy arrays: influence [layers], 1 - cosine between a layer's input and output, mean over tokens (block
-    influence, Men et al. 2024, "ShortGPT"); neurons [layers, MLP width] and heads [layers, heads], the expected
-    squared contribution to the residual stream: mean square of an input times the squared norm of its column of
-    down_proj or o_proj, summed over a head's columns.
+    Returns numpy arrays: influence [layers], 1 - cosine between a layer's input and output, mean
+    over tokens (block influence, Men et al. 2024, "ShortGPT"); neurons [layers, MLP width] and
+    heads [layers, heads], the expected squared contribution to the residual stream: mean square of
+    an input times the squared norm of its column of down_proj or o_proj, summed over a head's
+    columns.
     """
     import numpy as np
     import torch
@@ -25,32 +28,47 @@ def activation_statistics(model, sequences: list[list[int]], batch: int = 8) -> 
 
     def watch_layer(index):
         def hook(module, args, output):
-            before, after = args[0].float(), (output[0] if isinstance(output, tuple) else output).float()
-            influence[index] += (1 - torch.cosine_similarity(before, after, dim=-1)).sum().double().cpu()
+            before, after = (
+                args[0].float(),
+                (output[0] if isinstance(output, tuple) else output).float(),
+            )
+            influence[index] += (
+                (1 - torch.cosine_similarity(before, after, dim=-1)).sum().double().cpu()
+            )
+
         return hook
 
     def watch_input(kind, index):
         def hook(module, args):
             energy = args[0].float().pow(2).flatten(0, -2).sum(0).double().cpu()
             squares[kind][index] = squares[kind].get(index, 0) + energy
+
         return hook
 
     hooks = []
     for index, layer in enumerate(layers):
         hooks.append(layer.register_forward_hook(watch_layer(index)))
         hooks.append(layer.mlp.down_proj.register_forward_pre_hook(watch_input("mlp", index)))
-        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(watch_input("attention", index)))
+        hooks.append(
+            layer.self_attn.o_proj.register_forward_pre_hook(watch_input("attention", index))
+        )
     try:
         with torch.inference_mode():
             for start in range(0, len(sequences), batch):
-                model.model(input_ids=torch.tensor(sequences[start : start + batch], device=model.device))
+                model.model(
+                    input_ids=torch.tensor(sequences[start : start + batch], device=model.device)
+                )
     finally:
         for hook in hooks:
             hook.remove()
 
     def contribution(kind, linear):
-        norms = [linear(layer).weight.detach().float().pow(2).sum(0).double().cpu() for layer in layers]
-        return torch.stack([squares[kind][index] / tokens * norm for index, norm in enumerate(norms)])
+        norms = [
+            linear(layer).weight.detach().float().pow(2).sum(0).double().cpu() for layer in layers
+        ]
+        return torch.stack(
+            [squares[kind][index] / tokens * norm for index, norm in enumerate(norms)]
+        )
 
     columns = contribution("attention", lambda layer: layer.self_attn.o_proj)
     heads = columns.view(len(layers), model.config.num_attention_heads, -1).sum(-1)
@@ -60,7 +78,8 @@ def activation_statistics(model, sequences: list[list[int]], batch: int = 8) -> 
 
 
 def layers_to_keep(influence, share: float) -> list[int]:
-    """Layers that stay, ascending, when the `share` with the least influence goes (rounded to whole layers)."""
+    """Layers that stay, ascending, when the `share` with the least influence goes (rounded to whole
+    layers)."""
     import numpy as np
 
     count = len(influence)
@@ -70,20 +89,25 @@ def layers_to_keep(influence, share: float) -> list[int]:
 
 
 def width_to_keep(width: int, share: float, multiple: int) -> int:
-    """MLP width that is nearest to `width` less `share` and a multiple of `multiple`; at least one multiple.
+    """MLP width that is nearest to `width` less `share` and a multiple of `multiple`; at least one
+    multiple.
 
-    Quantisation groups and GGUF blocks (256) want such widths. ValueError when the full width is no multiple.
+    Quantisation groups and GGUF blocks (256) want such widths. ValueError when the full width is no
+    multiple.
     """
     if width % multiple:
-        raise ValueError(f"MLP width {width} is no multiple of {multiple}; choose a divisor of it for width_multiple")
+        raise ValueError(
+            f"MLP width {width} is no multiple of {multiple}; choose a divisor of it for"
+            " width_multiple"
+        )
     return min(width, max(multiple, round(width * (1 - share) / multiple) * multiple))
 
 
 def groups_to_keep(kv_heads: int, heads: int, hidden: int, share: float) -> int:
     """Key/value heads that stay, each with its query heads, when about `share` goes.
 
-    transformers loads a Llama only if its number of query heads divides the hidden size, so the nearest allowed
-    number is taken. At least one stays.
+    transformers loads a Llama only if its number of query heads divides the hidden size, so the
+    nearest allowed number is taken. At least one stays.
     """
     per_group = heads // kv_heads
     allowed = [kept for kept in range(1, kv_heads + 1) if hidden % (kept * per_group) == 0]
@@ -103,7 +127,8 @@ def drop_layers(model, keep: list[int]):
 
 
 def narrow_mlp(model, neurons, width: int):
-    """Keep the `width` most important neurons of each layer; neurons: [layers, MLP width] importance."""
+    """Keep the `width` most important neurons of each layer; neurons: [layers, MLP width]
+    importance."""
     assert len(neurons) == len(model.model.layers), (len(neurons), len(model.model.layers))
     for layer, importance in zip(model.model.layers, neurons, strict=True):
         kept = _best(importance, width)
@@ -116,7 +141,8 @@ def narrow_mlp(model, neurons, width: int):
 
 
 def drop_head_groups(model, heads, kept_groups: int):
-    """Keep the most important key/value heads of each layer with all their query heads; heads: [layers, heads].
+    """Keep the most important key/value heads of each layer with all their query heads; heads:
+    [layers, heads].
 
     A group of query heads shares one key/value head, so they can only go together.
     """
@@ -154,7 +180,9 @@ def _cut(linear, kept: list[int], axis: int) -> None:
     import torch
 
     index = torch.tensor(kept, device=linear.weight.device)
-    linear.weight = torch.nn.Parameter(linear.weight.detach().index_select(axis, index), requires_grad=False)
+    linear.weight = torch.nn.Parameter(
+        linear.weight.detach().index_select(axis, index), requires_grad=False
+    )
     if axis == 0:
         linear.out_features = len(kept)
         if linear.bias is not None:

@@ -1,7 +1,8 @@
 """Llama checkpoints as GGUF files.
 
-Source of the format: the `gguf` package and llama.cpp's convert_hf_to_gguf.py (what is stored under which key). The
-proof that a file says what the checkpoint says is in notebook 22: same tokens, same greedy answers as transformers.
+Source of the format: the `gguf` package and llama.cpp's convert_hf_to_gguf.py (what is stored under
+which key). The proof that a file says what the checkpoint says is in notebook 22: same tokens, same
+greedy answers as transformers.
 """
 
 from __future__ import annotations
@@ -10,43 +11,57 @@ import hashlib
 import json
 from pathlib import Path
 
-# llama.cpp splits text before BPE by the name of a pre-tokenizer. Which name is right follows from the tokenizer's own
-# splitting rules, so they are hashed: a wrong name is silent and costs quality, an unknown hash is an error.
+# llama.cpp splits text before BPE by the name of a pre-tokenizer. Which name is right follows from
+# the tokenizer's own splitting rules, so they are hashed: a wrong name is silent and costs quality,
+# an unknown hash is an error.
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
 PRE_TOKENIZERS = {
     "gpt-2": [BYTE_LEVEL],
     "smollm": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL],
     "llama-bpe": [
-        {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False},
+        {
+            "type": "Split",
+            "pattern": {"Regex": LLAMA3_SPLIT},
+            "behavior": "Isolated",
+            "invert": False,
+        },
         BYTE_LEVEL | {"use_regex": False},
     ],
 }
 
 
 def pre_tokenizer(tokenizer_json: dict) -> str:
-    """llama.cpp's name of the splitting rules of a tokenizer.json, found by their hash. ValueError for unknown
-    rules."""
+    """llama.cpp's name of the splitting rules of a tokenizer.json, found by their hash. ValueError
+    for unknown rules."""
     if tokenizer_json["model"].get("type") != "BPE":
         raise ValueError(
-            f"tokenizer of type {tokenizer_json['model'].get('type')}: only byte-level BPE is converted here"
+            f"tokenizer of type {tokenizer_json['model'].get('type')}: only byte-level BPE is"
+            " converted here"
         )
     if not tokenizer_json["model"].get("merges"):
-        raise ValueError("the tokenizer has no merges; llama.cpp loads byte-level BPE only with them")
+        raise ValueError(
+            "the tokenizer has no merges; llama.cpp loads byte-level BPE only with them"
+        )
     rules = tokenizer_json.get("pre_tokenizer") or {}
     rules = rules.get("pretokenizers", [rules])
     normalizer = tokenizer_json.get("normalizer") or {}
     if normalizer.get("normalizers", normalizer):
-        raise ValueError(f"the tokenizer normalises text ({normalizer.get('type')}), which llama.cpp's BPE does not do")
+        raise ValueError(
+            f"the tokenizer normalises text ({normalizer.get('type')}), which llama.cpp's BPE does"
+            " not do"
+        )
     found = _hash(rules)
     names = {_hash(known): name for name, known in PRE_TOKENIZERS.items()}
     if found not in names:
         raise ValueError(
-            f"splitting rules of the tokenizer have hash {found}, known are {', '.join(names.values())}; add theirs to "
-            f"PRE_TOKENIZERS with llama.cpp's name for them: {json.dumps(rules)[:300]}"
+            f"splitting rules of the tokenizer have hash {found}, known are"
+            f" {', '.join(names.values())}; add theirs to PRE_TOKENIZERS with llama.cpp's name for"
+            f" them: {json.dumps(rules)[:300]}"
         )
     return names[found]
 
@@ -59,8 +74,8 @@ def _hash(rules: list[dict]) -> str:
 def checked(folder: str | Path) -> tuple[dict, dict, dict]:
     """(config, tokenizer.json, tokenizer_config.json) of a checkpoint folder that can be converted.
 
-    Raises ValueError for another architecture, biases, a missing tokenizer or chat template, or weights that are
-    quantised; each says what to do.
+    Raises ValueError for another architecture, biases, a missing tokenizer or chat template, or
+    weights that are quantised; each says what to do.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -68,39 +83,55 @@ def checked(folder: str | Path) -> tuple[dict, dict, dict]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "llama":
         raise ValueError(
-            f"{folder}: architecture {config.get('model_type')!r}; this writer knows Llama (model_type llama) only, "
-            "convert others with llama.cpp's own converter"
+            f"{folder}: architecture {config.get('model_type')!r}; this writer knows Llama"
+            " (model_type llama) only, convert others with llama.cpp's own converter"
         )
     if config.get("attention_bias") or config.get("mlp_bias"):
-        raise ValueError(f"{folder}: attention or MLP biases are not converted; Llama checkpoints have none")
+        raise ValueError(
+            f"{folder}: attention or MLP biases are not converted; Llama checkpoints have none"
+        )
     if config.get("quantization_config"):
         raise ValueError(
-            f"{folder}: its weights are quantised; convert the 16-bit checkpoint, or unpack it first (`unpacked`) to "
-            "show what requantising costs"
+            f"{folder}: its weights are quantised; convert the 16-bit checkpoint, or unpack it"
+            " first (`unpacked`) to show what requantising costs"
         )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).exists():
-            raise ValueError(f"{folder}: no {name}; save the tokenizer beside the weights (tokenizer.save_pretrained)")
+            raise ValueError(
+                f"{folder}: no {name}; save the tokenizer beside the weights"
+                " (tokenizer.save_pretrained)"
+            )
     tokenizer, settings = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("tokenizer.json", "tokenizer_config.json")
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("tokenizer.json", "tokenizer_config.json")
     )
     return config, tokenizer, settings
 
 
 def permute(weight, heads: int):
-    """Rows of a query or key projection from transformers' half-split rotary order to llama.cpp's interleaved one."""
+    """Rows of a query or key projection from transformers' half-split rotary order to llama.cpp's
+    interleaved one."""
     rows = weight.shape[0]
-    return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weight.shape)
+    )
 
 
 def unpermute(weight, heads: int):
     """The inverse of `permute`."""
     rows = weight.shape[0]
-    return weight.reshape(heads, rows // heads // 2, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, rows // heads // 2, 2, *weight.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weight.shape)
+    )
 
 
 def rope_factors(config: dict):
-    """Factors [head_dim / 2] that Llama 3 divides its rotary frequencies by; None when the model has plain ones.
+    """Factors [head_dim / 2] that Llama 3 divides its rotary frequencies by; None when the model
+    has plain ones.
 
     Source: transformers, modeling_rope_utils.py, _compute_llama3_parameters.
     """
@@ -110,7 +141,10 @@ def rope_factors(config: dict):
     if rope.get("rope_type", rope.get("type", "default")) == "default":
         return None
     if rope.get("rope_type", rope.get("type")) != "llama3":
-        raise ValueError(f"rotary scaling {rope.get('rope_type')!r} is not converted; known are default and llama3")
+        raise ValueError(
+            f"rotary scaling {rope.get('rope_type')!r} is not converted; known are default and"
+            " llama3"
+        )
     width = head_dim(config)
     frequency = rope_theta(config) ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -121,7 +155,9 @@ def rope_factors(config: dict):
 
 def rope_theta(config: dict) -> float:
     """Base of the rotary frequencies, wherever a config keeps it."""
-    return float((config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", 10000.0)))
+    return float(
+        (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", 10000.0))
+    )
 
 
 def head_dim(config: dict) -> int:
@@ -146,8 +182,9 @@ def tensors(folder: str | Path):
 def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
     """Write a Llama checkpoint as `out`: matrices in `dtype` (F16, BF16 or F32), vectors in F32.
 
-    A tied output table is not stored twice: llama.cpp uses token_embd for both. Raises ValueError as `checked` does,
-    and for a checkpoint whose config says tied but whose two tables differ, or untied with none.
+    A tied output table is not stored twice: llama.cpp uses token_embd for both. Raises ValueError
+    as `checked` does, and for a checkpoint whose config says tied but whose two tables differ, or
+    untied with none.
     """
     import gguf
     import numpy as np
@@ -170,8 +207,8 @@ def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
                 tables.append(weight)
                 if len(tables) == 2 and not np.array_equal(*tables):
                     raise ValueError(
-                        f"{folder}: config.json says tie_word_embeddings, but lm_head differs from embed_tokens; set "
-                        "it to false, or the trained output table is lost"
+                        f"{folder}: config.json says tie_word_embeddings, but lm_head differs from"
+                        " embed_tokens; set it to false, or the trained output table is lost"
                     )
                 if name == "lm_head.weight":
                     continue
@@ -186,8 +223,8 @@ def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
             writer.add_tensor(target, gguf.quants.quantize(weight, raw), raw_dtype=raw)
         if not tied and "lm_head.weight" not in seen:
             raise ValueError(
-                f"{folder}: config.json says the tables are not tied, but there is no lm_head.weight; set "
-                "tie_word_embeddings to true if the model shares one table"
+                f"{folder}: config.json says the tables are not tied, but there is no"
+                " lm_head.weight; set tie_word_embeddings to true if the model shares one table"
             )
     return out
 
@@ -258,10 +295,14 @@ def _vocabulary(writer, folder, config: dict, tokenizer: dict, settings: dict) -
         else:
             kinds.append(gguf.TokenType.NORMAL)
     if max(words) >= config["vocab_size"]:
-        raise ValueError(f"{folder}: token {max(words)} has no row in a table of {config['vocab_size']}")
+        raise ValueError(
+            f"{folder}: token {max(words)} has no row in a table of {config['vocab_size']}"
+        )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
-    writer.add_token_list([words.get(index, f"[PAD{index}]") for index in range(config["vocab_size"])])
+    writer.add_token_list(
+        [words.get(index, f"[PAD{index}]") for index in range(config["vocab_size"])]
+    )
     writer.add_token_types(kinds)
     merges = tokenizer["model"]["merges"]
     writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in merges])
@@ -276,5 +317,7 @@ def _vocabulary(writer, folder, config: dict, tokenizer: dict, settings: dict) -
     writer.add_add_bos_token(first == loaded.bos_token_id)
     writer.add_add_space_prefix(False)
     if not loaded.chat_template:
-        raise ValueError(f"{folder}: the tokenizer has no chat template; a chat model needs one to be served")
+        raise ValueError(
+            f"{folder}: the tokenizer has no chat template; a chat model needs one to be served"
+        )
     writer.add_chat_template(loaded.chat_template)

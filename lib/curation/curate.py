@@ -1,8 +1,10 @@
-"""From raw sources to training splits, streaming: stage files on disk, numpy arrays of hashes in memory.
+"""From raw sources to training splits, streaming: stage files on disk, numpy arrays of hashes in
+memory.
 
-Stages, in order: read and normalise, fitness filters, English, decontamination (one pass a source, `ingest`);
-exact duplicates, near-duplicates (`deduplicate`, over all sources); splits (`lib.curation.splits`). Every row that
-goes leaves a line in the rejects with stage, reason and text. A killed run keeps the sources it has ingested.
+Stages, in order: read and normalise, fitness filters, English, decontamination (one pass a source,
+`ingest`); exact duplicates, near-duplicates (`deduplicate`, over all sources); splits
+(`lib.curation.splits`). Every row that goes leaves a line in the rejects with stage, reason and
+text. A killed run keeps the sources it has ingested.
 """
 
 from __future__ import annotations
@@ -19,25 +21,44 @@ from lib.curation import filters, language, normalise, parallel, sources
 from lib.dedup import near_duplicates
 from lib.files import atomic_write_json, content_hash, replacing
 
-STAGES = ("unreadable", "unusable", "unfit", "foreign", "contaminated", "exact duplicate", "near-duplicate")
+STAGES = (
+    "unreadable",
+    "unusable",
+    "unfit",
+    "foreign",
+    "contaminated",
+    "exact duplicate",
+    "near-duplicate",
+)
 CODE = ("normalise", "filters", "language", "readers", "decontaminate", "word_runs", "curate")
 
 
 def code_key() -> str:
-    """Hash of the modules that decide about a row, so that stage files of older rules are not reused."""
+    """Hash of the modules that decide about a row, so that stage files of older rules are not
+    reused."""
     digest = hashlib.sha256()
     for name in CODE:
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 
 
-def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, progress=True, workers: int = 1) -> dict:
-    """Read one source into `folder`: <name>.rows.jsonl, <name>.rejects.jsonl and last <name>.json, returned.
+def ingest(
+    source: dict,
+    folder: Path,
+    index,
+    settings: dict,
+    limit: int = 0,
+    progress=True,
+    workers: int = 1,
+) -> dict:
+    """Read one source into `folder`: <name>.rows.jsonl, <name>.rejects.jsonl and last <name>.json,
+    returned.
 
-    source: from `sources.find`. index: `decontaminate.Index` of the evaluation sets. settings: min_chars,
-    max_chars, max_repetition, max_row_bytes and `evaluation` (a key of the evaluation texts). limit: raw rows
-    to read, 0 for all. workers: processes that judge rows; the files are the same for any number. Files of an earlier
-    run are reused when source, settings and code are unchanged. Stage rows carry `origin`, "file:line".
+    source: from `sources.find`. index: `decontaminate.Index` of the evaluation sets. settings:
+    min_chars, max_chars, max_repetition, max_row_bytes and `evaluation` (a key of the evaluation
+    texts). limit: raw rows to read, 0 for all. workers: processes that judge rows; the files are
+    the same for any number. Files of an earlier run are reused when source, settings and code are
+    unchanged. Stage rows carry `origin`, "file:line".
     """
     from tqdm import tqdm
 
@@ -51,21 +72,31 @@ def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, pr
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f".{name}.*"):  # left by a killed run
         stale.unlink(missing_ok=True)
-    total: dict[str, Counter] = {name: Counter() for name in ("counts", "reasons", "languages", "layouts", "hits")}
+    total: dict[str, Counter] = {
+        name: Counter() for name in ("counts", "reasons", "languages", "layouts", "hits")
+    }
     raw = sources.read(source, settings["max_row_bytes"], limit)
     shown = {"file": sys.stdout, "mininterval": 5, "ascii": True, "disable": not progress}
     paths = folder / f"{name}.rows.jsonl", folder / f"{name}.rejects.jsonl"
     judged_by = partial(_judge_batch, source=source, name=name, index=index, settings=settings)
     with replacing(paths[0]) as kept, replacing(paths[1]) as rejected:
-        judged = parallel.each(judged_by, tqdm(raw, desc=source["name"], unit=" rows", **shown), workers)
+        judged = parallel.each(
+            judged_by, tqdm(raw, desc=source["name"], unit=" rows", **shown), workers
+        )
         for lines, refused, seen in judged:
             kept.write(lines)
             rejected.write(refused)
             for what, counter in seen.items():
                 total[what].update(counter)
-    record = {"key": key, "source": source, "counts": dict(total["counts"]),
-              "reasons": dict(total["reasons"].most_common(40)), "languages": dict(total["languages"]),
-              "layouts": dict(total["layouts"]), "contaminated_by": dict(total["hits"])}  # fmt: skip
+    record = {
+        "key": key,
+        "source": source,
+        "counts": dict(total["counts"]),
+        "reasons": dict(total["reasons"].most_common(40)),
+        "languages": dict(total["languages"]),
+        "layouts": dict(total["layouts"]),
+        "contaminated_by": dict(total["hits"]),
+    }
     atomic_write_json(marker, record)
     return record
 
@@ -73,23 +104,37 @@ def ingest(source: dict, folder: Path, index, settings: dict, limit: int = 0, pr
 def _judge_batch(batch, **about):
     """`judge` with the rows as lines, made in the process that judged them."""
     kept, rejected, seen = judge(batch, **about)
-    lines = ("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for rows in (kept, rejected))
+    lines = (
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for rows in (kept, rejected)
+    )
     return *lines, seen
 
 
-def judge(batch, *, source: dict, name: str, index, settings: dict) -> tuple[list[dict], list[dict], dict]:
-    """(rows that pass, rows refused, counters) of raw (place, row, reason) triples: the stages of `ingest`.
+def judge(
+    batch, *, source: dict, name: str, index, settings: dict
+) -> tuple[list[dict], list[dict], dict]:
+    """(rows that pass, rows refused, counters) of raw (place, row, reason) triples: the stages of
+    `ingest`.
 
-    place: line, or another word for where in the source a row stands; row None is one that could not be read, for
-    that reason. Rows carry `origin`, "file:place"; those refused carry stage and reason, too. counters: Counter by
-    name: "counts" of raw rows, of those that passed and of those that each stage refused, "reasons", "hits" and so on.
+    place: line, or another word for where in the source a row stands; row None is one that could
+    not be read, for that reason. Rows carry `origin`, "file:place"; those refused carry stage and
+    reason, too. counters: Counter by
+    name: "counts" of raw rows, of those that passed and of those that each stage refused,
+    "reasons", "hits" and so on.
     """
     seen = {what: Counter() for what in ("counts", "reasons", "languages", "layouts", "hits")}
     kept, rejected = [], []
     for place, row, reason in batch:
         seen["counts"]["raw"] += 1
-        origin = f"{Path(source['path']).name}:{place}" if source["kind"] == "file" else f"{name}:{place}"
-        for made, stage, why in _judge(row, reason, source, index, settings, seen["languages"], seen["layouts"]):
+        origin = (
+            f"{Path(source['path']).name}:{place}"
+            if source["kind"] == "file"
+            else f"{name}:{place}"
+        )
+        for made, stage, why in _judge(
+            row, reason, source, index, settings, seen["languages"], seen["layouts"]
+        ):
             if stage is None:
                 seen["counts"]["passed"] += 1
                 kept.append(made | {"origin": origin})
@@ -104,7 +149,9 @@ def judge(batch, *, source: dict, name: str, index, settings: dict) -> tuple[lis
     return kept, rejected, seen
 
 
-def _judge(row, reason, source, index, settings, codes, layouts) -> Iterator[tuple[dict, str | None, str]]:
+def _judge(
+    row, reason, source, index, settings, codes, layouts
+) -> Iterator[tuple[dict, str | None, str]]:
     """(row or excerpt, stage that refuses it or None, why) for every row that one raw row gives."""
     if row is None:
         yield {"source": source["name"]}, "unreadable", reason
@@ -134,7 +181,8 @@ def _judge(row, reason, source, index, settings, codes, layouts) -> Iterator[tup
 
 
 def evidence(row: dict) -> str:
-    """All turns of a row, one after the other: what is compared, and where an evaluation item could hide."""
+    """All turns of a row, one after the other: what is compared, and where an evaluation item could
+    hide."""
     turns = [turn for pair in row.get("history") or [] for turn in pair]
     return "\n".join([*turns, row["instruction"], row["response"]])
 
@@ -142,7 +190,8 @@ def evidence(row: dict) -> str:
 class Stage:
     """The rows that passed ingest, by number: arrays in memory, text on disk.
 
-    ids, groups: uint64 content hashes of the row and of its instruction; source: int16 position in `names`;
+    ids, groups: uint64 content hashes of the row and of its instruction; source: int16 position in
+    `names`;
     lengths: response characters; offsets: byte position in the file of its source.
     """
 
@@ -193,7 +242,8 @@ class Stage:
                 handle.close()
 
     def priority(self):
-        """Rank of every row under the keep rule, lower stays: earlier source, longer response, smaller id."""
+        """Rank of every row under the keep rule, lower stays: earlier source, longer response,
+        smaller id."""
         import numpy as np
 
         rank = np.empty(len(self), np.float64)
@@ -201,14 +251,18 @@ class Stage:
         return rank
 
 
-def deduplicate(stage: Stage, engine: str = "local", workers: int = 1, address: str = "", **options):
-    """(exact, near, stats): DataFrames of row, keeper, jaccard (exact: 1.0), with the statistics of `dedup`.
+def deduplicate(
+    stage: Stage, engine: str = "local", workers: int = 1, address: str = "", **options
+):
+    """(exact, near, stats): DataFrames of row, keeper, jaccard (exact: 1.0), with the statistics of
+    `dedup`.
 
-    engine: "local" with `workers` signing threads, or "ray" for the job of `lib.cluster.near_duplicates`, on the cluster at an
-    address or on `workers` processes of this machine. options: threshold, permutations and the rest, as it takes them.
+    engine: "local" with `workers` signing threads, or "ray" for the job of
+    `lib.cluster.near_duplicates`, on the cluster at an address or on `workers` processes of this
+    machine. options: threshold, permutations and the rest, as it takes them.
 
-    The text compared is the whole conversation: two different answers to one question may both stay. Two rows are
-    exact duplicates when their ids, hashes of their text, are the same.
+    The text compared is the whole conversation: two different answers to one question may both
+    stay. Two rows are exact duplicates when their ids, hashes of their text, are the same.
     """
     import numpy as np
     import pandas as pd
@@ -227,10 +281,20 @@ def deduplicate(stage: Stage, engine: str = "local", workers: int = 1, address: 
         from lib.cluster import near_duplicates as cluster
 
         cluster.start(address, workers)
-        names = stage.source.astype(np.int64) << cluster.NUMBER | stage.offsets  # what the job calls each row
-        job, stats = cluster.near_duplicates([f"file://{path.resolve()}" for path in stage.paths], evidence, importance,
-                                             skip=frozenset(names[lost].tolist()), **options)
-        place = {column: np.searchsorted(names, job[column].to_numpy(np.int64)) for column in ("row", "keeper")}
+        names = (
+            stage.source.astype(np.int64) << cluster.NUMBER | stage.offsets
+        )  # what the job calls each row
+        job, stats = cluster.near_duplicates(
+            [f"file://{path.resolve()}" for path in stage.paths],
+            evidence,
+            importance,
+            skip=frozenset(names[lost].tolist()),
+            **options,
+        )
+        place = {
+            column: np.searchsorted(names, job[column].to_numpy(np.int64))
+            for column in ("row", "keeper")
+        }
         return exact, pd.DataFrame(place | {"jaccard": job["jaccard"].to_numpy(float)}), stats
 
     def texts():

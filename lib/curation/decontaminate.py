@@ -1,9 +1,10 @@
 """Which training rows repeat an evaluation item: runs of its words, or its whole question.
 
-The rule. A row is contaminated when it holds 13 words in a row of an evaluation question or answer (as in
-Brown et al. 2020, appendix C; shorter questions count with all their words, down to a minimum), unless that
-run is wording: it occurs in more than a few evaluation items, or in background text known to be clean. A
-whole question in the row always counts, digits and signs included. Case, spacing and Unicode form do not.
+The rule. A row is contaminated when it holds 13 words in a row of an evaluation question or answer
+(as in Brown et al. 2020, appendix C; shorter questions count with all their words, down to a
+minimum), unless that run is wording: it occurs in more than a few evaluation items, or in
+background text known to be clean. A whole question in the row always counts, digits and signs
+included. Case, spacing and Unicode form do not.
 """
 
 from __future__ import annotations
@@ -20,15 +21,22 @@ WORD = re.compile(r"\w+")
 class Index:
     """Evaluation texts, ready to be looked for in rows.
 
-    evaluation: iterable of (name, question, answer or None). n: words of a run. minimum: fewest words of a
-    short question that counts as a run, and fewest tokens of a question that is looked for inside other text;
-    a shorter one must be a whole line, or the whole `question`, of a row. max_items: a run that more items
-    share is wording. ignore: background texts whose runs are wording too. `counts` says what was indexed.
-    Raises ValueError when an evaluation text is not a string or minimum is not in 2..n.
+    evaluation: iterable of (name, question, answer or None). n: words of a run. minimum: fewest
+    words of a short question that counts as a run, and fewest tokens of a question that is looked
+    for inside other text; a shorter one must be a whole line, or the whole `question`, of a row.
+    max_items: a run that more items share is wording. ignore: background texts whose runs are
+    wording too. `counts` says what was indexed. Raises ValueError when an evaluation text is not a
+    string or minimum is not in 2..n.
     """
 
-    def __init__(self, evaluation: Iterable[tuple[str, str, str | None]], n: int = 13, minimum: int = 8,
-                 max_items: int = 3, ignore: Iterable[str] = ()):
+    def __init__(
+        self,
+        evaluation: Iterable[tuple[str, str, str | None]],
+        n: int = 13,
+        minimum: int = 8,
+        max_items: int = 3,
+        ignore: Iterable[str] = (),
+    ):
         import numpy as np
 
         from lib.curation import word_runs
@@ -60,7 +68,9 @@ class Index:
             items.append(np.full(len(keys[-1]), number, np.int32))
         self._lengths = np.array(sorted(lengths), np.int64)
         keys = np.concatenate([np.empty(0, np.uint64), *keys])
-        self._items = np.concatenate([np.empty(0, np.int32), *items])[np.argsort(keys, kind="stable")]
+        self._items = np.concatenate([np.empty(0, np.int32), *items])[
+            np.argsort(keys, kind="stable")
+        ]
         self._runs, first, shared = np.unique(np.sort(keys), return_index=True, return_counts=True)
         self._first = np.append(first, len(keys))
         self._evidence = shared <= max_items
@@ -72,16 +82,30 @@ class Index:
         edges = np.cumsum([0, *(len(starts[key]) for key in begin)])
         sizes = np.array([size for key in begin for size in sorted(starts[key])], np.int64)
         begin = np.array(begin, np.uint64)
-        self._questions = (whole, word_runs.filter_bits(whole), minimum, begin, word_runs.filter_bits(begin), edges, sizes)
+        self._questions = (
+            whole,
+            word_runs.filter_bits(whole),
+            minimum,
+            begin,
+            word_runs.filter_bits(begin),
+            edges,
+            sizes,
+        )
         for text in ignore:
             self._evidence[self._find(*_tokens(_fold(text)))[:, 0]] = False
-        self.counts = {"texts": len(self.names), "questions": len(whole), "runs": len(self._runs),
-                       "wording_runs": wording, "ignored_runs": int((~self._evidence).sum()) - wording}
+        self.counts = {
+            "texts": len(self.names),
+            "questions": len(whole),
+            "runs": len(self._runs),
+            "wording_runs": wording,
+            "ignored_runs": int((~self._evidence).sum()) - wording,
+        }
 
     def match(self, text: str, question: str | None = None) -> list[tuple[str, str]]:
         """(evaluation name, reason) for each item that the row repeats; empty when it is clean.
 
-        text: all text of the row. question: its instruction alone, if known, compared with whole questions.
+        text: all text of the row. question: its instruction alone, if known, compared with whole
+        questions.
         """
         import numpy as np
 
@@ -92,20 +116,23 @@ class Index:
         hashes, kinds = _tokens(folded)
         places = word_runs.find_questions(hashes, kinds, *self._questions).tolist()
         if question:
-            key = np.uint64(word_runs.whole(_unclosed(*_tokens(_fold(question)))))  # a large plain int is no uint64 to numba
+            key = np.uint64(
+                word_runs.whole(_unclosed(*_tokens(_fold(question))))
+            )  # a large plain int is no uint64 to numba
             places.append(word_runs.position(key, *self._questions[:2]))
         for place in places:
             if place >= 0:
                 found.setdefault(int(self._question_items[place]), "whole question")
         for at, start, length in self._find(hashes, kinds).tolist():
             if self._evidence[at]:
-                run = " ".join(WORD.findall(folded)[start:start + length])
-                for number in self._items[self._first[at]:self._first[at + 1]].tolist():
+                run = " ".join(WORD.findall(folded)[start : start + length])
+                for number in self._items[self._first[at] : self._first[at + 1]].tolist():
                     found.setdefault(number, f"{length} words: {run}")
         return [(self.names[number], reason) for number, reason in sorted(found.items())]
 
     def _find(self, hashes, kinds):
-        """Int64 rows (position among the indexed runs, start, length) of every indexed run in the tokens of a text."""
+        """Int64 rows (position among the indexed runs, start, length) of every indexed run in the
+        tokens of a text."""
         from lib.curation import word_runs
 
         return word_runs.find(hashes, kinds, self._lengths, self._runs, self._seen)
@@ -121,7 +148,8 @@ def _tokens(folded: str):
 
 
 def _unclosed(hashes, kinds):
-    """The tokens of a question without line ends and the marks that end it: "15 - 26 =" keeps its signs."""
+    """The tokens of a question without line ends and the marks that end it: "15 - 26 =" keeps its
+    signs."""
     from lib.curation import word_runs
 
     hashes, kinds = hashes[kinds != word_runs.BREAK], kinds[kinds != word_runs.BREAK]
@@ -132,5 +160,6 @@ def _unclosed(hashes, kinds):
 
 
 def _fold(text: str) -> str:
-    """Lower case, and one form for letters that Unicode can write in several ways; line breaks stay."""
+    """Lower case, and one form for letters that Unicode can write in several ways; line breaks
+    stay."""
     return (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()

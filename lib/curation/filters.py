@@ -1,7 +1,9 @@
-"""What a row is about, how hard it is, and whether it is fit for training: short stated rules, no model.
+"""What a row is about, how hard it is, and whether it is fit for training: short stated rules, no
+model.
 
-Rules, not truth: a domain is the highest score of a handful of patterns, a difficulty counts visible signs of
-work. Both are meant for balance tables and sampling, and both are printed with samples by the notebook.
+Rules, not truth: a domain is the highest score of a handful of patterns, a difficulty counts
+visible signs of work. Both are meant for balance tables and sampling, and both are printed with
+samples by the notebook.
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ CATEGORY_DOMAINS = {
 }  # fmt: skip
 PATTERNS = {  # by RE2: ten searches over every row, which `re` takes eight times as long for
     "code": re2.compile(
-        r"```|\bdef \w+\(|#include|</?(?:div|html|body|script)\b|\bSELECT\b.{1,80}\bFROM\b|\bconsole\.log\b|"
+        r"```|\bdef"
+        r" \w+\(|#include|</?(?:div|html|body|script)\b|\bSELECT\b.{1,80}\bFROM\b|\bconsole\.log\b|"
         r"(?i:\b(?:python|java|javascript|typescript|c\+\+|c#|sql|html|css|bash|regex|rust|api|json|"
-        r"function|algorithm|program|script|code|compil\w+|debug\w*|array|linked list|class named)\b)"
+        r"function|algorithm|program|script|code|compil\w+|debug\w*|array|linked list|class"
+        r" named)\b)"
     ),
     "math": re2.compile(
         r"\\frac|\\sqrt|\$[^$\n]+\$|\d\s*[-+*/×÷^=]\s*-?\d|"
-        r"(?i:\b(?:solve|equation|calculate|compute|how many|how much|percent\w*|probability|integral|"
+        r"(?i:\b(?:solve|equation|calculate|compute|how many|how"
+        r" much|percent\w*|probability|integral|"
         r"derivative|triangle|polynomial|matrix|divisor|multipl\w+|fraction|prime|average|remainder|arithmetic)\b)"
     ),
     "science": re2.compile(
@@ -41,37 +46,44 @@ PATTERNS = {  # by RE2: ten searches over every row, which `re` takes eight time
         r"virus\w*|disease\w*|scientific|astronom\w+|geolog\w+|ecosystem\w*|thermodynamic\w*)\b)"
     ),
     "creative": re2.compile(
-        r"(?i:\b(?:poem|story|stories|haiku|limerick|lyrics|song|novel|fiction\w*|fairy tale|slogan|tagline|"
+        r"(?i:\b(?:poem|story|stories|haiku|limerick|lyrics|song|novel|fiction\w*|fairy"
+        r" tale|slogan|tagline|"
         r"screenplay|dialogue|imagine|roleplay|rhym\w+|sonnet|metaphor|joke|brainstorm|creative)\b)"
     ),
     "reasoning": re2.compile(
         r"(?i:\b(?:why|explain|compare|contrast|classify|analy[sz]e|infer|deduce|premises?|conclusion|"
-        r"logical\w*|true or false|yes or no|which of the following|step by step|puzzle|determine|evaluate|"
+        r"logical\w*|true or false|yes or no|which of the following|step by"
+        r" step|puzzle|determine|evaluate|"
         r"argument|odd one out|relation)\b)"
     ),
 }
 STEPS = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*]|step \d+)\s")
 CONSTRAINTS = re.compile(
-    r"(?i)\b(?:must|at least|at most|exactly|without using|ensure|constraint|only use|no more than)\b"
+    r"(?i)\b(?:must|at least|at most|exactly|without using|ensure|constraint|only use|no more"
+    r" than)\b"
 )
 LEVELS = ("easy", "medium", "hard")
 
 REFUSAL = re.compile(
     r"(?i)\bas an? (?:ai|artificial intelligence)(?: language)? (?:model|assistant)\b|"
     r"\bi am an? ai language model\b|"
-    r"\bi(?:'m| am) (?:sorry|unable)[^.]{0,40}\b(?:cannot|can't|unable to) (?:fulfil+|comply|assist with)\b|"
+    r"\bi(?:'m| am) (?:sorry|unable)[^.]{0,40}\b(?:cannot|can't|unable to) (?:fulfil+|comply|assist"
+    r" with)\b|"
     r"\bi cannot fulfil+ (?:this|your|that) request\b"
 )
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd]")
 UNFILLED = re.compile(r"\{\{\s*\w+\s*\}\}")
-PLACEHOLDER = re.compile(r"(?i)^\W*(?:no ?(?:out|in)put|nan|null|undefined|todo|lorem ipsum.*)\W*$", re.S)
+PLACEHOLDER = re.compile(
+    r"(?i)^\W*(?:no ?(?:out|in)put|nan|null|undefined|todo|lorem ipsum.*)\W*$", re.S
+)
 
 
 def domain(source: str, instruction: str, response: str, category: str = "") -> str:
     """One of DOMAINS: the row's category, then the source's purpose, then the most matched pattern.
 
-    A match in the instruction counts three times one in the first 1,000 characters of the response, because
-    answers mention everything; each side counts at most five. A score below 3 is conversation.
+    A match in the instruction counts three times one in the first 1,000 characters of the response,
+    because answers mention everything; each side counts at most five. A score below 3 is
+    conversation.
     """
     if category in CATEGORY_DOMAINS:
         return CATEGORY_DOMAINS[category]
@@ -80,8 +92,12 @@ def domain(source: str, instruction: str, response: str, category: str = "") -> 
         if part in name:
             return value
     sides = [(3, instruction[:2000].encode()), (1, response[:1000].encode())]
-    scores = {label: sum(weight * sum(1 for _ in islice(pattern.finditer(text), 5)) for weight, text in sides)
-              for label, pattern in PATTERNS.items()}
+    scores = {
+        label: sum(
+            weight * sum(1 for _ in islice(pattern.finditer(text), 5)) for weight, text in sides
+        )
+        for label, pattern in PATTERNS.items()
+    }
     best = max(DOMAINS[:-1], key=lambda label: scores[label])  # max keeps the first of equals
     return best if scores[best] >= 3 else "conversation"
 
@@ -89,9 +105,9 @@ def domain(source: str, instruction: str, response: str, category: str = "") -> 
 def difficulty(instruction: str, response: str, level: str | int | None = None) -> str:
     """easy, medium or hard. A level stated by the source (1-10, or 'Level 1'-'Level 5') decides.
 
-    Otherwise one point each for: instruction over 40 words; over 120; response over 100 words; over 250;
-    three or more list items or steps in the response; a code block or LaTeX; a constraint in the instruction.
-    0-1 points are easy, 2-3 medium, 4 and more hard.
+    Otherwise one point each for: instruction over 40 words; over 120; response over 100 words; over
+    250; three or more list items or steps in the response; a code block or LaTeX; a constraint in
+    the instruction. 0-1 points are easy, 2-3 medium, 4 and more hard.
     """
     stated = re.search(r"\d+", str(level)) if level not in (None, "") else None
     if stated:
@@ -106,10 +122,15 @@ def difficulty(instruction: str, response: str, level: str | int | None = None) 
 
 
 def repetition(text: str, words: int = 5) -> float:
-    """Share of the word runs of this length that repeat an earlier one: 0 for fresh text, 1 for a loop."""
+    """Share of the word runs of this length that repeat an earlier one: 0 for fresh text, 1 for a
+    loop."""
     tokens = text.split()
     total = len(tokens) - words + 1
-    return 1 - len(set(zip(*(tokens[i:] for i in range(words)), strict=False))) / total if total > 0 else 0.0
+    return (
+        1 - len(set(zip(*(tokens[i:] for i in range(words)), strict=False))) / total
+        if total > 0
+        else 0.0
+    )
 
 
 def unfit(row: dict, *, min_chars: int, max_chars: int, max_repetition: float) -> str | None:
@@ -142,7 +163,8 @@ def unfit(row: dict, *, min_chars: int, max_chars: int, max_repetition: float) -
     if response.count("```") % 2:
         return "truncated code block"
     words = response.split() if len(response) > 200 else []
-    # a text has at least as many different runs as different words, less four: counted first, as it is far quicker
+    # a text has at least as many different runs as different words, less four: counted first, as it
+    # is far quicker
     doubtful = len(words) >= 50 and len(set(words)) - 4 < (1 - max_repetition) * (len(words) - 4)
     if doubtful and repetition(response) > max_repetition:
         return "repetition"

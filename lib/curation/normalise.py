@@ -1,7 +1,8 @@
 """From the layouts of the sources to one row: instruction, response, optional system and history.
 
-A row has id, instruction, response, optional system and history, source, domain, difficulty and licence;
-`history` lists the [user, assistant] pairs before the instruction, `id` is the content hash of all text.
+A row has id, instruction, response, optional system and history, source, domain, difficulty and
+licence; `history` lists the [user, assistant] pairs before the instruction, `id` is the content
+hash of all text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ USER = {"human", "user", "prompter"}
 ASSISTANT = {"gpt", "assistant", "agent", "chatgpt", "bing", "bard", "model"}
 TOOL = {"function_call", "observation", "tool", "function", "tool_call", "tool_response", "ipython"}
 ALPACA = re.compile(
-    r"(?s)^\s*Below is an instruction that describes a task.*?###\s*Instruction:\s*(?P<instruction>.*?)"
+    r"(?s)^\s*Below is an instruction that describes a"
+    r" task.*?###\s*Instruction:\s*(?P<instruction>.*?)"
     r"(?:\s*###\s*Input:\s*(?P<input>.*?))?\s*###\s*Response:\s*$"
 )
 VICUNA = re.compile(
@@ -33,7 +35,8 @@ class Unusable(ValueError):
 
 
 def text(value) -> str:
-    """A cell as clean text: strings stripped, Windows line ends and end-of-text marks removed, None empty."""
+    """A cell as clean text: strings stripped, Windows line ends and end-of-text marks removed, None
+    empty."""
     if value is None:
         return ""
     if isinstance(value, (int, float)):
@@ -48,37 +51,51 @@ def _first(row: dict, *keys: str) -> str:
 
 
 def _ask(instruction: str, context: str = "") -> str:
-    return instruction if not context or NO_INPUT.match(context) else f"{instruction}\n\n{context}".strip()
+    return (
+        instruction
+        if not context or NO_INPUT.match(context)
+        else f"{instruction}\n\n{context}".strip()
+    )
 
 
 def _flat(row: dict) -> list[dict]:
-    """Alpaca and kin, Dolly, OpenOrca, MetaMathQA, prompt/completion, question/answer: one field a side."""
+    """Alpaca and kin, Dolly, OpenOrca, MetaMathQA, prompt/completion, question/answer: one field a
+    side."""
     asked = _first(row, "instruction", "question", "query", "prompt", "problem", "text")
     asked = asked or ("" if "instruction" in row else _first(row, "input"))
     context = _first(row, "context", "input")
-    answer = _first(row, "output", "response", "completion", "answer", "solution", "canonical_solution")
+    answer = _first(
+        row, "output", "response", "completion", "answer", "solution", "canonical_solution"
+    )
     answer = answer or text(row.get("code"))
     wrapped = ALPACA.match(asked) or VICUNA.match(asked)
     if wrapped:
         parts = wrapped.groupdict()
         asked = _ask(parts["instruction"], parts.get("input") or "")
     if "####" in answer and "question" in row:  # GSM8K: calculator marks out, final line in words
-        answer = re.sub(r"\s*####\s*(\S+)\s*$", r"\nThe answer is \1.", re.sub(r"<<[^>]*>>", "", answer))
+        answer = re.sub(
+            r"\s*####\s*(\S+)\s*$", r"\nThe answer is \1.", re.sub(r"<<[^>]*>>", "", answer)
+        )
     history = row.get("history") or []
-    if not isinstance(history, list) or any(not isinstance(p, list) or len(p) != 2 for p in history):
+    if not isinstance(history, list) or any(
+        not isinstance(p, list) or len(p) != 2 for p in history
+    ):
         raise Unusable("history is not a list of [user, assistant] pairs")
-    return [{
-        "instruction": asked if context == asked else _ask(asked, context),
-        "response": answer,
-        "system": _first(row, "system_prompt", "system"),
-        "history": [[text(user), text(assistant)] for user, assistant in history],
-        "category": _category(row),
-        "level": row.get("difficulty") or row.get("level"),
-    }]  # fmt: skip
+    return [
+        {
+            "instruction": asked if context == asked else _ask(asked, context),
+            "response": answer,
+            "system": _first(row, "system_prompt", "system"),
+            "history": [[text(user), text(assistant)] for user, assistant in history],
+            "category": _category(row),
+            "level": row.get("difficulty") or row.get("level"),
+        }
+    ]
 
 
 def _category(row: dict) -> str:
-    """What the source files the row under: Dolly's category, or OpenOrca's mixture ("cot" of the id "cot.86217")."""
+    """What the source files the row under: Dolly's category, or OpenOrca's mixture ("cot" of the id
+    "cot.86217")."""
     if isinstance(row.get("category"), str):
         return text(row["category"])
     return str(row.get("id")).partition(".")[0] if "system_prompt" in row else ""
@@ -91,15 +108,20 @@ def content(value) -> str:
     parts = [part for part in value if isinstance(part, dict)]
     if any(part.get("type") in TOOL or part.get("type") == "tool_calls" for part in parts):
         raise Unusable("tool calls")
-    kept = [text(part.get("value", part.get("text"))) for part in parts if part.get("type", "text") == "text"]
+    kept = [
+        text(part.get("value", part.get("text")))
+        for part in parts
+        if part.get("type", "text") == "text"
+    ]
     return "\n".join(part for part in kept if part)
 
 
 def _turns(turns: list[tuple[str, str]], system: str = "") -> list[dict]:
     """One row from (role, text) turns: the last exchange, with all before it as history.
 
-    Turns of one speaker in a row are joined; an opening by the assistant and a closing question without an
-    answer are left out. Conversations with tool turns are refused: pairs cannot hold what the tool said.
+    Turns of one speaker in a row are joined; an opening by the assistant and a closing question
+    without an answer are left out. Conversations with tool turns are refused: pairs cannot hold
+    what the tool said.
     """
     joined: list[list[str]] = []
     for role, said in turns:
@@ -118,15 +140,25 @@ def _turns(turns: list[tuple[str, str]], system: str = "") -> list[dict]:
             joined.append([side, said])
     joined = joined[1:] if joined and joined[0][0] == "assistant" else joined
     joined = joined[:-1] if len(joined) % 2 and len(joined) > 1 else joined
-    said = [words for _, words in joined] + [""]  # a lone question keeps an empty answer: "no response"
+    said = [words for _, words in joined] + [
+        ""
+    ]  # a lone question keeps an empty answer: "no response"
     pairs = [said[i : i + 2] for i in range(0, len(joined), 2)]
     if not pairs:
         raise Unusable("no user turn")
-    return [{"instruction": pairs[-1][0], "response": pairs[-1][1], "system": system, "history": pairs[:-1]}]
+    return [
+        {
+            "instruction": pairs[-1][0],
+            "response": pairs[-1][1],
+            "system": system,
+            "history": pairs[:-1],
+        }
+    ]
 
 
 def _chat(row: dict) -> list[dict]:
-    """ShareGPT `conversations` (from, value), `messages` (role, content), preference demos with `chosen`."""
+    """ShareGPT `conversations` (from, value), `messages` (role, content), preference demos with
+    `chosen`."""
     if row.get("label") is False:
         raise Unusable("labelled undesirable")
     messages = row.get("messages") or row.get("conversations")
@@ -170,11 +202,15 @@ def _tree(row: dict) -> list[dict]:
 def _seed(row: dict) -> list[dict]:
     """Self-instruct seed tasks: one row an instance."""
     asked = text(row.get("instruction"))
-    return [{"instruction": _ask(asked, text(one.get("input"))), "response": text(one.get("output"))}
-            for one in row["instances"] if isinstance(one, dict)]  # fmt: skip
+    return [
+        {"instruction": _ask(asked, text(one.get("input"))), "response": text(one.get("output"))}
+        for one in row["instances"]
+        if isinstance(one, dict)
+    ]
 
 
-# (name, keys that must be there, reader, whether evaluation sets come in this layout); the first match wins.
+# (name, keys that must be there, reader, whether evaluation sets come in this layout); the first
+# match wins.
 SCHEMAS = (
     ("self-instruct", {"instruction", "instances"}, _seed, False),
     ("chat", {"messages"}, _chat, False),
@@ -214,20 +250,28 @@ def normalise(raw: dict, source: str, licence: str) -> list[dict]:
     schema = detect(frozenset(row))
     if schema is None:
         known = ", ".join(name for name, *_ in SCHEMAS)
-        raise Unusable(f"unknown layout with keys {', '.join(list(row)[:8])}; known layouts: {known}")
+        raise Unusable(
+            f"unknown layout with keys {', '.join(list(row)[:8])}; known layouts: {known}"
+        )
     rows = []
     for part in schema[1](row):
         history, system = part.get("history") or [], part.get("system") or ""
         asked, answer = part["instruction"], part["response"]
-        rows.append({
-            "id": content_hash(system, *(turn for pair in history for turn in pair), asked, answer),
-            "instruction": asked, "response": answer,
-            **({"system": system} if system else {}), **({"history": history} if history else {}),
-            "source": source,
-            "domain": filters.domain(source, asked, answer, part.get("category", "")),
-            "difficulty": filters.difficulty(asked, answer, part.get("level")),
-            "licence": text(row.get("licence")) or licence,
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": content_hash(
+                    system, *(turn for pair in history for turn in pair), asked, answer
+                ),
+                "instruction": asked,
+                "response": answer,
+                **({"system": system} if system else {}),
+                **({"history": history} if history else {}),
+                "source": source,
+                "domain": filters.domain(source, asked, answer, part.get("category", "")),
+                "difficulty": filters.difficulty(asked, answer, part.get("level")),
+                "licence": text(row.get("licence")) or licence,
+            }
+        )
     if not rows:
         raise Unusable("no instance in the task")
     return rows

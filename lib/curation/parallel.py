@@ -21,11 +21,15 @@ def batches(items: Iterable, size: int = BATCH) -> Iterator[list]:
         yield batch
 
 
-def each(function: Callable[[list], object], items: Iterable, workers: int = 1, size: int = BATCH) -> Iterator:
-    """function(batch) for the batches of `items`, in order, in `workers` forked processes; 1 takes none.
+def each(
+    function: Callable[[list], object], items: Iterable, workers: int = 1, size: int = BATCH
+) -> Iterator:
+    """function(batch) for the batches of `items`, in order, in `workers` forked processes; 1 takes
+    none.
 
-    Items and results are pickled; the function and what it holds (indexes, models) are inherited, so a string hashes
-    alike everywhere. Four batches a worker are under way. RuntimeError when a process is killed.
+    Items and results are pickled; the function and what it holds (indexes, models) are inherited,
+    so a string hashes alike everywhere. Four batches a worker are under way. RuntimeError when a
+    process is killed.
     """
     global _function
 
@@ -43,8 +47,10 @@ def each(function: Callable[[list], object], items: Iterable, workers: int = 1, 
             while waiting:
                 yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise RuntimeError("a worker process was killed, most likely for want of memory: set workers or max_row_bytes "
-                           "lower and run again; sources that were finished are kept") from error
+        raise RuntimeError(
+            "a worker process was killed, most likely for want of memory: set workers or"
+            " max_row_bytes lower and run again; sources that were finished are kept"
+        ) from error
 
 
 def _call(batch: list):

@@ -1,8 +1,9 @@
 """Raw rows of local files: JSONL, JSON, CSV and TSV, each optionally .gz, one row at a time.
 
-Every reader yields `(line, row, reason)`: a dict and None, or None and the reason why that line is no row.
-`line` is 1-based: the physical line of JSONL and CSV, the element of a JSON array. A reader holds one row at
-a time and at most `max_bytes` of it; only a JSON file that is one single object is read whole (64 MB).
+Every reader yields `(line, row, reason)`: a dict and None, or None and the reason why that line is
+no row. `line` is 1-based: the physical line of JSONL and CSV, the element of a JSON array. A reader
+holds one row at a time and at most `max_bytes` of it; only a JSON file that is one single object is
+read whole (64 MB).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Raw = tuple[int, dict | None, str | None]
 
 
 def read_file(path: str | Path, max_bytes: int = MAX_BYTES) -> Iterator[Raw]:
-    """Rows of a JSONL, JSON, CSV or TSV file, .gz or not. A file that breaks off yields one last reason."""
+    """Rows of a JSONL, JSON, CSV or TSV file, .gz or not. A file that breaks off yields one last
+    reason."""
     path = Path(path)
     name = path.name.removesuffix(".gz")
     last = 0
@@ -34,7 +36,11 @@ def read_file(path: str | Path, max_bytes: int = MAX_BYTES) -> Iterator[Raw]:
             for last, row, reason in rows:
                 yield last, row, reason
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        yield last + 1, None, f"{path.name} is a broken gzip file ({error}); the rows after this are lost"
+        yield (
+            last + 1,
+            None,
+            f"{path.name} is a broken gzip file ({error}); the rows after this are lost",
+        )
 
 
 def _lines(handle, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
@@ -133,11 +139,13 @@ _CONTAINER_BYTES = 64_000_000  # one JSON object that wraps all rows has to be r
 
 
 def _read_json(handle, max_bytes: int) -> Iterator[Raw]:
-    """Elements of a JSON array, values written one after the other, or the rows inside one object."""
+    """Elements of a JSON array, values written one after the other, or the rows inside one
+    object."""
     held, count = None, 0
     for count, piece in enumerate(_pieces(handle, max_bytes), 1):
         if count == 1:
-            held = piece  # whether a first large object is one row or all rows shows only at the next piece
+            # whether a first large object is one row or all rows shows only at the next piece
+            held = piece
             continue
         if count == 2:
             yield _element(1, held, max_bytes)
@@ -158,7 +166,8 @@ def _read_json(handle, max_bytes: int) -> Iterator[Raw]:
 
 
 def _unwrap(whole: dict) -> list:
-    """The rows of a file that is one object: a list under a usual name, objects keyed by id, or itself."""
+    """The rows of a file that is one object: a list under a usual name, objects keyed by id, or
+    itself."""
     for name in _CONTAINERS:
         if isinstance(whole.get(name), list):
             return whole[name]
@@ -173,10 +182,11 @@ def _element(number: int, piece: bytes | None, max_bytes: int) -> Raw:
 
 
 def _pieces(handle, max_bytes: int) -> Iterator[bytes | None]:
-    """The bytes of each top-level value (or element of a top-level array); None for one beyond the limit.
+    """The bytes of each top-level value (or element of a top-level array); None for one beyond the
+    limit.
 
-    Splits on brackets outside strings, so one broken element does not spoil its neighbours; numbers and other
-    bare words between elements are passed over.
+    Splits on brackets outside strings, so one broken element does not spoil its neighbours; numbers
+    and other bare words between elements are passed over.
     """
     depth = base = 0
     in_string, skip_at, first, limit = False, -1, True, _CONTAINER_BYTES

@@ -19,24 +19,29 @@ SOURCE_KEYS = ("name", "kind", "fingerprint", "revision", "licence")
 def split_of(groups, shares: dict[str, float]):
     """Split number in SPLITS of each instruction hash (uint64).
 
-    The hash itself is the die: rows that ask the same question share a split, and no row changes split when
-    others come or go. shares: {"validation": 0.02, ...}, the rest is train.
+    The hash itself is the die: rows that ask the same question share a split, and no row changes
+    split when others come or go. shares: {"validation": 0.02, ...}, the rest is train.
     """
     import numpy as np
 
     wanted = [shares[name] for name in SPLITS[1:]]
     if min(wanted) < 0 or sum(wanted) >= 1:
-        raise ValueError(f"shares of {', '.join(SPLITS[1:])} must be 0 or more and sum to less than 1")
+        raise ValueError(
+            f"shares of {', '.join(SPLITS[1:])} must be 0 or more and sum to less than 1"
+        )
     edges = np.cumsum(wanted) * 2.0**64
     place = np.searchsorted(edges, groups.astype(np.float64), side="right")
     return np.where(place == len(wanted), 0, place + 1).astype(np.int8)
 
 
-def write(stage, records: list[dict], exact, near, out: Path, shares: dict[str, float], about: dict) -> dict:
+def write(
+    stage, records: list[dict], exact, near, out: Path, shares: dict[str, float], about: dict
+) -> dict:
     """Write the splits, rejects.jsonl and, last, manifest.json; return the manifest.
 
-    stage, exact, near: from `curate`. records: what `curate.ingest` returned for each source. about:
-    parameters and whatever else belongs into the manifest. Raises ValueError when no row is left.
+    stage, exact, near: from `curate`. records: what `curate.ingest` returned for each source.
+    about: parameters and whatever else belongs into the manifest. Raises ValueError when no row is
+    left.
     """
     import numpy as np
 
@@ -61,9 +66,12 @@ def write(stage, records: list[dict], exact, near, out: Path, shares: dict[str, 
     shared = sum(len(a & b) for i, a in enumerate(groups) for b in groups[i + 1 :])
     assert shared == 0, f"{shared} questions stand in two splits"  # cannot be: the hash decides
     manifest = {
-        **about, "files": files, "counts": counts(stage, records, exact, near), "splits": sizes,
+        **about,
+        "files": files,
+        "counts": counts(stage, records, exact, near),
+        "splits": sizes,
         "sources": [{key: record["source"][key] for key in SOURCE_KEYS} for record in records],
-    }  # fmt: skip
+    }
     atomic_write_json(out / "manifest.json", manifest)
     return manifest
 
@@ -72,15 +80,24 @@ def _write_rejects(stage, exact, near, out: Path) -> int:
     total = 0
     with replacing(out / "rejects.jsonl") as handle:
         for path in stage.paths:
-            with open(path.with_name(path.name.replace(".rows.", ".rejects.")), encoding="utf-8") as lines:
+            with open(
+                path.with_name(path.name.replace(".rows.", ".rejects.")), encoding="utf-8"
+            ) as lines:
                 for line in lines:
                     handle.write(line)
                     total += 1
         for label, drops in (("exact duplicate", exact), ("near-duplicate", near)):
-            pairs = zip(stage.rows(drops["row"]), stage.rows(drops["keeper"]), drops["jaccard"], strict=True)
+            pairs = zip(
+                stage.rows(drops["row"]), stage.rows(drops["keeper"]), drops["jaccard"], strict=True
+            )
             for row, keeper, jaccard in pairs:
                 reason = f"{label} of {keeper['origin']}"
-                record = {"stage": label, "reason": reason, "keeper": keeper["id"], "jaccard": float(jaccard)}
+                record = {
+                    "stage": label,
+                    "reason": reason,
+                    "keeper": keeper["id"],
+                    "jaccard": float(jaccard),
+                }
                 handle.write(json.dumps(record | row, ensure_ascii=False) + "\n")
                 total += 1
     return total
@@ -91,8 +108,12 @@ def counts(stage, records: list[dict], exact, near) -> list[dict]:
     import numpy as np
 
     lost = {
-        "exact duplicate": np.bincount(stage.source[exact["row"].to_numpy(np.int64)], minlength=len(records)),
-        "near-duplicate": np.bincount(stage.source[near["row"].to_numpy(np.int64)], minlength=len(records)),
+        "exact duplicate": np.bincount(
+            stage.source[exact["row"].to_numpy(np.int64)], minlength=len(records)
+        ),
+        "near-duplicate": np.bincount(
+            stage.source[near["row"].to_numpy(np.int64)], minlength=len(records)
+        ),
     }
     table = []
     for index, record in enumerate(records):

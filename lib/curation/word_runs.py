@@ -1,4 +1,5 @@
-"""Compiled search for what a text shares with an index: runs of its words, whole questions in it, and its lines."""
+"""Compiled search for what a text shares with an index: runs of its words, whole questions in it,
+and its lines."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ CLOSES = "?.!:;,\"'"  # signs that end a question and say nothing
 
 @lru_cache(maxsize=1)
 def classes() -> np.ndarray:
-    """What each code point is, uint8: \\w, \\s and the ends of lines as Python's `re` and `splitlines` have them."""
+    """What each code point is, uint8: \\w, \\s and the ends of lines as Python's `re` and
+    `splitlines` have them."""
     table = np.where(word_table(), WORD, SIGN).astype(np.uint8)
     for point in range(0x3001):  # no blank stands above the ideographic one
         if chr(point).isspace():
@@ -26,7 +28,8 @@ def classes() -> np.ndarray:
 
 @kernel
 def tokens(buffer, kinds):
-    """(hashes uint64, kinds uint8) of the words, the single signs and the line ends of UTF-8 bytes, without blanks.
+    """(hashes uint64, kinds uint8) of the words, the single signs and the line ends of UTF-8 bytes,
+    without blanks.
 
     kinds: of `classes`. A token's kind is WORD, SIGN, CLOSING or BREAK (hash 0)."""
     hashes, found = np.empty(len(buffer) + 1, np.uint64), np.empty(len(buffer) + 1, np.uint8)
@@ -71,7 +74,8 @@ def whole(words):
 
 @kernel
 def windows(words, length):
-    """Hash, uint64, of every run of `length` word hashes: a rolling polynomial in MIX, mixed once more."""
+    """Hash, uint64, of every run of `length` word hashes: a rolling polynomial in MIX, mixed once
+    more."""
     out = np.empty(max(0, len(words) - length + 1), np.uint64)
     rolling, leaving = uint64(0), uint64(1)
     for _ in range(length):
@@ -92,8 +96,10 @@ def _two_bits(key):
 
 @kernel
 def filter_bits(keys):
-    """A Bloom filter of two bits a key in one of its words, uint64: tells all but one in a hundred keys outside apart,
-    and half a million keys take two megabytes, which stay near the processor (Putze, Sanders, Singler 2007)."""
+    """A Bloom filter of two bits a key in one of its words, uint64: tells all but one in a hundred
+    keys outside apart, and half a million keys take two megabytes, which stay near the processor
+    (Putze, Sanders, Singler 2007).
+    """
     size = 16
     while 2 * size < len(keys):
         size *= 2
@@ -105,7 +111,8 @@ def filter_bits(keys):
 
 @kernel
 def position(key, keys, bits):
-    """Position of a key in sorted `keys`, -1 where it is not among them. bits: their `filter_bits`."""
+    """Position of a key in sorted `keys`, -1 where it is not among them. bits: their
+    `filter_bits`."""
     wanted = _two_bits(key)
     if bits[(key >> uint64(12)) & uint64(len(bits) - 1)] & wanted == wanted:
         at = np.searchsorted(keys, key)
@@ -116,8 +123,8 @@ def position(key, keys, bits):
 
 @kernel
 def find(hashes, kinds, lengths, keys, bits):
-    """Runs of words, of each of the `lengths`, that the sorted `keys` hold: int64 rows (position in keys, start,
-    length); start counts words."""
+    """Runs of words, of each of the `lengths`, that the sorted `keys` hold: int64 rows (position in
+    keys, start, length); start counts words."""
     words, count = hashes[kinds == WORD], 0
     out = np.empty((len(words) * len(lengths), 3), np.int64)
     for length in lengths:
@@ -131,10 +138,13 @@ def find(hashes, kinds, lengths, keys, bits):
 
 
 @kernel
-def find_questions(hashes, kinds, questions, question_bits, minimum, starts, start_bits, edges, lengths):
-    """Positions in the sorted `questions` (`whole` hashes) of every line of the tokens, its closing signs apart, and of
-    every run of tokens that is one: it begins with `minimum` tokens of the sorted `starts`, and
-    lengths[edges[i]:edges[i + 1]] says how long questions of that beginning are."""
+def find_questions(
+    hashes, kinds, questions, question_bits, minimum, starts, start_bits, edges, lengths
+):
+    """Positions in the sorted `questions` (`whole` hashes) of every line of the tokens, its closing
+    signs apart, and of every run of tokens that is one: it begins with `minimum` tokens of the
+    sorted `starts`, and lengths[edges[i]:edges[i + 1]] says how long questions of that beginning
+    are."""
     out, count = np.empty(len(hashes) + 1, np.int64), 0
     first = 0
     for i in range(len(hashes) + 1):
@@ -142,7 +152,11 @@ def find_questions(hashes, kinds, questions, question_bits, minimum, starts, sta
             last = i
             while last > first and kinds[last - 1] == CLOSING:
                 last -= 1
-            at = position(whole(hashes[first:last]), questions, question_bits) if last > first else -1
+            at = (
+                position(whole(hashes[first:last]), questions, question_bits)
+                if last > first
+                else -1
+            )
             if at >= 0:
                 out[count] = at
                 count += 1
@@ -151,9 +165,14 @@ def find_questions(hashes, kinds, questions, question_bits, minimum, starts, sta
     found = windows(signs, minimum)
     for start in range(len(found)):
         beginning = position(found[start], starts, start_bits)
-        for length in lengths[edges[beginning]:edges[beginning + 1]] if beginning >= 0 else lengths[:0]:
-            at = position(whole(signs[start:start + length]), questions, question_bits) \
-                if start + length <= len(signs) else -1
+        for length in (
+            lengths[edges[beginning] : edges[beginning + 1]] if beginning >= 0 else lengths[:0]
+        ):
+            at = (
+                position(whole(signs[start : start + length]), questions, question_bits)
+                if start + length <= len(signs)
+                else -1
+            )
             if at >= 0:
                 if count == len(out):
                     out = np.concatenate((out, out))

@@ -1,17 +1,26 @@
-"""Bands and sketches: which pairs of MinHash signatures become candidates, and how surely a pair is found."""
+"""Bands and sketches: which pairs of MinHash signatures become candidates, and how surely a pair is
+found."""
 
 from __future__ import annotations
 
-RECALL_WEIGHTS = (0.002, 0.998)  # exact Jaccard removes false positives, so the weight goes to finding
+RECALL_WEIGHTS = (
+    0.002,
+    0.998,
+)  # exact Jaccard removes false positives, so the weight goes to finding
 PERMUTATIONS = 256  # 32 bands of 8: finds 99.7 % of the pairs at 0.8; 128 find 95 %
-SKETCH_MISSES = 1e-6  # share of the pairs at the threshold that may be lost by comparing sketches first
+SKETCH_MISSES = (
+    1e-6  # share of the pairs at the threshold that may be lost by comparing sketches first
+)
 
 
-def lsh_parameters(threshold: float, permutations: int = PERMUTATIONS, compat: bool = False) -> tuple[int, int]:
+def lsh_parameters(
+    threshold: float, permutations: int = PERMUTATIONS, compat: bool = False
+) -> tuple[int, int]:
     """(bands, rows a band) from datasketch's optimiser.
 
-    compat: datasketch's own default, which weighs false positives and misses alike (9 x 13 for 0.8 and 128,
-    finds 40 % of the pairs at 0.8); otherwise weighted for recall (32 x 8 for 256, finds 99.7 %).
+    compat: datasketch's own default, which weighs false positives and misses alike (9 x 13 for 0.8
+    and 128, finds 40 % of the pairs at 0.8); otherwise weighted for recall (32 x 8 for 256, finds
+    99.7 %).
     """
     from datasketch import MinHashLSH
 
@@ -21,7 +30,8 @@ def lsh_parameters(threshold: float, permutations: int = PERMUTATIONS, compat: b
 
 
 def found_share(jaccard: float, bands: int, rows: int) -> float:
-    """Chance that a pair of this Jaccard similarity shares at least one band: 1 - (1 - J^rows)^bands."""
+    """Chance that a pair of this Jaccard similarity shares at least one band: 1 - (1 -
+    J^rows)^bands."""
     return 1.0 - (1.0 - jaccard**rows) ** bands
 
 
@@ -32,30 +42,44 @@ def s_curve(bands: int, rows: int, step: float = 0.05) -> list[dict]:
 
 
 def most_different_bits(threshold: float, permutations: int) -> tuple[int, int]:
-    """Different sketch bits, in the first two words and in all, that all but SKETCH_MISSES of the pairs at the
-    threshold stay within: each bit is different with probability (1 - J) / 2, independently (binomial quantile)."""
+    """Different sketch bits, in the first two words and in all, that all but SKETCH_MISSES of the
+    pairs at the threshold stay within: each bit is different with probability (1 - J) / 2,
+    independently (binomial quantile).
+    """
     from scipy.stats import binom
 
-    return tuple(int(binom.isf(SKETCH_MISSES / 2, bits, (1 - threshold) / 2))
-                 for bits in (min(128, permutations), permutations))
+    return tuple(
+        int(binom.isf(SKETCH_MISSES / 2, bits, (1 - threshold) / 2))
+        for bits in (min(128, permutations), permutations)
+    )
 
 
 def chosen(bands, threshold: float, permutations: int) -> tuple[int, int]:
-    """(bands, rows) of a `bands` option: a pair, "datasketch", or None for the choice of `lsh_parameters`."""
+    """(bands, rows) of a `bands` option: a pair, "datasketch", or None for the choice of
+    `lsh_parameters`."""
     if bands is None or bands == "datasketch":
         return lsh_parameters(threshold, permutations, compat=bands == "datasketch")
-    if isinstance(bands, str) or len(bands) != 2 or min(bands) < 1 or bands[0] * bands[1] > permutations:
-        raise ValueError(f'bands is (bands, rows) with bands x rows <= {permutations}, "datasketch" or None, '
-                         f"not {bands!r}")
+    if (
+        isinstance(bands, str)
+        or len(bands) != 2
+        or min(bands) < 1
+        or bands[0] * bands[1] > permutations
+    ):
+        raise ValueError(
+            f'bands is (bands, rows) with bands x rows <= {permutations}, "datasketch" or None, '
+            f"not {bands!r}"
+        )
     return tuple(bands)
 
 
 def buckets(signed: list, bands: int):
-    """Number the groups of entries that share a band key: (int32 (bands, entries), -1 where alone; int32 sizes).
+    """Number the groups of entries that share a band key: (int32 (bands, entries), -1 where alone;
+    int32 sizes).
 
-    signed: [(uint64 (bands, texts), sketches)] of the blocks of entries in order; the keys of a band are gathered,
-    sorted with the entry in the low bits, and numbered, one band at a time. Entries, not keys, take bits: at 16 M
-    entries 40 bits of a key are left, and a chance agreement costs one comparison of sketches.
+    signed: [(uint64 (bands, texts), sketches)] of the blocks of entries in order; the keys of a
+    band are gathered, sorted with the entry in the low bits, and numbered, one band at a time.
+    Entries, not keys, take bits: at 16 M entries 40 bits of a key are left, and a chance agreement
+    costs one comparison of sketches.
     """
     import numpy as np
 

@@ -1,8 +1,9 @@
 """Compiled kernels of near-duplicate search: shingles, MinHash signatures, band keys, sketches.
 
-A text is bytes of UTF-8 in one large buffer; a shingle is a 64-bit key (three code points packed, or a hash
-of five words). A signature equals datasketch's MinHash(scheme="affine32", seed=1) over the keys' 32-bit
-hashes, so datasketch is the oracle of the tests. Import this module inside functions: numba loads slowly.
+A text is bytes of UTF-8 in one large buffer; a shingle is a 64-bit key (three code points packed,
+or a hash of five words). A signature equals datasketch's MinHash(scheme="affine32", seed=1) over
+the keys' 32-bit hashes, so datasketch is the oracle of the tests. Import this module inside
+functions: numba loads slowly.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import numba
 import numpy as np
 from numba import njit, uint32, uint64
 
-if llvmlite.binding.get_host_cpu_features().get("avx512f"):  # LLVM takes half of the registers' width by itself
+if llvmlite.binding.get_host_cpu_features().get(
+    "avx512f"
+):  # LLVM takes half of the registers' width by itself
     wide = f"{llvmlite.binding.get_host_cpu_features().flatten()},-prefer-256-bit"
-    numba.config.CPU_FEATURES = numba.config.CPU_FEATURES or wide  # a user's NUMBA_CPU_FEATURES goes first
+    numba.config.CPU_FEATURES = (
+        numba.config.CPU_FEATURES or wide
+    )  # a user's NUMBA_CPU_FEATURES goes first
 
-MIX = 0x9E3779B97F4A7C15  # odd: (key * MIX) >> 32 is a universal hash of the key (Dietzfelbinger et al. 1997)
-SHORT = 1 << 63  # set in the one key of a text too short for a shingle; packed code points use 63 bits
+# odd: (key * MIX) >> 32 is a universal hash of the key (Dietzfelbinger et al. 1997)
+MIX = 0x9E3779B97F4A7C15
+SHORT = (
+    1 << 63
+)  # set in the one key of a text too short for a shingle; packed code points use 63 bits
 CHUNK = 8192  # shingles held at a time, so that memory does not grow with the length of a text
 
 
 def kernel(function):
-    """njit that keeps its machine code beside the module or in the user's cache; where both are read-only
-    numba raises, and the code is compiled anew in every process."""
+    """njit that keeps its machine code beside the module or in the user's cache; where both are
+    read-only numba raises, and the code is compiled anew in every process."""
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:
@@ -38,7 +46,8 @@ def permutations(count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 
 def word_table() -> np.ndarray:
-    """True for the code points of a word: alphanumeric or underscore, as in the regular expression \\w."""
+    """True for the code points of a word: alphanumeric or underscore, as in the regular expression
+    \\w."""
     table = np.fromiter((chr(i).isalnum() for i in range(0x110000)), np.bool_, 0x110000)
     table[ord("_")] = True
     return table
@@ -46,7 +55,8 @@ def word_table() -> np.ndarray:
 
 @kernel
 def code_point(buffer, position):
-    """Code point at a position of valid UTF-8 (surrogates passed through) and the position after it."""
+    """Code point at a position of valid UTF-8 (surrogates passed through) and the position after
+    it."""
     first = uint32(buffer[position])
     if first < uint32(0x80):
         return first, position + 1
@@ -107,11 +117,13 @@ def _five_words(buffer, position, high, words, out):
 
 @kernel
 def shingle_keys(buffer, low, position, high, words, out):
-    """Write shingle keys of the text buffer[low:high] from `position` on, repeats included, to `out` (uint64).
+    """Write shingle keys of the text buffer[low:high] from `position` on, repeats included, to
+    `out` (uint64).
 
-    words: table of word characters for shingles of five words, or an empty array for three code points. A
-    text shorter than a shingle gets one key, a hash of all its code points: it equals only equal texts.
-    Returns how many were written and the position to go on from, -1 at the end of the text.
+    words: table of word characters for shingles of five words, or an empty array for three code
+    points. A text shorter than a shingle gets one key, a hash of all its code points: it equals
+    only equal texts. Returns how many were written and the position to go on from, -1 at the end of
+    the text.
     """
     if len(words) == 0:
         count, after = _trigrams(buffer, position, high, out)
@@ -131,8 +143,8 @@ def shingle_keys(buffer, low, position, high, words, out):
 def _sign(buffer, low, high, words, factors, offsets, recent, keys, hashes, signature):
     """Minima of the affine permutations over the hashes of the shingles of buffer[low:high].
 
-    `recent` remembers hashes by their high bits and skips most repeats; one that slips through cannot change a
-    minimum."""
+    `recent` remembers hashes by their high bits and skips most repeats; one that slips through
+    cannot change a minimum."""
     recent[:] = uint32(0)  # no hash of slot 1 and above
     recent[0] = uint32(0xFFFFFFFF)  # no hash of slot 0
     signature[:] = uint32(0xFFFFFFFF)
@@ -141,7 +153,9 @@ def _sign(buffer, low, high, words, factors, offsets, recent, keys, hashes, sign
         count, position = shingle_keys(buffer, low, position, high, words, keys)
         for i in range(count):
             h = uint32((keys[i] * uint64(MIX)) >> uint64(32))
-            h = uint32((h ^ (h >> uint32(16))) * uint32(0x85EBCA6B))  # MurmurHash3 finaliser, as in datasketch
+            h = uint32(
+                (h ^ (h >> uint32(16))) * uint32(0x85EBCA6B)
+            )  # MurmurHash3 finaliser, as in datasketch
             h = uint32((h ^ (h >> uint32(13))) * uint32(0xC2B2AE35))
             hashes[i] = h ^ (h >> uint32(16))
         distinct = 0
@@ -169,21 +183,35 @@ def signatures(buffer, starts, ends, words, factors, offsets, out):
     keys, hashes = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.uint32)
     recent = np.empty(4096, np.uint32)
     for row in range(len(starts)):
-        _sign(buffer, starts[row], ends[row], words, factors, offsets, recent, keys, hashes, out[row])
+        _sign(
+            buffer, starts[row], ends[row], words, factors, offsets, recent, keys, hashes, out[row]
+        )
 
 
 @kernel
 def sign(buffer, starts, ends, words, factors, offsets, rows, bands, sketches):
     """What finds candidates, of each text; its signature is forgotten at once.
 
-    bands: uint64 (bands, texts), one key from `rows` signature values each. sketches: uint64 (texts, words of 64
-    permutations), one bit a permutation: two texts agree in a bit if the permutation's minimum is the same, else
-    by chance one half, so the share of equal bits is (1 + J) / 2 (b-bit MinHash with b = 1, Li and Koenig 2010).
+    bands: uint64 (bands, texts), one key from `rows` signature values each. sketches: uint64
+    (texts, words of 64 permutations), one bit a permutation: two texts agree in a bit if the
+    permutation's minimum is the same, else by chance one half, so the share of equal bits is (1 +
+    J) / 2 (b-bit MinHash with b = 1, Li and Koenig 2010).
     """
     keys, hashes = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.uint32)
     recent, signature = np.empty(4096, np.uint32), np.empty(len(factors), np.uint32)
     for text in range(len(starts)):
-        _sign(buffer, starts[text], ends[text], words, factors, offsets, recent, keys, hashes, signature)
+        _sign(
+            buffer,
+            starts[text],
+            ends[text],
+            words,
+            factors,
+            offsets,
+            recent,
+            keys,
+            hashes,
+            signature,
+        )
         for band in range(len(bands)):
             key = uint64(0)
             for i in range(band * rows, (band + 1) * rows):
@@ -193,7 +221,9 @@ def sign(buffer, starts, ends, words, factors, offsets, rows, bands, sketches):
         for cell in range(sketches.shape[1]):
             bits = uint64(0)
             for i in range(64 * cell, min(64 * cell + 64, len(factors))):
-                bits = (bits << uint64(1)) | uint64(uint32(signature[i] * uint32(0x9E3779B1)) >> uint32(31))
+                bits = (bits << uint64(1)) | uint64(
+                    uint32(signature[i] * uint32(0x9E3779B1)) >> uint32(31)
+                )
             sketches[text, cell] = bits
 
 

@@ -1,9 +1,11 @@
-"""Templates: the beginnings and endings that many different texts share, and what lies between them.
+"""Templates: the beginnings and endings that many different texts share, and what lies between
+them.
 
-Instruction sets wrap short slots in long fixed wording ("Below is an instruction that describes a task ..."),
-so most of what two such texts share is the wrapping. The rule: a beginning (or ending) of at least MIN_WORDS
-words that at least `min_rows` different texts have in common is template. Fewer rows that are alike are
-near-duplicates. Two texts lie in one template as far as their template parts are the same.
+Instruction sets wrap short slots in long fixed wording ("Below is an instruction that describes a
+task ..."), so most of what two such texts share is the wrapping. The rule: a beginning (or ending)
+of at least MIN_WORDS words that at least `min_rows` different texts have in common is template.
+Fewer rows that are alike are near-duplicates. Two texts lie in one template as far as their
+template parts are the same.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ def text_hashes(buffer, starts, ends, out):
 def walk(buffer, starts, ends, step, rows, words, keys, lengths):
     """Go `words` words further along the beginning (step 1) or ending (-1) of the texts `rows`.
 
-    keys, lengths: hash and length in bytes of each text's beginning so far, updated in place where that many
-    more words are there and the text does not end with them; returns for which rows they are."""
+    keys, lengths: hash and length in bytes of each text's beginning so far, updated in place where
+    that many more words are there and the text does not end with them; returns for which rows they
+    are."""
     there = np.zeros(len(rows), np.bool_)
     for i in range(len(rows)):
         row = rows[i]
@@ -67,8 +70,9 @@ def walk(buffer, starts, ends, step, rows, words, keys, lengths):
 
 @kernel
 def shared_wording(buffer, first, second, limit, step):
-    """Length in bytes of the wording that two texts share from byte positions `first` and `second` on, at most
-    `limit` bytes and cut at a word; backwards for step -1. 0 for fewer than MIN_WORDS words."""
+    """Length in bytes of the wording that two texts share from byte positions `first` and `second`
+    on, at most `limit` bytes and cut at a word; backwards for step -1. 0 for fewer than MIN_WORDS
+    words."""
     length, words, shared = 0, 0, 0
     while True:
         a, b = first + step * length, second + step * length
@@ -81,7 +85,9 @@ def shared_wording(buffer, first, second, limit, step):
 
 
 def shared_by(minimum: int):
-    """A function that tells, of hashes of beginnings, which at least `minimum` of them have in common."""
+    """A function that tells, of hashes of beginnings, which at least `minimum` of them have in
+    common."""
+
     def frequent(keys):
         _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
         return (size >= minimum)[group]
@@ -91,6 +97,7 @@ def shared_by(minimum: int):
 
 def found_in(hashes):
     """A function that tells, of hashes of beginnings, which are in a sorted array."""
+
     def frequent(keys):
         place = np.minimum(np.searchsorted(hashes, keys), max(len(hashes) - 1, 0))
         return hashes[place] == keys if len(hashes) else np.zeros(len(keys), bool)
@@ -99,11 +106,15 @@ def found_in(hashes):
 
 
 def beginnings(buffer, starts, ends, step: int, rows, frequent, forget=None):
-    """Yield (rows, hashes, lengths in bytes) of the beginnings (step 1) or endings (-1) of MIN_WORDS words and more of
-    the texts `rows`, one word longer each time, for the rows whose last one was frequent."""
+    """Yield (rows, hashes, lengths in bytes) of the beginnings (step 1) or endings (-1) of
+    MIN_WORDS words and more of the texts `rows`, one word longer each time, for the rows whose last
+    one was frequent."""
     keys, lengths = np.zeros(len(starts), np.uint64), np.zeros(len(starts), np.int64)
     for words in (MIN_WORDS, *[1] * (MAX_WORDS - MIN_WORDS)):
-        parts = [walk(buffer, starts, ends, step, part, words, keys, lengths) for part in textfile.parts(rows, forget)]
+        parts = [
+            walk(buffer, starts, ends, step, part, words, keys, lengths)
+            for part in textfile.parts(rows, forget)
+        ]
         rows = rows[np.concatenate(parts)] if parts else rows
         yield rows, keys[rows], lengths[rows]
         rows = rows[frequent(keys[rows])]
@@ -112,7 +123,8 @@ def beginnings(buffer, starts, ends, step: int, rows, frequent, forget=None):
 
 
 def cut(buffer, starts, ends, rows, frequent_heads, frequent_tails, forget=None):
-    """(bytes of template at the beginning, at the end) of the texts `rows`, int64 (texts,); 0 for other texts."""
+    """(bytes of template at the beginning, at the end) of the texts `rows`, int64 (texts,); 0 for
+    other texts."""
     sides = []
     for step, frequent in ((1, frequent_heads), (-1, frequent_tails)):
         found = np.zeros(len(starts), np.int64)
@@ -124,22 +136,27 @@ def cut(buffer, starts, ends, rows, frequent_heads, frequent_tails, forget=None)
 
 
 def inner(starts, ends, head, tail):
-    """(inner_starts, inner_ends) for template of `head` and `tail` bytes; a text that is all template stays whole."""
+    """(inner_starts, inner_ends) for template of `head` and `tail` bytes; a text that is all
+    template stays whole."""
     left = head + tail < ends - starts
     return np.where(left, starts + head, starts), np.where(left, ends - tail, ends)
 
 
 def spans(buffer, starts, ends, min_rows: int = 50, forget=None):
-    """(inner_starts, inner_ends), int64 byte positions of what lies between the shared wording of each text.
+    """(inner_starts, inner_ends), int64 byte positions of what lies between the shared wording of
+    each text.
 
-    buffer: uint8 of UTF-8; starts, ends: int64 a text. Equal texts count once. Cuts fall on white space, so
-    the rest is valid UTF-8. A text that is all template is left whole. forget: of `textfile.mapped`, if it is mapped.
+    buffer: uint8 of UTF-8; starts, ends: int64 a text. Equal texts count once. Cuts fall on white
+    space, so the rest is valid UTF-8. A text that is all template is left whole. forget: of
+    `textfile.mapped`, if it is mapped.
     """
     if not min_rows or len(starts) < min_rows:
         return starts.copy(), ends.copy()
     hashes = np.empty(len(starts), np.uint64)
     for part in textfile.parts(np.arange(len(starts)), forget):
-        text_hashes(buffer, starts[part], ends[part], hashes[part[0]:part[-1] + 1])
+        text_hashes(buffer, starts[part], ends[part], hashes[part[0] : part[-1] + 1])
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    head, tail = cut(buffer, starts, ends, np.sort(first), shared_by(min_rows), shared_by(min_rows), forget)
+    head, tail = cut(
+        buffer, starts, ends, np.sort(first), shared_by(min_rows), shared_by(min_rows), forget
+    )
     return inner(starts, ends, head[first[group]], tail[first[group]])

@@ -1,4 +1,5 @@
-"""Texts as bytes of UTF-8, one after the other: in memory a block at a time, all of them in a temporary file."""
+"""Texts as bytes of UTF-8, one after the other: in memory a block at a time, all of them in a
+temporary file."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 BLOCK = 4096  # texts a signing call; results do not depend on it
-PART = 512  # texts looked at before their pages may leave memory: a look at one may map a megabyte around it
+# texts looked at before their pages may leave memory: a look at one may map a megabyte around it
+PART = 512
 
 
 def encode(text: str, lower: bool = False) -> bytes:
@@ -20,8 +22,8 @@ def encode(text: str, lower: bool = False) -> bytes:
 
 
 def pack(texts: list[bytes]):
-    """(buffer, starts, ends) of encoded texts: uint8, and int64 positions. One blank more keeps the buffer from being
-    empty and lets a kernel look one byte behind the last text."""
+    """(buffer, starts, ends) of encoded texts: uint8, and int64 positions. One blank more keeps the
+    buffer from being empty and lets a kernel look one byte behind the last text."""
     import numpy as np
 
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), dtype=np.int64)
@@ -30,10 +32,12 @@ def pack(texts: list[bytes]):
 
 
 def read(texts, file, lower: bool, sign, threads: int = 1):
-    """Write the texts to an open file and sign them on the way: (labels, ends int64, results of `sign` in order).
+    """Write the texts to an open file and sign them on the way: (labels, ends int64, results of
+    `sign` in order).
 
-    texts: strings or (label, text) pairs, or a function that returns such an iterable. sign: function of (buffer,
-    starts, ends) of a block; more than one thread signs while the next blocks are read.
+    texts: strings or (label, text) pairs, or a function that returns such an iterable. sign:
+    function of (buffer, starts, ends) of a block; more than one thread signs while the next blocks
+    are read.
     """
     import numpy as np
 
@@ -41,10 +45,14 @@ def read(texts, file, lower: bool, sign, threads: int = 1):
     numbered = enumerate(texts() if callable(texts) else texts)
     with ThreadPoolExecutor(threads) as pool:
         while block := list(islice(numbered, BLOCK)):
-            block = [pair if isinstance(pair[1], str) else pair[1] for pair in block]  # of (position, entry)
+            block = [
+                pair if isinstance(pair[1], str) else pair[1] for pair in block
+            ]  # of (position, entry)
             for label, text in block:
                 if not isinstance(text, str):
-                    raise TypeError(f"row {label}: the text is a {type(text).__name__}; reject the row first")
+                    raise TypeError(
+                        f"row {label}: the text is a {type(text).__name__}; reject the row first"
+                    )
             labels += [label for label, _ in block]
             encoded = [encode(text, lower) for _, text in block]
             buffer, starts, ends = pack(encoded)
@@ -68,8 +76,11 @@ def _write(file, data, count: int) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise OSError(errno.ENOSPC, f"no space for the text of {count:,} rows and more in the temporary folder "
-                      f"{tempfile.gettempdir()}; free some, or point TMPDIR to a folder with room for it") from error
+        raise OSError(
+            errno.ENOSPC,
+            f"no space for the text of {count:,} rows and more in the temporary folder "
+            f"{tempfile.gettempdir()}; free some, or point TMPDIR to a folder with room for it",
+        ) from error
 
 
 def mapped(file):
@@ -81,10 +92,10 @@ def mapped(file):
     return np.frombuffer(held, np.uint8), lambda: held.madvise(mmap.MADV_DONTNEED)
 
 
-
 def parts(rows, forget=None):
-    """Stretches of PART of an array of `rows`; after each, `forget` of `mapped` lets its pages leave the memory."""
+    """Stretches of PART of an array of `rows`; after each, `forget` of `mapped` lets its pages
+    leave the memory."""
     for low in range(0, len(rows), PART):
-        yield rows[low:low + PART]
+        yield rows[low : low + PART]
         if forget:
             forget()

@@ -1,4 +1,5 @@
-"""Clusters of failures: how many, from which vectors, how stable, what they are called, and how pure they are."""
+"""Clusters of failures: how many, from which vectors, how stable, what they are called, and how
+pure they are."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ SHARE = 0.8  # of the items in each resample of the stability measure
 
 
 def allowed(n: int, least: int, most: int, per_cluster: int) -> list[int]:
-    """The numbers of clusters to choose from: `least`..`most` that leave `per_cluster` items a cluster on average.
+    """The numbers of clusters to choose from: `least`..`most` that leave `per_cluster` items a
+    cluster on average.
 
     With too few items for even `least`, the one largest number that leaves so many, at least 1.
     """
@@ -28,12 +30,16 @@ def kmeans(vectors, k: int, seed: int, starts: int = 4):
         return KMeans(k, n_init=starts, random_state=seed).fit(vectors)
 
 
-def resampled(vectors, k: int, resamples: int, seed: int, known: list[str] | None = None) -> dict[str, list[float]]:
-    """{"stability", and "agreement" with `known` labels}, one value a resample, from two random 80 % subsets each.
+def resampled(
+    vectors, k: int, resamples: int, seed: int, known: list[str] | None = None
+) -> dict[str, list[float]]:
+    """{"stability", and "agreement" with `known` labels}, one value a resample, from two random 80
+    % subsets each.
 
-    stability: adjusted Rand index (Hubert and Arabie 1985) of the two clusterings on what the subsets share. agreement:
-    adjusted mutual information (Vinh et al. 2010) of the clusterings with the known labels, mean of the two. Of both, 1
-    is the same partition and 0 what chance would give.
+    stability: adjusted Rand index (Hubert and Arabie 1985) of the two clusterings on what the
+    subsets share. agreement: adjusted mutual information (Vinh et al. 2010) of the clusterings with
+    the known labels, mean of the two. Of both, 1 is the same partition and 0 what chance would
+    give.
     """
     import numpy as np
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
@@ -54,10 +60,14 @@ def resampled(vectors, k: int, resamples: int, seed: int, known: list[str] | Non
     return found
 
 
-def choose_k(vectors, ks: list[int], resamples: int, seed: int, known: list[str] | None = None) -> tuple[int, list]:
-    """(k, rows): the k with the highest silhouette + mean stability; rows hold both for every k tried.
+def choose_k(
+    vectors, ks: list[int], resamples: int, seed: int, known: list[str] | None = None
+) -> tuple[int, list]:
+    """(k, rows): the k with the highest silhouette + mean stability; rows hold both for every k
+    tried.
 
-    silhouette: Rousseeuw 1987, mean over the items, -1 to 1; absent where it does not exist (k 1, or one a cluster).
+    silhouette: Rousseeuw 1987, mean over the items, -1 to 1; absent where it does not exist (k 1,
+    or one a cluster).
     """
     from sklearn.metrics import silhouette_score
 
@@ -67,15 +77,20 @@ def choose_k(vectors, ks: list[int], resamples: int, seed: int, known: list[str]
         row = {"k": k, **resampled(vectors, k, resamples, seed, known)}
         row["mean"] = sum(row["stability"]) / resamples
         if 1 < len(set(labels)) < len(vectors):
-            row["silhouette"] = float(silhouette_score(vectors, labels, sample_size=min(len(vectors), 5000),
-                                                       random_state=seed))
+            row["silhouette"] = float(
+                silhouette_score(
+                    vectors, labels, sample_size=min(len(vectors), 5000), random_state=seed
+                )
+            )
         rows.append(row)
     return max(rows, key=lambda row: row["mean"] + row.get("silhouette", 0.0))["k"], rows
 
 
-def compare(vectors_of: dict, known: list[str], ks: list[int], weight: float, resamples: int,
-            seed: int) -> tuple[str, list[dict]]:
-    """(method, rows): which vectors to cluster. Score = weight x stability + (1 - weight) x agreement, at each's own k.
+def compare(
+    vectors_of: dict, known: list[str], ks: list[int], weight: float, resamples: int, seed: int
+) -> tuple[str, list[dict]]:
+    """(method, rows): which vectors to cluster. Score = weight x stability + (1 - weight) x
+    agreement, at each's own k.
 
     vectors_of: {method: array of the items to fit}; known: their task labels.
     """
@@ -83,11 +98,21 @@ def compare(vectors_of: dict, known: list[str], ks: list[int], weight: float, re
     for method, vectors in vectors_of.items():
         k, tried = choose_k(vectors, ks, resamples, seed, known)
         chosen = next(row for row in tried if row["k"] == k)
-        row = {name: stats.mean_ci(chosen[name], seed, bounds=(-1.0, 1.0), unit=unit)
-               for name, unit in (("stability", "ARI"), ("agreement", "AMI"))}
+        row = {
+            name: stats.mean_ci(chosen[name], seed, bounds=(-1.0, 1.0), unit=unit)
+            for name, unit in (("stability", "ARI"), ("agreement", "AMI"))
+        }
         score = weight * row["stability"]["value"] + (1 - weight) * row["agreement"]["value"]
-        rows.append({"method": method, "k": k, "silhouette": chosen.get("silhouette"), "tried": tried, **row,
-                     "score": score})
+        rows.append(
+            {
+                "method": method,
+                "k": k,
+                "silhouette": chosen.get("silhouette"),
+                "tried": tried,
+                **row,
+                "score": score,
+            }
+        )
     return max(rows, key=lambda row: row["score"])["method"], rows
 
 
@@ -98,7 +123,8 @@ def purity(labels, known: list[str], majority: dict[int, str]) -> dict:
 
 
 def majorities(labels, known: list[str]) -> dict[int, str]:
-    """{cluster: its most frequent known label}; of equally frequent ones the first in the alphabet."""
+    """{cluster: its most frequent known label}; of equally frequent ones the first in the
+    alphabet."""
     groups: dict[int, Counter] = {}
     for label, name in sorted(zip(map(int, labels), known, strict=True)):
         groups.setdefault(label, Counter())[name] += 1
@@ -106,50 +132,68 @@ def majorities(labels, known: list[str]) -> dict[int, str]:
 
 
 def chance_purity(labels, known: list[str], seed: int, times: int = 200) -> float:
-    """Mean purity when the known labels are dealt out at random: what clusters of these sizes get for nothing."""
+    """Mean purity when the known labels are dealt out at random: what clusters of these sizes get
+    for nothing."""
     import random
 
     dice, names, total = random.Random(seed), list(known), 0.0
     for _ in range(times):
         dice.shuffle(names)
         majority = majorities(labels, names)
-        total += sum(majority[int(label)] == name for label, name in zip(labels, names, strict=True)) / len(names)
+        total += sum(
+            majority[int(label)] == name for label, name in zip(labels, names, strict=True)
+        ) / len(names)
     return total / times
 
 
 def words(texts: list[str], labels, most: int = 4) -> dict[int, list[str]]:
-    """The words that set each cluster apart: class-based TF-IDF (Grootendorst 2022), tf x log(1 + A / f).
+    """The words that set each cluster apart: class-based TF-IDF (Grootendorst 2022), tf x log(1 + A
+    / f).
 
-    All texts of a cluster are one document; A is the mean number of words a cluster, f a word's count in all.
+    All texts of a cluster are one document; A is the mean number of words a cluster, f a word's
+    count in all.
     """
     import numpy as np
     from sklearn.feature_extraction.text import CountVectorizer
 
     present = sorted(set(map(int, labels)))
-    joined = [" ".join(text for text, own in zip(texts, labels, strict=True) if own == label) for label in present]
+    joined = [
+        " ".join(text for text, own in zip(texts, labels, strict=True) if own == label)
+        for label in present
+    ]
     try:
         table = CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{2,}\b")
         counts = table.fit_transform(joined).toarray().astype(float)
     except ValueError:  # nothing but stop words and numbers
         return {label: [] for label in present}
-    weights = counts / np.maximum(counts.sum(1, keepdims=True), 1) * np.log1p(counts.sum(1).mean() / counts.sum(0))
+    weights = (
+        counts
+        / np.maximum(counts.sum(1, keepdims=True), 1)
+        * np.log1p(counts.sum(1).mean() / counts.sum(0))
+    )
     names = table.get_feature_names_out()
-    return {label: [str(names[i]) for i in np.argsort(-row, kind="stable")[:most] if row[i] > 0]
-            for label, row in zip(present, weights, strict=True)}
+    return {
+        label: [str(names[i]) for i in np.argsort(-row, kind="stable")[:most] if row[i] > 0]
+        for label, row in zip(present, weights, strict=True)
+    }
 
 
 def flat_map(vectors, seed: int):
-    """Two coordinates an item for a picture: t-SNE (van der Maaten and Hinton 2008), PCA for fewer than 20 items."""
+    """Two coordinates an item for a picture: t-SNE (van der Maaten and Hinton 2008), PCA for fewer
+    than 20 items."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     if len(vectors) < 20 or vectors.shape[1] < 3:
         return PCA(min(2, *vectors.shape), random_state=seed).fit_transform(vectors)
-    return TSNE(2, perplexity=min(30, (len(vectors) - 1) // 3), init="pca", random_state=seed).fit_transform(vectors)
+    return TSNE(
+        2, perplexity=min(30, (len(vectors) - 1) // 3), init="pca", random_state=seed
+    ).fit_transform(vectors)
 
 
 def figure(points, labels, aside, names: dict[int, str], title: str):
-    """The map: one mark an item by cluster, hollow where it is set aside; sizes and distances mean little."""
+    """The map: one mark an item by cluster, hollow where it is set aside; sizes and distances mean
+    little."""
     import numpy as np
 
     from lib import plots
@@ -160,12 +204,32 @@ def figure(points, labels, aside, names: dict[int, str], title: str):
     for place, label in enumerate(sorted(set(labels.tolist()))):
         colour, mark = plots.CYCLE[place % len(plots.CYCLE)], "os^D"[place // len(plots.CYCLE) % 4]
         own = labels == label
-        axes.plot(*points[own & ~aside].T, mark, color=colour, markersize=5, alpha=0.8, linestyle="",
-                  label=f"{label}: {names[label]} ({own.sum()})")
-        axes.plot(*points[own & aside].T, mark, color=colour, markersize=5, alpha=0.8, linestyle="",
-                  markerfacecolor="none")
+        axes.plot(
+            *points[own & ~aside].T,
+            mark,
+            color=colour,
+            markersize=5,
+            alpha=0.8,
+            linestyle="",
+            label=f"{label}: {names[label]} ({own.sum()})",
+        )
+        axes.plot(
+            *points[own & aside].T,
+            mark,
+            color=colour,
+            markersize=5,
+            alpha=0.8,
+            linestyle="",
+            markerfacecolor="none",
+        )
     axes.set(title=title, xticks=[], yticks=[])
     axes.grid(visible=False)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, title="cluster (failures); hollow: set aside",
-                title_fontsize=8, alignment="left")
+    axes.legend(
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        fontsize=8,
+        title="cluster (failures); hollow: set aside",
+        title_fontsize=8,
+        alignment="left",
+    )
     return fig

@@ -1,9 +1,12 @@
-"""The failure pool: checkable questions from training splits, streamed; never one that a reported number rests on.
+"""The failure pool: checkable questions from training splits, streamed; never one that a reported
+number rests on.
 
-Packaged sources: reasoning-gym families from seeds of their own, knowledge about the training subjects, functions
-with examples in their docstrings (each example becomes a test). From a folder: the training files under evals/. From
-00: rows of train.jsonl that end in the sentence the graders look for. A question belongs to one of two parts by the
-hash of its content: `pool` is asked, `teacher` is where new examples come from when gold answers stand in for one.
+Packaged sources: reasoning-gym families from seeds of their own, knowledge about the training
+subjects, functions with examples in their docstrings (each example becomes a test). From a folder:
+the training files under evals/. From
+00: rows of train.jsonl that end in the sentence the graders look for. A question belongs to one of
+two parts by the hash of its content: `pool` is asked, `teacher` is where new examples come from
+when gold answers stand in for one.
 """
 
 from __future__ import annotations
@@ -23,9 +26,18 @@ from lib.files import content_hash, read_jsonl
 from lib.packaged import generated as generated_items
 from lib.packaged import knowledge as knowledge_items
 
-SEEDS = {"pool": 4_000_000, "teacher": 5_000_000}  # beside those of train, probe and test in tasks_packaged
+SEEDS = {
+    "pool": 4_000_000,
+    "teacher": 5_000_000,
+}  # beside those of train, probe and test in tasks_packaged
 TEACHER_SHARE = 40  # per cent of the questions of a finite source that are kept for the teacher
-SOURCES = {"generated": 6, "knowledge": 2, "code": 1, "curated": 2, "files": 6}  # questions each gives in its turn
+SOURCES = {
+    "generated": 6,
+    "knowledge": 2,
+    "code": 1,
+    "curated": 2,
+    "files": 6,
+}  # questions each gives in its turn
 ROW = 10**9  # more than any source holds
 
 
@@ -35,23 +47,38 @@ def part_of(item: dict) -> str:
     return "teacher" if place < TEACHER_SHARE else "pool"
 
 
-def stream(sources: list[str], part: str, *, data: Path | None = None, curated: Path | None = None,
-           forbidden: frozenset[str] = frozenset()) -> Iterator[dict]:
+def stream(
+    sources: list[str],
+    part: str,
+    *,
+    data: Path | None = None,
+    curated: Path | None = None,
+    forbidden: frozenset[str] = frozenset(),
+) -> Iterator[dict]:
     """Items of a part, sources in turn, without repeats and without what `forbidden` holds.
 
-    part: "pool" or "teacher". data: folder with evals/, for "files". curated: train.jsonl of 00, for "curated".
-    forbidden: content hashes of questions and of whole prompts (`forbidden_contents`). An item is one of
-    `lib.prompts.item` whose meta may also hold "worked", a gold answer written out. Ends when every source
-    is exhausted; generated items are without end for practical sizes.
-    Raises ValueError for an unknown source, or one whose place is not given.
+    part: "pool" or "teacher". data: folder with evals/, for "files". curated: train.jsonl of 00,
+    for "curated".
+    forbidden: content hashes of questions and of whole prompts (`forbidden_contents`). An item is
+    one of `lib.prompts.item` whose meta may also hold "worked", a gold answer written out. Ends
+    when every source is exhausted; generated items are without end for practical sizes. Raises
+    ValueError for an unknown source, or one whose place is not given.
     """
     if unknown := set(sources) - set(SOURCES):
-        raise ValueError(f"unknown source {sorted(unknown)[0]!r} of the pool; known: {', '.join(SOURCES)}")
+        raise ValueError(
+            f"unknown source {sorted(unknown)[0]!r} of the pool; known: {', '.join(SOURCES)}"
+        )
     if "files" in sources and data is None:
-        raise ValueError("the source 'files' needs `data` to be a folder with evals/; leave it out or name one")
-    makers = {"generated": lambda: generated(part), "knowledge": lambda: _mine(knowledge(), part),
-              "code": lambda: _mine(functions(), part), "curated": lambda: _mine(from_rows(curated), part),
-              "files": lambda: _mine(from_files(data), part)}
+        raise ValueError(
+            "the source 'files' needs `data` to be a folder with evals/; leave it out or name one"
+        )
+    makers = {
+        "generated": lambda: generated(part),
+        "knowledge": lambda: _mine(knowledge(), part),
+        "code": lambda: _mine(functions(), part),
+        "curated": lambda: _mine(from_rows(curated), part),
+        "files": lambda: _mine(from_files(data), part),
+    }
     seen = set(forbidden)
     running = {name: makers[name]() for name in sources}
     while running:
@@ -66,19 +93,24 @@ def stream(sources: list[str], part: str, *, data: Path | None = None, curated: 
 
 
 def contents(item: dict) -> set[str]:
-    """The hashes under which an item is recognised: its bare question with options, and the whole prompt."""
+    """The hashes under which an item is recognised: its bare question with options, and the whole
+    prompt."""
     return {item["id"], content_hash(item["meta"]["question"]), content_hash(item["prompt"])}
 
 
 def forbidden_contents(data: str, curated: Path, evaluation: list[tuple]) -> frozenset[str]:
-    """Hashes of every evaluation and probe question, and of what 00 keeps for validation, calibration, thresholds.
+    """Hashes of every evaluation and probe question, and of what 00 keeps for validation,
+    calibration, thresholds.
 
-    data: "packaged" or a folder, as text; evaluation: (name, question, answer) of `tasks.evaluation_texts(data)`.
+    data: "packaged" or a folder, as text; evaluation: (name, question, answer) of
+    `tasks.evaluation_texts(data)`.
     """
     found = {content_hash(question) for _, question, _ in evaluation}
     if data == tasks.PACKAGED:
-        probes = chain(*(generated_items.generated(name, "probe") for name in ("math", "reasoning")),
-                       knowledge_items.items("probe"))
+        probes = chain(
+            *(generated_items.generated(name, "probe") for name in ("math", "reasoning")),
+            knowledge_items.items("probe"),
+        )
     else:
         probes = chain(*(tasks_files.items(Path(data), name, "probe") for name in tasks.CATEGORIES))
     for item in probes:
@@ -99,29 +131,58 @@ def generated(part: str, size: int = ROW) -> Iterator[dict]:
 
     from lib.packaged import rows as packaged_rows
 
-    sets = [(category, name, checker, config, reasoning_gym.create_dataset(
-        name, seed=SEEDS[part], size=size, **config))
-        for category, table in (("math", generated_items.MATH), ("reasoning", generated_items.REASONING))
-        for name, (checker, config) in table.items()]
+    sets = [
+        (
+            category,
+            name,
+            checker,
+            config,
+            reasoning_gym.create_dataset(name, seed=SEEDS[part], size=size, **config),
+        )
+        for category, table in (
+            ("math", generated_items.MATH),
+            ("reasoning", generated_items.REASONING),
+        )
+        for name, (checker, config) in table.items()
+    ]
     for index in range(size):
         for category, name, checker, config, dataset in sets:
             entry = json.loads(json.dumps(dataset[index], default=str))
             gold = str(entry["answer"])
             shown = [packaged_rows.working(name, dataset[index]), packaged_rows.final(gold)]
-            meta = {"generator": name, "config": config, "index": index, "entry": entry,
-                    "worked": "\n".join(part for part in shown if part)}
-            yield prompts.item(name, category, entry["question"], gold, checker, meta=meta,
-                               licence=packaged_rows.GYM_LICENCE)
+            meta = {
+                "generator": name,
+                "config": config,
+                "index": index,
+                "entry": entry,
+                "worked": "\n".join(part for part in shown if part),
+            }
+            yield prompts.item(
+                name,
+                category,
+                entry["question"],
+                gold,
+                checker,
+                meta=meta,
+                licence=packaged_rows.GYM_LICENCE,
+            )
 
 
 def knowledge() -> Iterator[dict]:
-    """Choices about the training subjects, asked forwards as in 00, and backwards as nowhere else."""
-    backwards = {"capitals": "Which of these countries has the capital {0}?",
-                 "symbols": "Which element has the chemical symbol {0}?",
-                 "numbers": "Which element has the atomic number {0}?"}
-    facts = [fact for fact in knowledge_items.facts() if knowledge_items.split_of(fact[0]) == "train"]
+    """Choices about the training subjects, asked forwards as in 00, and backwards as nowhere
+    else."""
+    backwards = {
+        "capitals": "Which of these countries has the capital {0}?",
+        "symbols": "Which element has the chemical symbol {0}?",
+        "numbers": "Which element has the atomic number {0}?",
+    }
+    facts = [
+        fact for fact in knowledge_items.facts() if knowledge_items.split_of(fact[0]) == "train"
+    ]
     for item in knowledge_items.items("train"):
-        item["meta"]["worked"] = f"{item['meta']['statement']} {prompts.ANSWER_MARK} {item['gold']}."
+        item["meta"]["worked"] = (
+            f"{item['meta']['statement']} {prompts.ANSWER_MARK} {item['gold']}."
+        )
         yield item
     for subject, task, _, answer, statement in facts:
         if task not in backwards:
@@ -132,15 +193,27 @@ def knowledge() -> Iterator[dict]:
         dice.shuffle(options)
         letter = prompts.LETTERS[options.index(subject)]
         yield prompts.item(
-            f"{task}_backwards", "knowledge", backwards[task].format(answer), letter, "choice", options=options,
-            licence=knowledge_items.LICENCE, meta={"subject": subject, "statement": statement,
-                                                   "worked": f"{statement} {prompts.ANSWER_MARK} {letter}."})
+            f"{task}_backwards",
+            "knowledge",
+            backwards[task].format(answer),
+            letter,
+            "choice",
+            options=options,
+            licence=knowledge_items.LICENCE,
+            meta={
+                "subject": subject,
+                "statement": statement,
+                "worked": f"{statement} {prompts.ANSWER_MARK} {letter}.",
+            },
+        )
 
 
 def functions() -> Iterator[dict]:
-    """Functions whose docstrings hold examples: a value that an example shows is a test of the mbpp kind.
+    """Functions whose docstrings hold examples: a value that an example shows is a test of the mbpp
+    kind.
 
-    Only examples that call the function itself and show a literal count, and only functions that pass their own.
+    Only examples that call the function itself and show a literal count, and only functions that
+    pass their own.
     """
     from lib.evaluation import grade
     from lib.packaged import functions as packaged_code
@@ -150,17 +223,27 @@ def functions() -> Iterator[dict]:
         if not tests:
             continue
         first = function["doc"].split(">>>")[0].strip().split("\n\n")[0]
-        question = f"Write a Python function with this first line.\n\n{function['signature']}\n\n{first}"
+        question = (
+            f"Write a Python function with this first line.\n\n{function['signature']}\n\n{first}"
+        )
         code = f"```python\n{function['code']}\n```"
-        item = prompts.item("docstrings", "code", question, function["code"], "code", example=tests[0],
-                            licence=function["licence"],
-                            meta={"tests": tests, "style": "mbpp", "worked": code, "subtask": function["module"]})
+        item = prompts.item(
+            "docstrings",
+            "code",
+            question,
+            function["code"],
+            "code",
+            example=tests[0],
+            licence=function["licence"],
+            meta={"tests": tests, "style": "mbpp", "worked": code, "subtask": function["module"]},
+        )
         if grade.grade(item, code)["correct"]:
             yield item
 
 
 def doctests(doc: str, name: str) -> list[str]:
-    """`assert name(...) == value` for every example of a docstring that calls `name` and shows a literal."""
+    """`assert name(...) == value` for every example of a docstring that calls `name` and shows a
+    literal."""
     try:
         examples = doctest.DocTestParser().get_examples(doc)
     except ValueError:
@@ -170,7 +253,9 @@ def doctests(doc: str, name: str) -> list[str]:
         try:
             call = ast.parse(example.source.strip(), mode="eval").body
             ast.literal_eval(example.want.strip())
-            if "#" in example.source or "\n" in example.want.strip():  # a directive, or a value cut in lines
+            if (
+                "#" in example.source or "\n" in example.want.strip()
+            ):  # a directive, or a value cut in lines
                 continue
         except (SyntaxError, ValueError):
             continue
@@ -180,7 +265,8 @@ def doctests(doc: str, name: str) -> list[str]:
 
 
 def from_rows(path: Path | None) -> Iterator[dict]:
-    """Curated mathematics rows without history whose response ends in "The answer is ..." (MetaMathQA's do)."""
+    """Curated mathematics rows without history whose response ends in "The answer is ..."
+    (MetaMathQA's do)."""
     if path is None:
         raise ValueError("the source 'curated' needs train.jsonl of 00_curate")
     for row in read_jsonl(path):
@@ -190,12 +276,20 @@ def from_rows(path: Path | None) -> Iterator[dict]:
         if extract.number(extract.expression(gold)) is None:
             continue
         question = row["instruction"].split(f"\n\n{prompts.FINISH}")[0]
-        yield prompts.item("curated_math", "math", question, extract.expression(gold), "math",
-                           licence=row["licence"], meta={"worked": row["response"], "subtask": row["source"]})
+        yield prompts.item(
+            "curated_math",
+            "math",
+            question,
+            extract.expression(gold),
+            "math",
+            licence=row["licence"],
+            meta={"worked": row["response"], "subtask": row["source"]},
+        )
 
 
 def from_files(data: Path) -> Iterator[dict]:
-    """Training splits of published sets in <data>/evals/, those that are there, category after category in turn."""
+    """Training splits of published sets in <data>/evals/, those that are there, category after
+    category in turn."""
     categories = [tasks_files.items(data, name, "train") for name in ("math", "code", "reasoning")]
     for item in chain.from_iterable(filter(None, items) for items in zip_longest(*categories)):
         worked = item["gold"]

@@ -1,4 +1,5 @@
-"""What the teacher's work will cost, before a cent is spent, and what an accepted example has cost."""
+"""What the teacher's work will cost, before a cent is spent, and what an accepted example has
+cost."""
 
 from __future__ import annotations
 
@@ -6,20 +7,29 @@ import json
 
 from lib.distillation import teacher
 
-BYTES_A_TOKEN = 4.0  # of English text and JSON under the usual tokenizers; a bound is one token a byte
+BYTES_A_TOKEN = (
+    4.0  # of English text and JSON under the usual tokenizers; a bound is one token a byte
+)
 CHAT_TOKENS = 8  # of a message's own wrapping
-QUESTION_TOKENS, EXAMPLE_TOKENS, SOLUTION_TOKENS = 150, 300, 300  # expected; with little reasoning, which is billed too
+QUESTION_TOKENS, EXAMPLE_TOKENS, SOLUTION_TOKENS = (
+    150,
+    300,
+    300,
+)  # expected; with little reasoning, which is billed too
 
 
 def price_table(lines: list[str]) -> dict[str, tuple[float, float]]:
-    """{model: (USD a million tokens in, out)} of lines "model in out"; ValueError names the line that is none."""
+    """{model: (USD a million tokens in, out)} of lines "model in out"; ValueError names the line
+    that is none."""
     found = {}
     for line in lines:
         parts = line.split()
         try:
             name, into, out = parts[0], float(parts[1]), float(parts[2])
         except (IndexError, ValueError):
-            raise ValueError(f"price {line!r}: write 'model USD-in USD-out', each for a million tokens") from None
+            raise ValueError(
+                f"price {line!r}: write 'model USD-in USD-out', each for a million tokens"
+            ) from None
         if len(parts) != 3 or min(into, out) < 0:
             raise ValueError(f"price {line!r}: write three parts, no price below 0")
         found[name] = (into, out)
@@ -32,33 +42,68 @@ def tokens_in(request: dict) -> float:
     return len(text.encode()) / BYTES_A_TOKEN + CHAT_TOKENS * len(request["messages"])
 
 
-def dry_run(plans: list[dict], priced: tuple[float, float], *, examples: int, samples: int,
-            discount: float) -> list[dict]:
-    """The whole job, step by step: requests, tokens in and out, USD expected, and the most they could cost.
+def dry_run(
+    plans: list[dict], priced: tuple[float, float], *, examples: int, samples: int, discount: float
+) -> list[dict]:
+    """The whole job, step by step: requests, tokens in and out, USD expected, and the most they
+    could cost.
 
-    plans: of `teacher.write_requests`, all of them or a sample; scaled to `examples` and their surplus. The bound
-    takes every byte of a prompt for a token and every answer at its limit. discount: 1 for chat, less for batches.
-    Last row: the sum.
+    plans: of `teacher.write_requests`, all of them or a sample; scaled to `examples` and their
+    surplus. The bound takes every byte of a prompt for a token and every answer at its limit.
+    discount: 1 for chat, less for batches. Last row: the sum.
     """
     wanted = examples * teacher.SURPLUS
     scale = wanted / max(1, sum(plan["wanted"] for plan in plans))
     steps = [
-        ("write examples", len(plans) * scale, sum(tokens_in(plan["request"]) for plan in plans) * scale,
-         wanted * EXAMPLE_TOKENS, max((plan["request"]["max_tokens"] for plan in plans), default=0)),
-        ("solve them again", wanted * samples, wanted * samples * QUESTION_TOKENS, wanted * samples * SOLUTION_TOKENS,
-         teacher.SOLVE_TOKENS),
+        (
+            "write examples",
+            len(plans) * scale,
+            sum(tokens_in(plan["request"]) for plan in plans) * scale,
+            wanted * EXAMPLE_TOKENS,
+            max((plan["request"]["max_tokens"] for plan in plans), default=0),
+        ),
+        (
+            "solve them again",
+            wanted * samples,
+            wanted * samples * QUESTION_TOKENS,
+            wanted * samples * SOLUTION_TOKENS,
+            teacher.SOLVE_TOKENS,
+        ),
     ]
-    rows = [{"step": name, "requests": round(requests), "tokens in": round(into), "tokens out": round(out),
-             "USD": (into * priced[0] + out * priced[1]) / 1e6 * discount,
-             "USD at most": (into * BYTES_A_TOKEN * priced[0] + requests * most * priced[1]) / 1e6 * discount}
-            for name, requests, into, out, most in steps]
-    return [*rows, {"step": "all", **{key: sum(row[key] for row in rows) for key in list(rows[0])[1:]}}]
+    rows = [
+        {
+            "step": name,
+            "requests": round(requests),
+            "tokens in": round(into),
+            "tokens out": round(out),
+            "USD": (into * priced[0] + out * priced[1]) / 1e6 * discount,
+            "USD at most": (
+                (into * BYTES_A_TOKEN * priced[0] + requests * most * priced[1]) / 1e6 * discount
+            ),
+        }
+        for name, requests, into, out, most in steps
+    ]
+    return [
+        *rows,
+        {"step": "all", **{key: sum(row[key] for row in rows) for key in list(rows[0])[1:]}},
+    ]
 
 
 def for_reader(rows: list[dict]) -> list[dict]:
     """Rows of `dry_run` with numbers as text."""
-    return [{key: f"{value:,.2f}" if key.startswith("USD") else f"{value:,}" if isinstance(value, int) else value
-             for key, value in row.items()} for row in rows]
+    return [
+        {
+            key: (
+                f"{value:,.2f}"
+                if key.startswith("USD")
+                else f"{value:,}"
+                if isinstance(value, int)
+                else value
+            )
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def sentence(bought: dict) -> str:
@@ -67,16 +112,25 @@ def sentence(bought: dict) -> str:
         return "Nothing was bought."
     each = ""
     if "usd_per_example" in bought:
-        each = (f"An example used has cost {bought['usd_per_example']:.5f} USD, {bought['tokens_in_per_example']:,.0f} "
-                f"tokens in and {bought['tokens_out_per_example']:,.0f} out; ")
+        each = (
+            f"An example used has cost {bought['usd_per_example']:.5f} USD,"
+            f" {bought['tokens_in_per_example']:,.0f} tokens in and"
+            f" {bought['tokens_out_per_example']:,.0f} out; "
+        )
     return f"{each}all of it {bought['usd']:.4f} USD in {bought['attempts']:,} attempts."
 
 
 def per_example(ledger: list[dict], accepted: int) -> dict:
-    """Tokens and USD of a role's ledger, all and for each accepted example; what was not bought is absent."""
+    """Tokens and USD of a role's ledger, all and for each accepted example; what was not bought is
+    absent."""
     if not ledger:
         return {}
-    total = {key: sum(row[key] for row in ledger) for key in ("attempts", "tokens_in", "tokens_out", "usd")}
+    total = {
+        key: sum(row[key] for row in ledger)
+        for key in ("attempts", "tokens_in", "tokens_out", "usd")
+    }
     if not accepted:
         return total
-    return total | {f"{key}_per_example": total[key] / accepted for key in ("tokens_in", "tokens_out", "usd")}
+    return total | {
+        f"{key}_per_example": total[key] / accepted for key in ("tokens_in", "tokens_out", "usd")
+    }

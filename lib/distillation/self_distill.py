@@ -1,8 +1,10 @@
-"""A model's own answers as training data: prompts, choice of the text to learn, filters and their yield.
+"""A model's own answers as training data: prompts, choice of the text to learn, filters and their
+yield.
 
-The vote: of k samples of a prompt the most frequent answer wins, and its margin is its share minus the share of the
-runner-up (as in ScPO, Prasad et al. 2024, where the margin weighs and filters the pairs). No gold answer is needed
-for it; `correct` needs one. Open texts can be neither checked nor voted on, so no filter applies to them.
+The vote: of k samples of a prompt the most frequent answer wins, and its margin is its share minus
+the share of the runner-up (as in ScPO, Prasad et al. 2024, where the margin weighs and filters the
+pairs). No gold answer is needed for it; `correct` needs one. Open texts can be neither checked nor
+voted on, so no filter applies to them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from lib.evaluation.consistency import TEXT_CHECKERS
 from lib.files import content_hash, read_jsonl
 
 FILTERS = ("correct", "majority", "all")
-HELD_OUT = ("validation", "calibration", "threshold")  # splits of 00_curate that nothing may be trained on
+HELD_OUT = (
+    "validation",
+    "calibration",
+    "threshold",
+)  # splits of 00_curate that nothing may be trained on
 REFUSALS = ("repeats a test item", "near-duplicate of a test item", "in a held-out split",
             "near-duplicate of another prompt", "own answer fails its tests")  # fmt: skip
 
@@ -24,8 +30,10 @@ def pool(where: str, wanted: dict[str, int], seed: int, curated: Path, threshold
     """Training prompts, and how many were refused for which reason.
 
     Args:
-        where: "packaged" or a data folder; wanted: {category: prompts}; curated: artifacts of 00_curate.
-        threshold: Jaccard similarity of character 3-grams from which two questions are near-duplicates.
+        where: "packaged" or a data folder; wanted: {category: prompts}; curated: artifacts of
+        00_curate.
+        threshold: Jaccard similarity of character 3-grams from which two questions are
+        near-duplicates.
     Returns (items of `tasks.load_items`, table [{category, available, **{reason: count}, taken}]).
     """
     from lib.curation import decontaminate
@@ -35,8 +43,11 @@ def pool(where: str, wanted: dict[str, int], seed: int, curated: Path, threshold
     tests = list(tasks.evaluation_texts(where))
     clean = list(packaged_rows.background())
     index = decontaminate.Index(tests, ignore=clean)
-    held_out = [(f"{split}/{row['id']}", row["instruction"], None)
-                for split in HELD_OUT for row in read_jsonl(curated / f"{split}.jsonl")]  # fmt: skip
+    held_out = [
+        (f"{split}/{row['id']}", row["instruction"], None)
+        for split in HELD_OUT
+        for row in read_jsonl(curated / f"{split}.jsonl")
+    ]
     reserved = decontaminate.Index(held_out, ignore=clean)
     hashes = {content_hash(question) for _, question, _ in held_out}
     chosen, table = [], []
@@ -57,28 +68,48 @@ def pool(where: str, wanted: dict[str, int], seed: int, curated: Path, threshold
                 reasons[row] = REFUSALS[1] if keeper.startswith("test ") else REFUSALS[3]
         left = [item for item in found if item["id"] not in reasons]
         taken = []
-        while left and len(taken) < count:  # a function whose own code fails its tests teaches nothing
+        while (
+            left and len(taken) < count
+        ):  # a function whose own code fails its tests teaches nothing
             some, left = left[: count - len(taken)], left[count - len(taken) :]
             broken = _broken(some) if category == "code" else set()
             reasons |= dict.fromkeys(broken, REFUSALS[4])
             taken += [item for item in some if item["id"] not in broken]
         tally = Counter(reasons.values())
-        table.append({"category": category, "available": len(found), **{name: tally[name] for name in REFUSALS},
-                      "taken": len(taken)})  # fmt: skip
+        table.append(
+            {
+                "category": category,
+                "available": len(found),
+                **{name: tally[name] for name in REFUSALS},
+                "taken": len(taken),
+            }
+        )
         chosen += taken
     return chosen, table
 
 
 def _broken(items: list[dict]) -> set[str]:
-    graded = grade.grade_all(items, [[f"```python\n{item['gold']}\n```"] for item in items], progress=False)
-    return {name for name, correct in zip(graded["id"], graded["correct"], strict=True) if not correct}
+    graded = grade.grade_all(
+        items, [[f"```python\n{item['gold']}\n```"] for item in items], progress=False
+    )
+    return {
+        name for name, correct in zip(graded["id"], graded["correct"], strict=True) if not correct
+    }
 
 
-def sample(items: list[dict], strategies: dict[str, dict], loaded: tuple, *, vote_temperature: float,
-           **settings) -> None:
-    """Generate what is learned (`texts-*`) and what votes (`votes-*`); finished samples are kept, none is made twice.
+def sample(
+    items: list[dict],
+    strategies: dict[str, dict],
+    loaded: tuple,
+    *,
+    vote_temperature: float,
+    **settings,
+) -> None:
+    """Generate what is learned (`texts-*`) and what votes (`votes-*`); finished samples are kept,
+    none is made twice.
 
-    strategies: {category: {temperature, samples, votes}}. Categories that sample alike share their batches.
+    strategies: {category: {temperature, samples, votes}}. Categories that sample alike share their
+    batches.
     settings: those of `answers.generate` (folder, model_key, seed, limits, batch_size).
     """
     groups: dict[tuple, list[dict]] = {}
@@ -88,7 +119,9 @@ def sample(items: list[dict], strategies: dict[str, dict], loaded: tuple, *, vot
         if own["votes"] and item["checker"] not in TEXT_CHECKERS:
             groups.setdefault(("votes", vote_temperature, own["votes"]), []).append(item)
     for (kind, heat, count), group in groups.items():
-        answers.generate(group, loaded, system=f"{kind}-{heat:g}-{count}", n=count, temperature=heat, **settings)
+        answers.generate(
+            group, loaded, system=f"{kind}-{heat:g}-{count}", n=count, temperature=heat, **settings
+        )
 
 
 def read_samples(folder: Path, kind: str) -> dict[str, list[dict]]:
@@ -112,16 +145,24 @@ def vote(classes: list[int]) -> tuple[int | None, float]:
     return counts[0][0], (counts[0][1] - (counts[1][1] if len(counts) == 2 else 0)) / len(classes)
 
 
-def candidates(items: list[dict], texts: dict[str, list[dict]], votes: dict[str, list[dict]],
-               targets: dict[str, float]) -> list[dict]:
+def candidates(
+    items: list[dict],
+    texts: dict[str, list[dict]],
+    votes: dict[str, list[dict]],
+    targets: dict[str, float],
+) -> list[dict]:
     """The text to learn of each prompt, with what the filters need to know.
 
-    One sample is taken as it is. Of several the first is taken that has the most frequent answer and ended by itself.
-    Rows: {id, category, task, instruction, response, target_temperature, cut, tokens, correct (None: no checker),
+    One sample is taken as it is. Of several the first is taken that has the most frequent answer
+    and ended by itself.
+    Rows: {id, category, task, instruction, response, target_temperature, cut, tokens, correct
+    (None: no checker),
         majority (whether its answer wins the vote; None: no vote), margin (None: no vote), voters}.
     """
     known = {item["id"]: (texts[item["id"]], votes.get(item["id"], [])) for item in items}
-    graded = grade.grade_all(items, [[row["text"] for part in known[item["id"]] for row in part] for item in items])
+    graded = grade.grade_all(
+        items, [[row["text"] for part in known[item["id"]] for row in part] for item in items]
+    )
     by_item = {name: rows.sort_values("sample") for name, rows in graded.groupby("id", sort=False)}
     rows = []
     for item in items:
@@ -134,14 +175,24 @@ def candidates(items: list[dict], texts: dict[str, list[dict]], votes: dict[str,
         agreeing = [n for n in range(len(own)) if classes[n] == winner] if len(own) > 1 else []
         pick = min(agreeing or range(len(own)), key=lambda n: (own[n]["finish"] != "stop", n))
         correct = frame["correct"].tolist()[pick]
-        rows.append({
-            "id": item["id"], "category": item["category"], "task": item["task"], "instruction": item["prompt"],
-            "response": own[pick]["text"], "target_temperature": targets[item["category"]],
-            "cut": own[pick]["finish"] != "stop", "tokens": own[pick]["tokens"],
-            "correct": None if item["checker"] == answers.OPEN else bool(correct),
-            "majority": None if margin is None else winner is not None and classes[pick] == winner,
-            "margin": margin, "voters": len(asked),
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": item["id"],
+                "category": item["category"],
+                "task": item["task"],
+                "instruction": item["prompt"],
+                "response": own[pick]["text"],
+                "target_temperature": targets[item["category"]],
+                "cut": own[pick]["finish"] != "stop",
+                "tokens": own[pick]["tokens"],
+                "correct": None if item["checker"] == answers.OPEN else bool(correct),
+                "majority": (
+                    None if margin is None else winner is not None and classes[pick] == winner
+                ),
+                "margin": margin,
+                "voters": len(asked),
+            }
+        )
     return rows
 
 
@@ -160,7 +211,9 @@ def passes(row: dict, rule: str, least_margin: float = 0.0) -> bool:
     return bool(row["majority"]) and row["margin"] >= least_margin
 
 
-def select(rows: list[dict], rule: str, wanted: dict[str, int], least_margin: float = 0.0) -> list[dict]:
+def select(
+    rows: list[dict], rule: str, wanted: dict[str, int], least_margin: float = 0.0
+) -> list[dict]:
     """The first `wanted` rows of each category that a filter keeps, in the order of the prompts."""
     room, kept = dict(wanted), []
     for row in rows:
@@ -173,28 +226,45 @@ def select(rows: list[dict], rule: str, wanted: dict[str, int], least_margin: fl
 def yields(rows: list[dict], least_margin: float = 0.0) -> list[dict]:
     """Per category: prompts, texts that ended, and the share that each filter keeps, as estimates.
 
-    {"category", "n", "ended", "correct", "majority", "all"}; a filter that cannot be applied is None.
+    {"category", "n", "ended", "correct", "majority", "all"}; a filter that cannot be applied is
+    None.
     """
     from lib import stats
 
     table = []
     for category in dict.fromkeys(row["category"] for row in rows):
         mine = [row for row in rows if row["category"] == category]
-        possible = {"correct": any(row["correct"] is not None for row in mine),
-                    "majority": any(row["margin"] is not None for row in mine), "all": True}  # fmt: skip
-        table.append({
-            "category": category, "n": len(mine),
-            "ended": stats.proportion(sum(not row["cut"] for row in mine), len(mine)),
-            **{rule: stats.proportion(sum(passes(row, rule, least_margin) for row in mine), len(mine))
-               if possible[rule] else None for rule in FILTERS},
-        })  # fmt: skip
+        possible = {
+            "correct": any(row["correct"] is not None for row in mine),
+            "majority": any(row["margin"] is not None for row in mine),
+            "all": True,
+        }
+        table.append(
+            {
+                "category": category,
+                "n": len(mine),
+                "ended": stats.proportion(sum(not row["cut"] for row in mine), len(mine)),
+                **{
+                    rule: (
+                        stats.proportion(
+                            sum(passes(row, rule, least_margin) for row in mine), len(mine)
+                        )
+                        if possible[rule]
+                        else None
+                    )
+                    for rule in FILTERS
+                },
+            }
+        )
     return table
 
 
 def repeats(rows: list[dict], where: str) -> list[tuple[str, str]]:
-    """(row id, evaluation item) for each row whose prompt or response repeats a test item, of the written file.
+    """(row id, evaluation item) for each row whose prompt or response repeats a test item, of the
+    written file.
 
-    Independent of how the rows came about: content hashes of all test questions, and the rule of decontamination.
+    Independent of how the rows came about: content hashes of all test questions, and the rule of
+    decontamination.
     """
     from lib.curation import decontaminate
     from lib.packaged import rows as packaged_rows
@@ -204,30 +274,47 @@ def repeats(rows: list[dict], where: str) -> list[tuple[str, str]]:
     hashes = {content_hash(question): name for name, question, _ in tests}
     found = []
     for row in rows:
-        hits = [name for name, _ in index.match(f"{row['instruction']}\n{row['response']}", row["instruction"])]
+        hits = [
+            name
+            for name, _ in index.match(
+                f"{row['instruction']}\n{row['response']}", row["instruction"]
+            )
+        ]
         hits += [hashes[key]] if (key := content_hash(row["instruction"])) in hashes else []
         found += [(row["id"], name) for name in hits]
     return found
 
 
 def figure(table: list[dict]):
-    """Shares of the texts that end by themselves and that a filter keeps, bars with intervals for each category."""
+    """Shares of the texts that end by themselves and that a filter keeps, bars with intervals for
+    each category."""
     from lib import plots
 
-    parts = {"ended": ("#c9ced6", "ended by itself"), "correct": (plots.GREEN, "kept by correct"),
-             "majority": (plots.BLUE, "kept by majority")}  # fmt: skip
+    parts = {
+        "ended": ("#c9ced6", "ended by itself"),
+        "correct": (plots.GREEN, "kept by correct"),
+        "majority": (plots.BLUE, "kept by majority"),
+    }
     fig, axes = plots.figure(height=3.6)
     for place, entry in enumerate(table):
         for offset, (part, (colour, label)) in enumerate(parts.items()):
             at = place + (offset - 1) * 0.27
             if entry[part] is None:
-                style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7, "color": plots.QUIET}
+                style = {
+                    "rotation": 90,
+                    "ha": "center",
+                    "va": "bottom",
+                    "fontsize": 7,
+                    "color": plots.QUIET,
+                }
                 axes.text(at, 0.02, "not measured", **style)
                 continue
             value, low, high = (entry[part][key] for key in ("value", "low", "high"))
             axes.bar(at, value, 0.25, color=colour, label=label if place == 0 else None)
             axes.plot([at, at], [low, high], color=plots.INK, linewidth=1)
-    axes.set_xticks(range(len(table)), [f"{entry['category']}\n(n {entry['n']})" for entry in table])
+    axes.set_xticks(
+        range(len(table)), [f"{entry['category']}\n(n {entry['n']})" for entry in table]
+    )
     axes.set(ylim=(0, 1.02), ylabel="share of the prompts")
     axes.grid(axis="x", visible=False)
     axes.set_title("What each filter keeps", pad=24)
@@ -236,9 +323,11 @@ def figure(table: list[dict]):
 
 
 def agreement(rows: list[dict], least_margin: float = 0.0) -> dict:
-    """Does the vote tell right from wrong? Shares of right texts among those `majority` keeps and refuses, and the gap.
+    """Does the vote tell right from wrong? Shares of right texts among those `majority` keeps and
+    refuses, and the gap.
 
-    {right_if_kept, right_if_refused, gap}; what has no rows is None. Candidates without a vote are left out.
+    {right_if_kept, right_if_refused, gap}; what has no rows is None. Candidates without a vote are
+    left out.
     """
     from lib import stats
 
@@ -246,7 +335,9 @@ def agreement(rows: list[dict], least_margin: float = 0.0) -> dict:
     parts = {True: [], False: []}
     for row in rows:
         parts[passes(row, "majority", least_margin)].append(float(row["correct"]))
-    kept, refused = (stats.proportion(int(sum(p)), len(p)) if p else None for p in (parts[True], parts[False]))
+    kept, refused = (
+        stats.proportion(int(sum(p)), len(p)) if p else None for p in (parts[True], parts[False])
+    )
     both = parts[True] and parts[False]
     gap = stats.difference(parts[True], parts[False], unit="share") if both else None
     return {"right_if_kept": kept, "right_if_refused": refused, "gap": gap}

@@ -1,4 +1,5 @@
-"""Answers to evaluation items: from a model or an endpoint, kept as files, graded from the files alone."""
+"""Answers to evaluation items: from a model or an endpoint, kept as files, graded from the files
+alone."""
 
 from __future__ import annotations
 
@@ -15,10 +16,22 @@ def path(folder: Path, system: str) -> Path:
     return Path(folder) / f"generations-{system}.jsonl"
 
 
-def generate(items: list[dict], loaded: tuple, *, folder: Path, system: str, model_key: str, seed: int,
-             max_new_tokens: int, max_new_tokens_code: int, batch_size: int, n: int = 1,
-             temperature: float = 0.0) -> None:
-    """Generate n answers an item with `loaded` (model, tokenizer) and save generations-<system>.jsonl.
+def generate(
+    items: list[dict],
+    loaded: tuple,
+    *,
+    folder: Path,
+    system: str,
+    model_key: str,
+    seed: int,
+    max_new_tokens: int,
+    max_new_tokens_code: int,
+    batch_size: int,
+    n: int = 1,
+    temperature: float = 0.0,
+) -> None:
+    """Generate n answers an item with `loaded` (model, tokenizer) and save
+    generations-<system>.jsonl.
 
     Rows: {"id", "sample", "text", "tokens", "finish", "seconds"}. Finished samples are also kept in
     store.jsonl beside it, so that a killed run goes on where it stopped.
@@ -29,13 +42,27 @@ def generate(items: list[dict], loaded: tuple, *, folder: Path, system: str, mod
     for limit, code in ((max_new_tokens, False), (max_new_tokens_code, True)):
         group = [item for item in items if (item["checker"] == "code") == code]
         if group:
-            samples = run(*loaded, [item["prompt"] for item in group], n=n, temperature=temperature,
-                          max_new_tokens=limit, seed=seed, batch_size=batch_size, model_key=model_key,
-                          store=Path(folder) / "store.jsonl",
-                          progress=f"{system}, {'code' if code else 'all but code'}")
+            samples = run(
+                *loaded,
+                [item["prompt"] for item in group],
+                n=n,
+                temperature=temperature,
+                max_new_tokens=limit,
+                seed=seed,
+                batch_size=batch_size,
+                model_key=model_key,
+                store=Path(folder) / "store.jsonl",
+                progress=f"{system}, {'code' if code else 'all but code'}",
+            )
             rows |= {item["id"]: row for item, row in zip(group, samples, strict=True)}
-    write_jsonl(path(folder, system), (
-        {"id": item["id"], "sample": k, **row} for item in items for k, row in enumerate(rows[item["id"]])))
+    write_jsonl(
+        path(folder, system),
+        (
+            {"id": item["id"], "sample": k, **row}
+            for item in items
+            for k, row in enumerate(rows[item["id"]])
+        ),
+    )
 
 
 def ask(items: list[dict], client, *, folder: Path, system: str, max_tokens: int) -> list[str]:
@@ -43,13 +70,28 @@ def ask(items: list[dict], client, *, folder: Path, system: str, max_tokens: int
 
     Returns the errors of the items it did not answer; these have no row.
     """
-    requests = [{"messages": [{"role": "user", "content": item["prompt"]}], "max_tokens": max_tokens,
-                 "temperature": 0.0} for item in items]
+    requests = [
+        {
+            "messages": [{"role": "user", "content": item["prompt"]}],
+            "max_tokens": max_tokens,
+            "temperature": 0.0,
+        }
+        for item in items
+    ]
     replies = client.chat(requests, label=f"{system}, {client.model}")
     fields = {"text": "text", "tokens": "tokens_out", "finish": "finish"}
-    write_jsonl(path(folder, system), (
-        {"id": item["id"], "sample": 0, **{name: reply[field] for name, field in fields.items()}}
-        for item, reply in zip(items, replies, strict=True) if "error" not in reply))
+    write_jsonl(
+        path(folder, system),
+        (
+            {
+                "id": item["id"],
+                "sample": 0,
+                **{name: reply[field] for name, field in fields.items()},
+            }
+            for item, reply in zip(items, replies, strict=True)
+            if "error" not in reply
+        ),
+    )
     return [reply["error"] for reply in replies if "error" in reply]
 
 
@@ -57,41 +99,61 @@ def read(folder: Path, system: str, sample: int = 0) -> dict[str, dict]:
     """{item id: row} of one sample. FileNotFoundError says how to get the file."""
     file = path(folder, system)
     if not file.exists():
-        raise FileNotFoundError(f"{file.name} is missing; run once with regrade_only false to generate it")
+        raise FileNotFoundError(
+            f"{file.name} is missing; run once with regrade_only false to generate it"
+        )
     return {row["id"]: row for row in read_jsonl(file) if row["sample"] == sample}
 
 
-def graded(items: list[dict], answers: dict[str, dict], extractor: str | None = None,
-           progress: bool = True) -> dict[str, dict]:
-    """{item id: {"correct", "answer", "extractor", "reason"}} of the answers that a checker decided."""
+def graded(
+    items: list[dict], answers: dict[str, dict], extractor: str | None = None, progress: bool = True
+) -> dict[str, dict]:
+    """{item id: {"correct", "answer", "extractor", "reason"}} of the answers that a checker
+    decided."""
     known = [item for item in items if item["id"] in answers and item["checker"] != OPEN]
     if not known:
         return {}
     texts = [[answers[item["id"]]["text"]] for item in known]
     table = grade.grade_all(known, texts, extractor, progress=progress and extractor is None)
     rows = table[["id", "correct", "answer", "extractor", "reason"]].to_dict("records")
-    return {row.pop("id"): {**row, "correct": bool(row["correct"]),
-                            "answer": row["answer"] if isinstance(row["answer"], str) else None}
-            for row in rows if row["correct"] in (True, False)}
+    return {
+        row.pop("id"): {
+            **row,
+            "correct": bool(row["correct"]),
+            "answer": row["answer"] if isinstance(row["answer"], str) else None,
+        }
+        for row in rows
+        if row["correct"] in (True, False)
+    }
 
 
-def verdicts(items: list[dict], candidate: dict[str, dict], reference: dict[str, dict], *, file: Path,
-             client=None) -> dict[str, dict]:
+def verdicts(
+    items: list[dict],
+    candidate: dict[str, dict],
+    reference: dict[str, dict],
+    *,
+    file: Path,
+    client=None,
+) -> dict[str, dict]:
     """{item id: row of `judge.pairwise`} for the open items that both sides answered.
 
-    With a client the judge is asked and its verdicts are saved in `file`. Without one they are read from
-    there; a verdict on other texts than these is left out.
+    With a client the judge is asked and its verdicts are saved in `file`. Without one they are read
+    from there; a verdict on other texts than these is left out.
     """
-    pairs = [(item["id"], item["prompt"], candidate[item["id"]]["text"], reference[item["id"]]["text"])
-             for item in items
-             if item["checker"] == OPEN and item["id"] in candidate and item["id"] in reference]
+    pairs = [
+        (item["id"], item["prompt"], candidate[item["id"]]["text"], reference[item["id"]]["text"])
+        for item in items
+        if item["checker"] == OPEN and item["id"] in candidate and item["id"] in reference
+    ]
     if client is not None:
         _, *texts = zip(*pairs, strict=True) if pairs else ((), (), (), ())
         rows = judge.pairwise(client, *map(list, texts), label=f"judge, {client.model}")
         write_jsonl(file, ({"id": pair[0], **row} for pair, row in zip(pairs, rows, strict=True)))
     stored = {row["id"]: row for row in read_jsonl(file)} if file.exists() else {}
     keys = {name: judge.pair_key(*texts) for name, *texts in pairs}
-    return {name: stored[name] for name, key in keys.items() if stored.get(name, {}).get("pair") == key}
+    return {
+        name: stored[name] for name, key in keys.items() if stored.get(name, {}).get("pair") == key
+    }
 
 
 def speed(answers: dict[str, dict]) -> dict | None:
@@ -99,27 +161,46 @@ def speed(answers: dict[str, dict]) -> dict | None:
     rows = [row for row in answers.values() if row.get("seconds")]
     if not rows:
         return None
-    return {"value": sum(row["tokens"] for row in rows) / sum(row["seconds"] for row in rows), "n": len(rows),
-            "unit": "tokens/s", "method": "tokens over wall seconds, batched, one run"}
+    return {
+        "value": sum(row["tokens"] for row in rows) / sum(row["seconds"] for row in rows),
+        "n": len(rows),
+        "unit": "tokens/s",
+        "method": "tokens over wall seconds, batched, one run",
+    }
 
 
 def sample_text(item: dict, shown: dict[str, tuple[dict, dict | None]], limit: int = 500) -> str:
-    """One item as Markdown: the prompt, then each system's answer and grade, verbatim, cut at `limit`.
+    """One item as Markdown: the prompt, then each system's answer and grade, verbatim, cut at
+    `limit`.
 
     shown: {system: (answer row, grade row or None)}.
     """
+
     def block(text: str) -> str:
-        cut = text if len(text) <= limit else f"{text[:limit]} [... {len(text) - limit} more characters]"
+        cut = (
+            text
+            if len(text) <= limit
+            else f"{text[:limit]} [... {len(text) - limit} more characters]"
+        )
         return "\n".join("    " + line for line in cut.splitlines() or [""])
 
-    gold = f"gold answer `{item['gold']}`" if item["gold"] and item["checker"] != "code" else item["checker"]
+    gold = (
+        f"gold answer `{item['gold']}`"
+        if item["gold"] and item["checker"] != "code"
+        else item["checker"]
+    )
     parts = [f"**{item['category']}, {item['task']}** ({gold})", block(item["prompt"])]
     for system, (answer, verdict) in shown.items():
         if verdict is None:
             state = "no checker"
         else:
-            readable = verdict["answer"] is not None and item["checker"] not in ("code", "constraints")
-            found = f"{verdict['extractor']}: `{verdict['answer']}`" if readable else verdict["reason"]
+            readable = verdict["answer"] is not None and item["checker"] not in (
+                "code",
+                "constraints",
+            )
+            found = (
+                f"{verdict['extractor']}: `{verdict['answer']}`" if readable else verdict["reason"]
+            )
             state = ("right" if verdict["correct"] else "wrong") + (f" ({found})" if found else "")
         parts += [f"*{system}*, {answer['tokens']} tokens, {state}:", block(answer["text"])]
     return "\n\n".join(parts)

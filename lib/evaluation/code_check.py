@@ -1,4 +1,5 @@
-"""From a model's text to a program, and from a task's tests to statements that the sandbox can count."""
+"""From a model's text to a program, and from a task's tests to statements that the sandbox can
+count."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ FENCE = re.compile(r"```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTA
 def extract_code(text: str, names: list[str]) -> tuple[str | None, str]:
     """(code or None, extractor) of an answer.
 
-    `fenced`: the last code block that defines one of `names`, else the last block. `bare`: without a
-    block, the text from the first line that looks like Python. An unclosed block (a cut answer) counts to
-    its end.
+    `fenced`: the last code block that defines one of `names`, else the last block. `bare`: without
+    a block, the text from the first line that looks like Python. An unclosed block (a cut answer)
+    counts to its end.
     """
     languages = ("", "py", "python", "python3")
     blocks = [body for language, body in FENCE.findall(text) if language.lower() in languages]
@@ -29,16 +30,22 @@ def extract_code(text: str, names: list[str]) -> tuple[str | None, str]:
 
 
 def program(item: dict, code: str) -> str | None:
-    """The whole solution: what the task gives, then the answer. None if no cut of it is Python that compiles.
+    """The whole solution: what the task gives, then the answer. None if no cut of it is Python that
+    compiles.
 
-    HumanEval: the prompt's imports and helper functions stay available, and an answer without the function's
-    `def` line is taken as its body. Trailing lines that do not parse (prose, a cut line) are dropped.
+    HumanEval: the prompt's imports and helper functions stay available, and an answer without the
+    function's `def` line is taken as its body. Trailing lines that do not parse (prose, a cut line)
+    are dropped.
     """
     meta = item["meta"]
     code = code.replace("\r\n", "\n").replace("\0", "").strip("\n")
     if meta["style"] == "humaneval":
         whole = _defines(code, meta["entry_point"])
-        given = _before(meta["prompt"], meta["entry_point"]) if whole else meta["prompt"].rstrip() + "\n"
+        given = (
+            _before(meta["prompt"], meta["entry_point"])
+            if whole
+            else meta["prompt"].rstrip() + "\n"
+        )
         if not whole and not code.startswith((" ", "\t")):
             code = "\n".join("    " + line for line in code.split("\n"))
     else:
@@ -55,7 +62,8 @@ def tests(item: dict) -> tuple[list[str], list[str]]:
     """(instrumented test sources, names of the functions to watch) of a code item."""
     meta = item["meta"]
     if meta["style"] == "humaneval":
-        # A few tests draw random inputs; with a fixed seed the same program behaves the same in every run.
+        # A few tests draw random inputs; with a fixed seed the same program behaves the same in
+        # every run.
         seed = ["import random; random.seed(0)"] if "random" in meta["test"] else []
         return [*seed, instrument(meta["test"]), f"check(__watch__({meta['entry_point']}))"], []
     trees = [ast.parse(test) for test in meta["tests"]]
@@ -64,7 +72,8 @@ def tests(item: dict) -> tuple[list[str], list[str]]:
 
 
 def instrument(source: str) -> str:
-    """The test source with every `assert` turned into a counted check, so that one failure hides no other."""
+    """The test source with every `assert` turned into a counted check, so that one failure hides no
+    other."""
     tree = _Asserts().visit(ast.parse(source.replace("\r\n", "\n")))
     return ast.unparse(ast.fix_missing_locations(tree))
 

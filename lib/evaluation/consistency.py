@@ -1,8 +1,10 @@
-"""Consistency: how often k samples of one prompt give the same answer, and whether that explains ties.
+"""Consistency: how often k samples of one prompt give the same answer, and whether that explains
+ties.
 
-Two texts agree when their answers are equivalent (`grade.classes_of`); a text without a readable answer
-(class -1) agrees with nothing, not even with another such text. Items whose whole text is the answer (constraints,
-open prompts) are measured but reported apart: unequal text is not unequal meaning.
+Two texts agree when their answers are equivalent (`grade.classes_of`); a text without a readable
+answer (class -1) agrees with nothing, not even with another such text. Items whose whole text is
+the answer (constraints, open prompts) are measured but reported apart: unequal text is not unequal
+meaning.
 """
 
 from __future__ import annotations
@@ -15,16 +17,30 @@ from lib.files import read_jsonl
 
 NO_ANSWER = -1
 TEXT_CHECKERS = ("constraints", "open")  # their answer is the whole text
-METRICS = {"consistency": "consistency", "pairwise_agreement": "agreement", "answer_entropy": "entropy",
-           "pass_at_1": "pass_at_1", "maj_at_k": "maj_at_k", "pass_at_k": "pass_at_k",
-           "string_consistency": "string_consistency", "unreadable": "unreadable"}
+METRICS = {
+    "consistency": "consistency",
+    "pairwise_agreement": "agreement",
+    "answer_entropy": "entropy",
+    "pass_at_1": "pass_at_1",
+    "maj_at_k": "maj_at_k",
+    "pass_at_k": "pass_at_k",
+    "string_consistency": "string_consistency",
+    "unreadable": "unreadable",
+}
 UNITS = {"answer_entropy": "bits"}
-KINDS = {"win": "win", "loss": "loss", "both_right": "tie, both right", "both_wrong": "tie, both wrong",
-         "judged_equal": "tie, judged equal", "flip": "tie, flip"}
+KINDS = {
+    "win": "win",
+    "loss": "loss",
+    "both_right": "tie, both right",
+    "both_wrong": "tie, both wrong",
+    "judged_equal": "tie, judged equal",
+    "flip": "tie, flip",
+}
 
 
 def most_frequent_share(classes: Sequence[int]) -> float:
-    """Share of the most frequent answer among all samples; 0 when none has an answer, 1/k when all differ."""
+    """Share of the most frequent answer among all samples; 0 when none has an answer, 1/k when all
+    differ."""
     if not len(classes):
         raise ValueError("the consistency of 0 samples does not exist")
     return max(_answers(classes).values(), default=0) / len(classes)
@@ -39,14 +55,17 @@ def pairwise_agreement(classes: Sequence[int]) -> float:
 
 
 def majority_correct(classes: Sequence[int], correct: Sequence) -> float:
-    """Chance that the most frequent answer is right; answers that tie for it are drawn with equal chance.
+    """Chance that the most frequent answer is right; answers that tie for it are drawn with equal
+    chance.
 
     No answer at all is wrong.
     """
     answers = _answers(classes)
     leaders = [c for c, count in answers.items() if count == max(answers.values())]
-    shares = [_mean([bool(ok) for c, ok in zip(classes, correct, strict=True) if c == leader])
-              for leader in leaders]
+    shares = [
+        _mean([bool(ok) for c, ok in zip(classes, correct, strict=True) if c == leader])
+        for leader in leaders
+    ]
     return _mean(shares) if shares else 0.0
 
 
@@ -54,25 +73,36 @@ def measure_prompt(classes: Sequence[int], correct: Sequence, texts: Sequence[st
     """Every measure of one prompt from its k samples.
 
     `correct` holds None where a text cannot be checked; pass@1, maj@k and pass@k are then left out.
-    string_consistency is the old definition: share of the most frequent text, character by character.
+    string_consistency is the old definition: share of the most frequent text, character by
+    character.
     """
     k = len(classes)
     if not k == len(correct) == len(texts):
-        raise ValueError(f"{k} classes, {len(correct)} grades, {len(texts)} texts: not of one prompt")
-    row = {"k": k, "consistency": most_frequent_share(classes), "entropy": stats.entropy(classes),
-           "string_consistency": max(Counter(text.strip() for text in texts).values()) / k,
-           "unreadable": sum(c == NO_ANSWER for c in classes) / k}
+        raise ValueError(
+            f"{k} classes, {len(correct)} grades, {len(texts)} texts: not of one prompt"
+        )
+    row = {
+        "k": k,
+        "consistency": most_frequent_share(classes),
+        "entropy": stats.entropy(classes),
+        "string_consistency": max(Counter(text.strip() for text in texts).values()) / k,
+        "unreadable": sum(c == NO_ANSWER for c in classes) / k,
+    }
     if k > 1:
         row["agreement"] = pairwise_agreement(classes)
     if not any(_unknown(ok) for ok in correct):
         right = sum(bool(ok) for ok in correct)
-        row |= {"pass_at_1": right / k, "maj_at_k": majority_correct(classes, correct),
-                "pass_at_k": stats.pass_at_k(k, right, k)}
+        row |= {
+            "pass_at_1": right / k,
+            "maj_at_k": majority_correct(classes, correct),
+            "pass_at_k": stats.pass_at_k(k, right, k),
+        }
     return row
 
 
 def measure(items: list[dict], graded, texts_per_item: list[list[str]]):
-    """DataFrame with one row an item, in order: id, category, task, checker and the measures of its samples.
+    """DataFrame with one row an item, in order: id, category, task, checker and the measures of its
+    samples.
 
     graded: the DataFrame of `grade.grade_all(items, texts_per_item)`.
     """
@@ -85,8 +115,10 @@ def measure(items: list[dict], graded, texts_per_item: list[list[str]]):
     for item, texts in zip(items, texts_per_item, strict=True):
         answers = [None if _unknown(a) else a for a in samples[item["id"]]["answer"].tolist()]
         correct = samples[item["id"]]["correct"].tolist()
-        rows.append({key: item[key] for key in ("id", "category", "task", "checker")}
-                    | measure_prompt(grade.classes_of(item, answers), correct, texts))
+        rows.append(
+            {key: item[key] for key in ("id", "category", "task", "checker")}
+            | measure_prompt(grade.classes_of(item, answers), correct, texts)
+        )
     return pd.DataFrame(rows)
 
 
@@ -99,7 +131,8 @@ def read_samples(path) -> dict[str, list[dict]]:
 
 
 def verifiable(per_item):
-    """The rows whose answer is less than the whole text: the items that consistency is defined on."""
+    """The rows whose answer is less than the whole text: the items that consistency is defined
+    on."""
     return per_item[~per_item["checker"].isin(TEXT_CHECKERS)]
 
 
@@ -124,37 +157,50 @@ def table(summaries: dict[str, dict[str, dict]]) -> list[dict]:
 
     rows = []
     for label, found in summaries.items():
-        row = {"": label, "prompts": found["consistency"]["n"],
-               "consistency": written({k: v for k, v in found["consistency"].items() if k != "n"})}
+        row = {
+            "": label,
+            "prompts": found["consistency"]["n"],
+            "consistency": written({k: v for k, v in found["consistency"].items() if k != "n"}),
+        }
         for name in list(METRICS)[1:]:
             estimate = found.get(name)
-            row[name.replace("_", " ")] = number(estimate and estimate["value"], estimate and estimate["unit"])
+            row[name.replace("_", " ")] = number(
+                estimate and estimate["value"], estimate and estimate["unit"]
+            )
         rows.append(row)
     return rows
 
 
 def repeated(first: Sequence[str], second: Sequence[str]) -> dict:
-    """Share of prompts whose two texts are equal, character by character, with Wilson's interval."""
+    """Share of prompts whose two texts are equal, character by character, with Wilson's
+    interval."""
     return stats.proportion(sum(a == b for a, b in zip(first, second, strict=True)), len(first))
 
 
 def with_outcomes(per_item, outcomes: Sequence[dict]):
     """The rows of items that notebook 12 decided, with `kind`: win, loss, or the kind of tie."""
-    kinds = {row["id"]: row["tie_kind"] if row["outcome"] == "tie" else row["outcome"] for row in outcomes}
+    kinds = {
+        row["id"]: row["tie_kind"] if row["outcome"] == "tie" else row["outcome"]
+        for row in outcomes
+    }
     joined = per_item[per_item["id"].isin(kinds)].copy()
     joined["kind"] = [kinds[key] for key in joined["id"]]
     if unknown := set(joined["kind"]) - set(KINDS):
-        raise ValueError(f"outcomes hold unknown kinds {sorted(map(str, unknown))}; known: {list(KINDS)}")
+        raise ValueError(
+            f"outcomes hold unknown kinds {sorted(map(str, unknown))}; known: {list(KINDS)}"
+        )
     return joined
 
 
 def tie_relation(joined, seed: int = 0) -> dict[str, dict]:
-    """How the consistency of tied items differs from that of decided ones; what cannot be told is absent.
+    """How the consistency of tied items differs from that of decided ones; what cannot be told is
+    absent.
 
-    tie_consistency_gap: mean of tied minus mean of decided items; well below 0, inconsistency goes with ties.
-    both_wrong_gap: ties that both get wrong minus all other items. tie_rank: chance that a tied item is more
-    consistent than a decided one, half for equals (0.5: consistency says nothing about ties), with the
-    p-value of the Mann-Whitney test in its method.
+    tie_consistency_gap: mean of tied minus mean of decided items; well below 0, inconsistency goes
+    with ties.
+    both_wrong_gap: ties that both get wrong minus all other items. tie_rank: chance that a tied
+    item is more consistent than a decided one, half for equals (0.5: consistency says nothing about
+    ties), with the p-value of the Mann-Whitney test in its method.
     """
     from scipy.stats import mannwhitneyu
 
@@ -165,23 +211,32 @@ def tie_relation(joined, seed: int = 0) -> dict[str, dict]:
     if len(tied) and len(decided):
         found["tie_consistency_gap"] = stats.difference(tied, decided, seed, unit="share")
         test = mannwhitneyu(tied, decided)
-        found["tie_rank"] = {"value": float(test.statistic) / (len(tied) * len(decided)),
-                             "n": min(len(tied), len(decided)), "unit": "share",
-                             "method": f"Mann-Whitney, p {test.pvalue:.2g}"}
+        found["tie_rank"] = {
+            "value": float(test.statistic) / (len(tied) * len(decided)),
+            "n": min(len(tied), len(decided)),
+            "unit": "share",
+            "method": f"Mann-Whitney, p {test.pvalue:.2g}",
+        }
     if wrong.any() and not wrong.all():
         values = joined["consistency"]
-        found["both_wrong_gap"] = stats.difference(values[wrong], values[~wrong], seed, unit="share")
+        found["both_wrong_gap"] = stats.difference(
+            values[wrong], values[~wrong], seed, unit="share"
+        )
     return found
 
 
 def by_kind(joined, seed: int = 0) -> dict[str, dict]:
     """Mean consistency for each kind of outcome that occurs, in the order of `KINDS`."""
-    return {kind: stats.mean_ci(rows, seed, unit="share") for kind in KINDS
-            if len(rows := joined[joined["kind"] == kind]["consistency"])}
+    return {
+        kind: stats.mean_ci(rows, seed, unit="share")
+        for kind in KINDS
+        if len(rows := joined[joined["kind"] == kind]["consistency"])
+    }
 
 
 def figure(joined, title: str, floor: float | None = None, seed: int = 0):
-    """One dot an item: consistency by kind of outcome, with mean and interval. `floor`: 1/k, all differ."""
+    """One dot an item: consistency by kind of outcome, with mean and interval. `floor`: 1/k, all
+    differ."""
     import numpy as np
 
     from lib import plots
@@ -197,12 +252,20 @@ def figure(joined, title: str, floor: float | None = None, seed: int = 0):
         axes.plot([mean["low"], mean["high"]], [row, row], color=plots.INK, linewidth=2)
         axes.plot(mean["value"], row, "D", color=plots.INK, markersize=6)
     axes.set_yticks(range(len(means)), [f"{KINDS[kind]} ({means[kind]['n']})" for kind in means])
-    axes.set(title=title, xlabel="consistency: share of the most frequent answer", xlim=(-0.03, 1.03))
+    axes.set(
+        title=title, xlabel="consistency: share of the most frequent answer", xlim=(-0.03, 1.03)
+    )
     axes.set_ylim(len(means) - 0.4, -0.6)
     if floor:
         axes.axvline(floor, color=plots.QUIET, linestyle="--", linewidth=1)
-        axes.annotate(f"all differ: {floor:.2f}", (floor, -0.55), color=plots.QUIET, xytext=(4, -8),
-                      textcoords="offset points", fontsize=8)
+        axes.annotate(
+            f"all differ: {floor:.2f}",
+            (floor, -0.55),
+            color=plots.QUIET,
+            xytext=(4, -8),
+            textcoords="offset points",
+            fontsize=8,
+        )
     return fig
 
 

@@ -1,11 +1,11 @@
 """Checkers of verifiable instructions: the 25 kinds of IFEval (Zhou et al. 2023, arXiv 2311.07911),
 strict reading.
 
-Written from the meaning of each instruction; no package on PyPI offers them without downloads at run time
-(the package named `ifeval` is another thing, lm-evaluation-harness's version fetches nltk data).
-Differences from the original are therefore possible where it leans on nltk: words are runs of letters and
-digits, sentences end at . ! ? followed by space. Each checker takes (text, kwargs) and returns whether
-the text complies.
+Written from the meaning of each instruction; no package on PyPI offers them without downloads at
+run time (the package named `ifeval` is another thing, lm-evaluation-harness's version fetches nltk
+data). Differences from the original are therefore possible where it leans on nltk: words are runs
+of letters and digits, sentences end at . ! ? followed by space. Each checker takes (text, kwargs)
+and returns whether the text complies.
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|vs|etc|e\.g|i\.e|[A-
 
 
 def failed(ids: list[str], kwargs: list[dict], text: str) -> list[str]:
-    """The ids of the instructions that a text does not follow. Raises ValueError for an id without a
-    checker.
+    """The ids of the instructions that a text does not follow. Raises ValueError for an id without
+    a checker.
     """
     unknown = [name for name in ids if name not in CHECKERS]
     if unknown:
-        raise ValueError(f"No checker for instruction {unknown[0]!r}; known: {', '.join(sorted(CHECKERS))}.")
+        raise ValueError(
+            f"No checker for instruction {unknown[0]!r}; known: {', '.join(sorted(CHECKERS))}."
+        )
     if not text.strip():
         return list(ids)
-    return [name for name, options in zip(ids, kwargs, strict=True) if not CHECKERS[name](text, options or {})]
+    return [
+        name
+        for name, options in zip(ids, kwargs, strict=True)
+        if not CHECKERS[name](text, options or {})
+    ]
 
 
 def _checker(name: str):
@@ -45,8 +51,8 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Pieces that end in . ! or ? before space, or at a blank line; abbreviations and initials do not end
-    one.
+    """Pieces that end in . ! or ? before space, or at a blank line; abbreviations and initials do
+    not end one.
     """
     found, start = [], 0
     for stop in re.finditer(r"[.!?]+[\"'”’)*]*(?=\s|\Z)|\n\s*\n", text):
@@ -71,7 +77,8 @@ def _word_count(text: str, keyword: str) -> int:
 
 
 def _pieces(text: str, divider: str) -> list[str] | None:
-    """The parts between dividers; empty ones at the two ends are dropped, an empty one inside gives None."""
+    """The parts between dividers; empty ones at the two ends are dropped, an empty one inside gives
+    None."""
     parts = [part.strip() for part in re.split(divider, text)]
     while parts and not parts[0]:
         parts.pop(0)
@@ -95,7 +102,9 @@ def _forbidden(text: str, options: dict) -> bool:
 
 @_checker("keywords:frequency")
 def _frequency(text: str, options: dict) -> bool:
-    return _holds(_word_count(text, options["keyword"]), options.get("relation"), options["frequency"])
+    return _holds(
+        _word_count(text, options["keyword"]), options.get("relation"), options["frequency"]
+    )
 
 
 @_checker("keywords:letter_frequency")
@@ -147,7 +156,9 @@ def _postscript(text: str, options: dict) -> bool:
     """A line that begins with the marker (its dots and spaces may vary), with words after it."""
     letters = [letter for letter in options["postscript_marker"] if letter.isalnum()]
     marker = r"\.?\s?".join(map(re.escape, letters))
-    return re.search(rf"^\W*{marker}(?!\w)[.:,]?\s*\S", text, re.IGNORECASE | re.MULTILINE) is not None
+    return (
+        re.search(rf"^\W*{marker}(?!\w)[.:,]?\s*\S", text, re.IGNORECASE | re.MULTILINE) is not None
+    )
 
 
 @_checker("detectable_format:number_bullet_lists")
@@ -172,8 +183,11 @@ def _highlights(text: str, options: dict) -> bool:
 
 @_checker("detectable_format:multiple_sections")
 def _sections(text: str, options: dict) -> bool:
-    """At least that many "SECTION 1" headings; the word as the prompt spells it, a number after it."""
-    found = re.findall(rf"(?<!\w){re.escape(options['section_spliter'].strip())}\s+(?:\d+|[IVX]+)\b", text)
+    """At least that many "SECTION 1" headings; the word as the prompt spells it, a number after
+    it."""
+    found = re.findall(
+        rf"(?<!\w){re.escape(options['section_spliter'].strip())}\s+(?:\d+|[IVX]+)\b", text
+    )
     return len(found) >= options["num_sections"]
 
 
@@ -210,7 +224,9 @@ def _repeat(text: str, options: dict) -> bool:
 @_checker("startend:end_checker")
 def _end(text: str, options: dict) -> bool:
     """Closing quotation marks after the phrase are forgiven."""
-    return text.strip().strip("\"'”").strip().lower().endswith(options["end_phrase"].strip().lower())
+    return (
+        text.strip().strip("\"'”").strip().lower().endswith(options["end_phrase"].strip().lower())
+    )
 
 
 @_checker("startend:quotation")

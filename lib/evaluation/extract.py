@@ -1,9 +1,10 @@
 """The final answer in a model's text, by named extractors, and its canonical form.
 
-`marked` takes what follows the last explicit mark: "The answer is", "####" or a boxed expression. The
-fallbacks are named for what they take: `last` (last number, expression, closed-set word or line),
-`first_letter` (first letter that stands alone), `option_text` (the one option that is quoted). Which one
-spoke is reported with every grade, so that a gain in format is not sold as a gain in skill.
+`marked` takes what follows the last explicit mark: "The answer is", "####" or a boxed expression.
+The fallbacks are named for what they take: `last` (last number, expression, closed-set word or
+line), `first_letter` (first letter that stands alone), `option_text` (the one option that is
+quoted). Which one spoke is reported with every grade, so that a gain in format is not sold as a
+gain in skill.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def boxed(text: str) -> tuple[str, int] | None:
 
 
 def marked(text: str) -> str | None:
-    """What follows the last mark, to the end of its line; a boxed expression if that comes later or on
-    that line.
+    """What follows the last mark, to the end of its line; a boxed expression if that comes later or
+    on that line.
     """
     text = text[-MAX_CHARS:]
     marks = list(MARK.finditer(text))
@@ -63,16 +64,18 @@ def last_line(text: str) -> str | None:
 
 
 # -- numbers
-# ---------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def number(text: str | None) -> Fraction | None:
-    """A plain number (sign, thousands commas, decimals, a/b, $, %, trailing unit-free) as a fraction;
-    else None.
+    """A plain number (sign, thousands commas, decimals, a/b, $, %, trailing unit-free) as a
+    fraction; else None.
     """
     if text is None or len(text) > 200:
         return None
-    bare = re.sub(r"\\(?:text|mathrm)\{[^{}]*\}|\\[,!; ]|[$£€%]|\\%|\^\\circ|°", "", text.replace("\\$", "")).strip()
+    bare = re.sub(
+        r"\\(?:text|mathrm)\{[^{}]*\}|\\[,!; ]|[$£€%]|\\%|\^\\circ|°", "", text.replace("\\$", "")
+    ).strip()
     latex = re.fullmatch(r"([-+]?)\s*\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}", bare)
     if latex:
         bare = f"{latex[1]}{latex[2]}/{latex[3]}"
@@ -87,7 +90,8 @@ def number(text: str | None) -> Fraction | None:
 
 
 def expression(text: str, equation: bool = False) -> str:
-    """The mathematical part of a marked answer: after the last `=`, or the first number if words surround it.
+    """The mathematical part of a marked answer: after the last `=`, or the first number if words
+    surround it.
 
     `equation`: the gold answer is an equation, so the `=` stays.
     """
@@ -144,13 +148,15 @@ def marked_letter(text: str, letters: str, options: list[str]) -> str | None:
 
 
 def first_letter(text: str, letters: str) -> str | None:
-    """The first option letter that stands alone: "(B)", "B.", "B)", "B:", "**B**", or the whole line."""
+    """The first option letter that stands alone: "(B)", "B.", "B)", "B:", "**B**", or the whole
+    line."""
     found = re.search(rf"\(([{letters}])\)|(?<![\w'’])([{letters}])(?=[.):*]|\s*(?:\n|\Z))", text)
     return (found[1] or found[2]) if found else None
 
 
 def option_text(text: str, letters: str, options: list[str]) -> str | None:
-    """The letter of the one option whose wording (two characters or more) stands in the text; else None."""
+    """The letter of the one option whose wording (two characters or more) stands in the text; else
+    None."""
     found = [
         letter
         for letter, option in zip(letters, options, strict=False)
@@ -166,7 +172,7 @@ def last_word(text: str, words: set[str]) -> str | None:
 
 
 def normal(text: str) -> str:
-    """Lower case, white space folded, outer punctuation and quotes dropped: the form in which texts are
-    compared.
+    """Lower case, white space folded, outer punctuation and quotes dropped: the form in which texts
+    are compared.
     """
     return re.sub(r"\s+", " ", text).strip().strip("\"'`*.,;:!?“”‘’ ").lower()

@@ -1,7 +1,7 @@
 """Is an answer right, and which answers are the same answer?
 
-Nothing here needs a model: texts come from the generation store and can be graded again at any time. No
-text makes these functions raise.
+Nothing here needs a model: texts come from the generation store and can be graded again at any
+time. No text makes these functions raise.
 """
 
 from __future__ import annotations
@@ -17,20 +17,26 @@ from lib.evaluation import code_check, extract, math_worker
 from lib.packaged import generated as generated_items
 from lib.sandbox import sandbox
 
-REASONING_GYM_PASS = 1.0  # verifier score from which an answer counts as right; partial credit does not
-EXTRACTORS = ("marked", "loose")  # explicit mark; or the checker's fallback (last, first_letter, option_text) alone
+REASONING_GYM_PASS = (
+    1.0  # verifier score from which an answer counts as right; partial credit does not
+)
+EXTRACTORS = (
+    "marked",
+    "loose",
+)  # explicit mark; or the checker's fallback (last, first_letter, option_text) alone
 
 
 def grade(item: dict, text: str, extractor: str | None = None) -> dict:
     """Grade one text: {"correct", "answer", "extractor", "reason"}.
 
-    extractor: None reads an explicit mark first and falls back; one of `EXTRACTORS` uses that one alone,
-    to see how much of a score is format. Code, constraints and open items have one reading and ignore it.
+    extractor: None reads an explicit mark first and falls back; one of `EXTRACTORS` uses that one
+    alone, to see how much of a score is format. Code, constraints and open items have one reading
+    and ignore it.
 
-    correct is None for open items (a judge's business) and False where no answer could be read. answer is
-    the canonical extracted answer, or None; for code a fingerprint of its behaviour on the tests' inputs.
-    extractor names what found the answer ("marked", "last", "first_letter", "fenced", "bare", "whole",
-    "none").
+    correct is None for open items (a judge's business) and False where no answer could be read.
+    answer is the canonical extracted answer, or None; for code a fingerprint of its behaviour on
+    the tests' inputs. extractor names what found the answer ("marked", "last", "first_letter",
+    "fenced", "bare", "whole", "none").
     """
     if item.get("checker") not in _CHECKERS:
         raise ValueError(f"Unknown checker {item.get('checker')!r}; known: {', '.join(_CHECKERS)}.")
@@ -40,17 +46,18 @@ def grade(item: dict, text: str, extractor: str | None = None) -> dict:
 
 
 def answer_classes(item: dict, texts: list[str]) -> list[int]:
-    """Equivalence class of each text's answer, numbered by first appearance; -1 where no answer could be
-    read.
+    """Equivalence class of each text's answer, numbered by first appearance; -1 where no answer
+    could be read.
 
-    Unreadable answers share -1, which never counts as agreement: compare classes with `stats` functions
-    that know.
+    Unreadable answers share -1, which never counts as agreement: compare classes with `stats`
+    functions that know.
     """
     return classes_of(item, [grade(item, text)["answer"] for text in texts])
 
 
 def classes_of(item: dict, answers: list[str | None]) -> list[int]:
-    """`answer_classes` from answers that `grade` has already extracted, so that no code runs twice."""
+    """`answer_classes` from answers that `grade` has already extracted, so that no code runs
+    twice."""
     mathematical = item["checker"] == "math"
     representatives: list[str] = []
     classes = []
@@ -68,24 +75,45 @@ def classes_of(item: dict, answers: list[str | None]) -> list[int]:
     return classes
 
 
-def grade_all(items: list[dict], texts_per_item: list[list[str]], extractor: str | None = None, progress: bool = True):
+def grade_all(
+    items: list[dict],
+    texts_per_item: list[list[str]],
+    extractor: str | None = None,
+    progress: bool = True,
+):
     """Grade every text of every item, code in parallel sandboxes (at most one for each CPU).
 
-    Returns a DataFrame with a row for each text: id, category, task, sample, correct, answer, extractor,
-    reason.
+    Returns a DataFrame with a row for each text: id, category, task, sample, correct, answer,
+    extractor, reason.
     """
     import pandas as pd
     from tqdm import tqdm
 
     if len(items) != len(texts_per_item):
-        raise ValueError(f"{len(items)} items but {len(texts_per_item)} lists of texts; they must correspond.")
+        raise ValueError(
+            f"{len(items)} items but {len(texts_per_item)} lists of texts; they must correspond."
+        )
     pairs = zip(items, texts_per_item, strict=True)
     jobs = [(item, sample, text) for item, texts in pairs for sample, text in enumerate(texts)]
     with ThreadPoolExecutor(max_workers=max(1, min(os.cpu_count() or 1, len(jobs)))) as pool:
         graded = pool.map(lambda job: grade(job[0], job[2], extractor), jobs)
-        bar = tqdm(graded, "grade", len(jobs), file=sys.stdout, mininterval=5, ascii=True, disable=not progress)
+        bar = tqdm(
+            graded,
+            "grade",
+            len(jobs),
+            file=sys.stdout,
+            mininterval=5,
+            ascii=True,
+            disable=not progress,
+        )
         rows = [
-            {"id": item["id"], "category": item["category"], "task": item["task"], "sample": sample, **result}
+            {
+                "id": item["id"],
+                "category": item["category"],
+                "task": item["task"],
+                "sample": sample,
+                **result,
+            }
             for (item, sample, _), result in zip(jobs, bar, strict=True)
         ]
     columns = ["id", "category", "task", "sample", "correct", "answer", "extractor", "reason"]
@@ -165,7 +193,9 @@ def _candidate(item: dict, text: str, only: str | None) -> tuple[str | None, str
     if extract.number(item["gold"]) is not None:
         return extract.last_expression(text), "last"
     line = extract.last_line(text)
-    return (None if line and extract.MARK.search(line) else line), "last"  # an echo of the asked form is no answer
+    return (
+        None if line and extract.MARK.search(line) else line
+    ), "last"  # an echo of the asked form is no answer
 
 
 def _exact(item: dict, text: str, only: str | None) -> dict:
@@ -173,7 +203,9 @@ def _exact(item: dict, text: str, only: str | None) -> dict:
     if answer is None:
         return _nothing("answer")
     answer, gold = extract.normal(answer)[:500], extract.normal(item["gold"])
-    return _result(answer == gold, answer, extractor, "" if answer == gold else "differs from the gold answer")
+    return _result(
+        answer == gold, answer, extractor, "" if answer == gold else "differs from the gold answer"
+    )
 
 
 def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
@@ -183,15 +215,22 @@ def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
     answer, gold = answer[:500], item["gold"]
     value = extract.number(extract.expression(answer))
     if value is not None and extract.number(gold) is not None and "/" not in gold:
-        answer = str(value) if value.denominator == 1 else repr(float(value))  # 1.30e+02 and 130 are one answer
+        answer = (
+            str(value) if value.denominator == 1 else repr(float(value))
+        )  # 1.30e+02 and 130 are one answer
     if extract.normal(answer) == extract.normal(gold):
-        answer = gold  # verifiers differ in what they forgive; case, quotes and a full stop are forgiven for all
+        # verifiers differ in what they forgive; case, quotes and a full stop are forgiven for all
+        answer = gold
     try:
         score = generated_items.verify(item["meta"], answer)
     except Exception as error:  # a verifier's own bug on odd input makes no right answer
-        return _result(False, extract.normal(answer), extractor, f"the verifier raised {type(error).__name__}")
+        return _result(
+            False, extract.normal(answer), extractor, f"the verifier raised {type(error).__name__}"
+        )
     correct = score >= REASONING_GYM_PASS
-    return _result(correct, extract.normal(answer), extractor, "" if correct else f"verifier score {score:.2f}")
+    return _result(
+        correct, extract.normal(answer), extractor, "" if correct else f"verifier score {score:.2f}"
+    )
 
 
 def _constraints(item: dict, text: str, only: str | None) -> dict:
@@ -200,12 +239,16 @@ def _constraints(item: dict, text: str, only: str | None) -> dict:
     if not text.strip():
         return _nothing("text")
     failed = constraints.failed(item["meta"]["instruction_id_list"], item["meta"]["kwargs"], text)
-    return _result(not failed, extract.normal(text), "whole", "fails " + ", ".join(failed) if failed else "")
+    return _result(
+        not failed, extract.normal(text), "whole", "fails " + ", ".join(failed) if failed else ""
+    )
 
 
 def _open(item: dict, text: str, only: str | None) -> dict:
     answer = extract.normal(text)
-    return _result(None, answer or None, "whole" if answer else "none", "" if answer else "no text found")
+    return _result(
+        None, answer or None, "whole" if answer else "none", "" if answer else "no text found"
+    )
 
 
 def _code(item: dict, text: str, only: str | None) -> dict:
@@ -222,9 +265,11 @@ def _code(item: dict, text: str, only: str | None) -> dict:
 
 
 @lru_cache(maxsize=20_000)
-def _run_tests(solution: str, tests: tuple[str, ...], watched: tuple[str, ...]) -> tuple[bool, str, str | None]:
-    """(passed, reason, fingerprint of the behaviour). A program that yields no value on any input has
-    none.
+def _run_tests(
+    solution: str, tests: tuple[str, ...], watched: tuple[str, ...]
+) -> tuple[bool, str, str | None]:
+    """(passed, reason, fingerprint of the behaviour). A program that yields no value on any input
+    has none.
     """
     result = sandbox.run_tests(solution, list(tests), list(watched))
     calls = [call for check in result["checks"] for call in check["calls"]]

@@ -1,8 +1,8 @@
 """Decides with math-verify whether two expressions are equal, in a process that can be killed.
 
-sympy can run for hours on what a model writes (9**9**9), inside C code that no signal interrupts, and
-math-verify's own timeout works in the main thread only. So the comparison runs in one helper process for
-each Python process, killed and restarted when an answer takes longer than `SECONDS`.
+sympy can run for hours on what a model writes (9**9**9), inside C code that no signal interrupts,
+and math-verify's own timeout works in the main thread only. So the comparison runs in one helper
+process for each Python process, killed and restarted when an answer takes longer than `SECONDS`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _process: subprocess.Popen | None = None
 
 @lru_cache(maxsize=50_000)
 def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify takes `answer` for `gold` (LaTeX or plain). False also if it cannot tell in
-    time.
+    """Whether math-verify takes `answer` for `gold` (LaTeX or plain). False also if it cannot tell
+    in time.
     """
     with _lock:
         return _ask(gold, answer)
@@ -36,12 +36,21 @@ def _ask(gold: str, answer: str) -> bool:
     global _process
     if _process is None or _process.poll() is not None:
         _process = subprocess.Popen(
-            [sys.executable, "-m", "lib.evaluation.math_worker"], cwd=ROOT, text=True, encoding="utf-8",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "lib.evaluation.math_worker"],
+            cwd=ROOT,
+            text=True,
+            encoding="utf-8",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         if _line(START_SECONDS) != "ready":
             _stop()
-            raise RuntimeError("the math-verify helper did not start; `python -m lib.evaluation.math_worker` shows why")
+            raise RuntimeError(
+                "the math-verify helper did not start; `python -m lib.evaluation.math_worker`"
+                " shows why"
+            )
     try:
         _process.stdin.write(json.dumps([gold, answer]) + "\n")
         _process.stdin.flush()
@@ -85,10 +94,13 @@ def _serve() -> None:
         result = "0"
         try:
             gold, answer = (
-                parse(f"${text}$", parsing_timeout=2) or parse(text, parsing_timeout=2) for text in json.loads(line)
+                parse(f"${text}$", parsing_timeout=2) or parse(text, parsing_timeout=2)
+                for text in json.loads(line)
             )
             result = "1" if gold and answer and verify(gold, answer, timeout_seconds=3) else "0"
-        except BaseException as error:  # RecursionError, MemoryError, sympy's own: all mean "not shown to be equal"
+        except (
+            BaseException
+        ) as error:  # RecursionError, MemoryError, sympy's own: all mean "not shown to be equal"
             if isinstance(error, KeyboardInterrupt):
                 raise
         print(result, file=answer_pipe, flush=True)

@@ -1,9 +1,10 @@
-"""Evaluation items: real ones from a folder, or those that installed packages carry. One shape for all.
+"""Evaluation items: real ones from a folder, or those that installed packages carry. One shape for
+all.
 
 An item is {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}; see
-`lib.prompts.item`. `probe` items serve decisions taken during training, `test` items the reported result,
-`train` items are prompts to learn from. The three are disjoint by content hash, and neither probe nor test shares a
-generator seed with training rows.
+`lib.prompts.item`. `probe` items serve decisions taken during training, `test` items the reported
+result, `train` items are prompts to learn from. The three are disjoint by content hash, and neither
+probe nor test shares a generator seed with training rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from lib.files import ROOT
 from lib.packaged import generated as generated_items
 from lib.packaged import knowledge as knowledge_items
 from lib.packaged import written as tasks_written
-from lib.packaged.generated import FAMILIES, SEEDS  # noqa: F401  (training rows use the same families, other seeds)
+from lib.packaged.generated import (
+    FAMILIES,  # noqa: F401
+    SEEDS,  # noqa: F401
+)  # noqa: F401  (training rows use the same families, other seeds)
 from lib.prompts import LETTERS
 
 PACKAGED = "packaged"
@@ -26,16 +30,19 @@ CATEGORIES = ("math", "code", "reasoning", "knowledge", "instruction", "creativi
 log = logging.getLogger(__name__)
 
 
-def load_items(data: str, categories: list[str], per_category: int, seed: int, split: str = "test") -> list[dict]:
-    """Items of the named categories, `per_category` each, balanced over tasks; the same call gives the
-    same list.
+def load_items(
+    data: str, categories: list[str], per_category: int, seed: int, split: str = "test"
+) -> list[dict]:
+    """Items of the named categories, `per_category` each, balanced over tasks; the same call gives
+    the same list.
 
     Args:
         data: "packaged", or a folder with `evals/` (layout of the README beside it).
         categories: from `CATEGORIES`.
         per_category: items wanted in each; where fewer exist, all are given and a warning says so.
         seed: which items are drawn.
-        split: "test", "probe" or "train". A folder without training files for a category takes the packaged ones.
+        split: "test", "probe" or "train". A folder without training files for a category takes the
+        packaged ones.
 
     Raises:
         ValueError: unknown category or split, or a folder or file that is missing; says what to do.
@@ -65,7 +72,8 @@ def load_items(data: str, categories: list[str], per_category: int, seed: int, s
 
 
 def evaluation_texts(data: str) -> Iterator[tuple[str, str, str | None]]:
-    """(name, question, gold answer or None) of every test item available in `data`, for decontamination.
+    """(name, question, gold answer or None) of every test item available in `data`, for
+    decontamination.
 
     From a folder this includes evaluation sets that no task here uses (TruthfulQA, Arena-Hard ...).
     """
@@ -83,15 +91,15 @@ def evaluation_texts(data: str) -> Iterator[tuple[str, str, str | None]]:
 
 
 def knowledge_training(seed: int) -> Iterator[tuple[str, str]]:
-    """(prompt, response) pairs from the packaged facts, about countries and elements that no item asks
-    about.
+    """(prompt, response) pairs from the packaged facts, about countries and elements that no item
+    asks about.
     """
     return knowledge_items.training(seed)
 
 
 def packaged_knowledge(split: str) -> list[dict]:
-    """The packaged knowledge items of "train", "probe" or "test"; `meta["statement"]` says the fact in a
-    sentence.
+    """The packaged knowledge items of "train", "probe" or "test"; `meta["statement"]` says the fact
+    in a sentence.
     """
     return list(knowledge_items.items(split))
 
@@ -136,13 +144,17 @@ def _balanced(items: list[dict], count: int, rng: random.Random) -> list[dict]:
     """`count` items, as even over tasks, and within a task over subtasks, as their sizes allow."""
     tasks: dict[str, dict[str, list[dict]]] = {}
     for item in items:
-        tasks.setdefault(item["task"], {}).setdefault(item["meta"].get("subtask") or "", []).append(item)
-    return _interleaved([_interleaved(list(groups.values()), rng) for groups in tasks.values()], rng, False)[:count]
+        tasks.setdefault(item["task"], {}).setdefault(item["meta"].get("subtask") or "", []).append(
+            item
+        )
+    return _interleaved(
+        [_interleaved(list(groups.values()), rng) for groups in tasks.values()], rng, False
+    )[:count]
 
 
 def _interleaved(groups: list[list[dict]], rng: random.Random, shuffle: bool = True) -> list[dict]:
-    """One of each group in turn, groups in random order; members shuffled too unless they are in order
-    already.
+    """One of each group in turn, groups in random order; members shuffled too unless they are in
+    order already.
     """
     rng.shuffle(groups)
     for group in groups if shuffle else ():

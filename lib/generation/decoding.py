@@ -1,20 +1,28 @@
-"""The batch while it is being decoded: grouped attention, a cache that grows in blocks, rows that come and go.
+"""The batch while it is being decoded: grouped attention, a cache that grows in blocks, rows that
+come and go.
 
-Uses transformers' own extension points (attention interface, cache layers). `lib.generation.generate` is what notebooks call;
-tests/bench/generation.py compares it with `model.generate`.
+Uses transformers' own extension points (attention interface, cache layers).
+`lib.generation.generate` is what notebooks call; tests/bench/generation.py compares it with
+`model.generate`.
 """
 
 from __future__ import annotations
 
 ATTENTION = "grouped_sdpa"
-ENDED_PART = 8  # ended rows stay in the batch until they are this part of it: taking rows out copies the whole cache
+# ended rows stay in the batch until they are this part of it: taking rows out copies the whole
+# cache
+ENDED_PART = 8
 
 
-def grouped_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """SDPA that treats the query heads of one key/value head as extra query positions while decoding.
+def grouped_attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs
+):
+    """SDPA that treats the query heads of one key/value head as extra query positions while
+    decoding.
 
-    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. Nothing is repeated, so the
-    cache is read once instead of heads / kv_heads times. Longer queries (prefill, training) take transformers' SDPA.
+    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. Nothing is
+    repeated, so the cache is read once instead of heads / kv_heads times. Longer queries (prefill,
+    training) take transformers' SDPA.
     """
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -42,7 +50,8 @@ def register_attention() -> None:
 
 
 def _roomy_cache(config):
-    """A DynamicCache whose layers grow in blocks, so that a decoding step writes one column instead of copying all."""
+    """A DynamicCache whose layers grow in blocks, so that a decoding step writes one column instead
+    of copying all."""
     import torch
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -69,7 +78,10 @@ def _roomy_cache(config):
         def _grow(self, like, end):
             batch, heads, _, width = like.shape
             stores = [
-                torch.empty(batch, heads, end + self.room, width, dtype=like.dtype, device=like.device) for _ in "kv"
+                torch.empty(
+                    batch, heads, end + self.room, width, dtype=like.dtype, device=like.device
+                )
+                for _ in "kv"
             ]
             if self.stores is not None:
                 for new, old in zip(stores, self.stores, strict=True):
@@ -86,7 +98,8 @@ def _roomy_cache(config):
             self.keys, self.values = self.stores
 
         def join(self, other):
-            """Append the rows of another layer; the shorter of the two is filled with zeros on its left."""
+            """Append the rows of another layer; the shorter of the two is filled with zeros on its
+            left."""
             width, (mine, theirs) = max(self.length, other.length), (self.length, other.length)
             stores = []
             for a, b in zip(self.stores, other.stores, strict=True):
@@ -106,14 +119,16 @@ def _roomy_cache(config):
 def prompt_groups(prompts, most_tokens: int = 4096, least_filled: float = 0.75):
     """Lists of distinct prompts of like length, longest first.
 
-    A group has at most `most_tokens` with its padding, and no prompt shorter than `least_filled` of its longest: one
-    long prompt in a batch would otherwise make padding of the rest.
+    A group has at most `most_tokens` with its padding, and no prompt shorter than `least_filled` of
+    its longest: one long prompt in a batch would otherwise make padding of the rest.
     """
     distinct, start = sorted(dict.fromkeys(map(tuple, prompts)), key=len, reverse=True), 0
     while start < len(distinct):
         longest, end = len(distinct[start]), start + 1
-        while end < len(distinct) and (end + 1 - start) * longest <= most_tokens and (
-            len(distinct[end]) >= least_filled * longest
+        while (
+            end < len(distinct)
+            and (end + 1 - start) * longest <= most_tokens
+            and (len(distinct[end]) >= least_filled * longest)
         ):
             end += 1
         yield distinct[start:end]
@@ -121,7 +136,8 @@ def prompt_groups(prompts, most_tokens: int = 4096, least_filled: float = 0.75):
 
 
 def prefill(model, tokenizer, rows):
-    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows, vocab]."""
+    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows,
+    vocab]."""
     import torch
 
     state, logits, order = None, [], {}
@@ -139,8 +155,12 @@ def prefill_group(model, pad: int, prompts):
     import torch
 
     width = max(len(ids) for ids in prompts)
-    ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=model.device)
+    ids = torch.tensor(
+        [[pad] * (width - len(each)) + list(each) for each in prompts], device=model.device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=model.device
+    )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = _roomy_cache(model.config)
     logits = model(
@@ -156,7 +176,8 @@ def prefill_group(model, pad: int, prompts):
 
 
 def step(model, state):
-    """Feed the last chosen tokens; returns logits [rows, vocab] and moves the state one position on."""
+    """Feed the last chosen tokens; returns logits [rows, vocab] and moves the state one position
+    on."""
     import torch
 
     state["mask"] = torch.cat([state["mask"], state["mask"].new_ones(len(state["rows"]), 1)], 1)
@@ -172,7 +193,8 @@ def step(model, state):
 
 
 def take(state, index: list[int]):
-    """The state with the rows at `index` of its tensors; columns that are padding for all of them go."""
+    """The state with the rows at `index` of its tensors; columns that are padding for all of them
+    go."""
     import torch
 
     chosen = torch.tensor(index, device=state["mask"].device)
@@ -205,13 +227,20 @@ def join(first, second):
         one.join(other)
     masks = [pad(state["mask"], (width - state["mask"].shape[1], 0)) for state in (first, second)]
     joined = {name: torch.cat([first[name], second[name]]) for name in ("positions", "tokens")}
-    return {**joined, "rows": first["rows"] + second["rows"], "cache": first["cache"], "mask": torch.cat(masks)}
+    return {
+        **joined,
+        "rows": first["rows"] + second["rows"],
+        "cache": first["cache"],
+        "mask": torch.cat(masks),
+    }
 
 
 class Growing:
-    """The batch of `lib.generation.generate`: its cache grows with the longest row, and rows leave it when they have ended.
+    """The batch of `lib.generation.generate`: its cache grows with the longest row, and rows leave
+    it when they have ended.
 
-    A row is a dict with "ids" (prompt) and "ended". Rows are admitted when half of the batch is free.
+    A row is a dict with "ids" (prompt) and "ended". Rows are admitted when half of the batch is
+    free.
     """
 
     def __init__(self, model, tokenizer, size: int):
@@ -237,7 +266,8 @@ class Growing:
         return step(self.model, self.state)
 
     def put(self, rows: list[dict], tokens) -> None:
-        """Hand over the tokens [rows] chosen for the rows just admitted, or for all; ended rows may leave."""
+        """Hand over the tokens [rows] chosen for the rows just admitted, or for all; ended rows may
+        leave."""
         state = {**(self.new or self.state), "tokens": tokens[:, None]}
         live = [index for index, row in enumerate(rows) if not row["ended"]]
         if len(rows) - len(live) >= max(1, len(rows) // ENDED_PART):

@@ -1,11 +1,12 @@
 """The batch on a CUDA device: a ring of columns, and one captured step that is replayed.
 
-Kernel by kernel, a step of an 8B takes 35 to 60 ms to launch, whatever its batch; as one CUDA graph it takes what the
-card needs (tests/bench/generation.py). A graph wants tensors that stay where they are, so the cache is a fixed number
-of places of a fixed number of columns. All places write the same column, and after the last column comes the first
-again: a row lives no longer than the ring is, its mask says which columns are its own, and keys carry their true
-positions, so the order of the columns does not matter. A row that has ended leaves its place to the next prompt;
-nothing is copied but that prompt.
+Kernel by kernel, a step of an 8B takes 35 to 60 ms to launch, whatever its batch; as one CUDA graph
+it takes what the card needs (tests/bench/generation.py). A graph wants tensors that stay where they
+are, so the cache is a fixed number of places of a fixed number of columns. All places write the
+same column, and after the last column comes the first
+again: a row lives no longer than the ring is, its mask says which columns are its own, and keys
+carry their true positions, so the order of the columns does not matter. A row that has ended leaves
+its place to the next prompt; nothing is copied but that prompt.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 from lib.generation import decoding
 
 BLOCK = 16  # columns are a multiple of it, as the attention kernels like their masks
-FREE_PART = 8  # prompts are admitted when this part of the places is free, so that they share a forward pass
+# prompts are admitted when this part of the places is free, so that they share a forward pass
+FREE_PART = 8
 
 
 def usable(model) -> bool:
@@ -22,7 +24,8 @@ def usable(model) -> bool:
 
 
 def places(model, wanted: int, columns: int, free_bytes: int) -> int:
-    """How many of `wanted` rows fit in `free_bytes`: cache, and a row of logits with what sampling makes of it.
+    """How many of `wanted` rows fit in `free_bytes`: cache, and a row of logits with what sampling
+    makes of it.
 
     Raises ValueError when not one fits.
     """
@@ -32,13 +35,16 @@ def places(model, wanted: int, columns: int, free_bytes: int) -> int:
     cache = 2 * config.num_hidden_layers * heads * width * columns * model.dtype.itemsize
     row = cache + 40 * config.vocab_size  # float32 and float64 copies of the logits of a row
     if free_bytes < row:
-        raise ValueError(f"a row of {columns} tokens needs {row / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free; "
-                         "lower max_new_tokens or free the device")
+        raise ValueError(
+            f"a row of {columns} tokens needs {row / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are"
+            " free; lower max_new_tokens or free the device"
+        )
     return max(1, min(wanted, free_bytes // row))
 
 
 def _ring_cache(model, rows: int, columns: int, column):
-    """A cache whose layers write one column, the one that the tensor `column` names, and hand out all."""
+    """A cache whose layers write one column, the one that the tensor `column` names, and hand out
+    all."""
     import torch
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -47,8 +53,12 @@ def _ring_cache(model, rows: int, columns: int, column):
         def lazy_initialization(self, key_states, value_states):
             _, heads, _, width = key_states.shape
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            # zeros, not empty: a column that is masked still counts times nothing, and nothing times NaN is NaN
-            self.stores = [torch.zeros(rows, heads, columns, width, dtype=self.dtype, device=self.device) for _ in "kv"]
+            # zeros, not empty: a column that is masked still counts times nothing, and nothing
+            # times NaN is NaN
+            self.stores = [
+                torch.zeros(rows, heads, columns, width, dtype=self.dtype, device=self.device)
+                for _ in "kv"
+            ]
             self.keys, self.values = self.stores
 
         def update(self, key_states, value_states, *args, **kwargs):
@@ -69,8 +79,8 @@ def _ring_cache(model, rows: int, columns: int, column):
 class Ring:
     """The batch of `lib.generation.generate` on CUDA, with the methods of `decoding.Growing`.
 
-    longest: tokens of the longest row, prompt and answer. The step is captured on CUDA alone; elsewhere it runs as is,
-    which is what tests compare.
+    longest: tokens of the longest row, prompt and answer. The step is captured on CUDA alone;
+    elsewhere it runs as is, which is what tests compare.
     """
 
     def __init__(self, model, tokenizer, size: int, longest: int):
@@ -79,8 +89,14 @@ class Ring:
         self.model, self.tokenizer, device = model, tokenizer, model.device
         self.columns = -(-longest // BLOCK) * BLOCK
         if device.type == "cuda":
-            free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-            size = places(model, size, self.columns, int(0.85 * free) - 2**30)  # a group of prompts takes under 1 GiB
+            free = (
+                torch.cuda.mem_get_info()[0]
+                + torch.cuda.memory_reserved()
+                - torch.cuda.memory_allocated()
+            )
+            size = places(
+                model, size, self.columns, int(0.85 * free) - 2**30
+            )  # a group of prompts takes under 1 GiB
         nobody = {"ended": True, "out": [], "uniform": torch.zeros(1, dtype=torch.float64)}
         self.rows: list[dict] = [nobody] * size
         self.column = torch.zeros(1, dtype=torch.long, device=device)
@@ -97,7 +113,8 @@ class Ring:
         return free if free >= max(1, len(self.rows) // FREE_PART) else 0
 
     def admit(self, rows: list[dict]):
-        """Run the prompts of new rows and put them into free places; returns logits [rows, vocab]. `put` follows."""
+        """Run the prompts of new rows and put them into free places; returns logits [rows, vocab].
+        `put` follows."""
         import torch
 
         if not self.cache.layers[0].is_initialized:
@@ -112,7 +129,9 @@ class Ring:
             logits = found.new_empty(len(rows), found.shape[1]) if logits is None else logits
             order = {ids: index for index, ids in enumerate(prompts)}
             mine = [index for index, row in enumerate(rows) if tuple(row["ids"]) in order]
-            source = torch.tensor([order[tuple(rows[index]["ids"])] for index in mine], device=device)
+            source = torch.tensor(
+                [order[tuple(rows[index]["ids"])] for index in mine], device=device
+            )
             target = torch.tensor([free[index] for index in mine], device=device)
             width = made["mask"].shape[1]
             columns = torch.arange(at - width, at, device=device) % self.columns
@@ -128,7 +147,8 @@ class Ring:
         return logits
 
     def step(self):
-        """Logits [places, vocab] that follow the tokens put last; those of empty places mean nothing."""
+        """Logits [places, vocab] that follow the tokens put last; those of empty places mean
+        nothing."""
         if self.graph is None:
             return self._forward()
         self.graph.replay()
@@ -143,12 +163,16 @@ class Ring:
             self.taken = None
 
     def _forward(self):
-        """One step on the tensors that stay: own column seen, forward, one position and one column on."""
+        """One step on the tensors that stay: own column seen, forward, one position and one column
+        on."""
         self.mask.index_fill_(3, self.column, 0)
         logits = self.model(
-            input_ids=self.tokens, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
+            input_ids=self.tokens,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
             use_cache=True,
-        ).logits[:, -1]  # fmt: skip
+        ).logits[:, -1]
         self.positions += 1
         self.column.copy_((self.column + 1) % self.columns)
         return logits

@@ -1,8 +1,9 @@
 """Text generation in process: batched, resumable, and reproducible a sample at a time.
 
-Why not `model.generate`: on a CPU it spends two thirds of its time copying the key/value cache and repeating grouped
-heads, prefills the same prompt once a sample, and keeps finished rows in the batch. The loop below avoids the four
-(`lib.generation.decoding`) and is compared with it in tests/bench/generation.py.
+Why not `model.generate`: on a CPU it spends two thirds of its time copying the key/value cache and
+repeating grouped heads, prefills the same prompt once a sample, and keeps finished rows in the
+batch. The loop below avoids the four (`lib.generation.decoding`) and is compared with it in
+tests/bench/generation.py.
 """
 
 from __future__ import annotations
@@ -30,12 +31,21 @@ def as_messages(prompt: str | list[dict], system: str | None = None) -> list[dic
 
 def request_key(model_key: str, messages, temperature, top_p, max_new_tokens, seed, sample) -> str:
     """32 hex digits naming one sample: same model, prompt, settings, seed and index, same key."""
-    settings = [model_key, messages, float(temperature), float(top_p), int(max_new_tokens), int(seed), int(sample)]
+    settings = [
+        model_key,
+        messages,
+        float(temperature),
+        float(top_p),
+        int(max_new_tokens),
+        int(seed),
+        int(sample),
+    ]
     return hashlib.sha256(json.dumps(settings, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def load_store(path: Path | None) -> dict[str, dict]:
-    """Finished generations by key. A last line torn by a kill is cut off; torn lines elsewhere raise ValueError."""
+    """Finished generations by key. A last line torn by a kill is cut off; torn lines elsewhere
+    raise ValueError."""
     done: dict[str, dict] = {}
     if path is None or not Path(path).exists():
         return done
@@ -51,7 +61,9 @@ def load_store(path: Path | None) -> dict[str, dict]:
                 with open(path, "r+b") as handle:
                     handle.truncate(len(raw) - len(line))
                 break
-            raise ValueError(f"{path}, line {number}: not JSON; move the file away to generate again") from error
+            raise ValueError(
+                f"{path}, line {number}: not JSON; move the file away to generate again"
+            ) from error
         done[row["key"]] = row
     return done
 
@@ -76,37 +88,59 @@ def generate(
 
     Args:
         prompts: user texts, or message lists.
-        temperature: 0 is greedy. A sample's random numbers depend on (seed, prompt, sample index) alone, not on what
+        temperature: 0 is greedy. A sample's random numbers depend on (seed, prompt, sample index)
+        alone, not on what
             shares its batch; in bf16 the batch still moves logits by rounding.
         batch_size: sequences decoded together; freed places are refilled while decoding.
         store: JSON-lines file of finished samples; what it holds is not generated again.
-        model_key: `models.key(...)`; required with a store, so that another model's text is never reused.
-    Returns: for each prompt n dicts {text, tokens, finish ("stop" or "length"), seconds}; seconds is the sample's
+        model_key: `models.key(...)`; required with a store, so that another model's text is never
+        reused.
+    Returns: for each prompt n dicts {text, tokens, finish ("stop" or "length"), seconds}; seconds
+    is the sample's
         share of the wall time, so that sum(tokens) / sum(seconds) is the throughput.
-    Raises: ValueError for a prompt that leaves no room in the context, or a store without a model key.
+    Raises: ValueError for a prompt that leaves no room in the context, or a store without a model
+    key.
     """
     if store is not None and not model_key:
-        raise ValueError("generate: a store needs model_key, or texts of another model could be taken from it")
+        raise ValueError(
+            "generate: a store needs model_key, or texts of another model could be taken from it"
+        )
     assert n >= 1 and max_new_tokens >= 1 and temperature >= 0, (n, max_new_tokens, temperature)
     chats = [as_messages(prompt, system) for prompt in prompts]
     keys = [
-        [request_key(model_key, chat, temperature, top_p, max_new_tokens, seed, sample) for sample in range(n)]
+        [
+            request_key(model_key, chat, temperature, top_p, max_new_tokens, seed, sample)
+            for sample in range(n)
+        ]
         for chat in chats
     ]
     done = load_store(store)
-    missing = {key: chat for chat, row in zip(chats, keys, strict=True) for key in row if key not in done}
+    missing = {
+        key: chat for chat, row in zip(chats, keys, strict=True) for key in row if key not in done
+    }
     if missing:
         requests = [
-            {"key": key, "ids": ids} for key, ids in zip(missing, _tokenise(tokenizer, missing.values()), strict=True)
+            {"key": key, "ids": ids}
+            for key, ids in zip(missing, _tokenise(tokenizer, missing.values()), strict=True)
         ]
         context = getattr(model.config, "max_position_embeddings", None)
         longest = max(len(request["ids"]) for request in requests)
         if context and longest + max_new_tokens > context:
             raise ValueError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
-                "shorten the prompt or lower max_new_tokens"
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's"
+                f" context of {context}; shorten the prompt or lower max_new_tokens"
             )
-        for row in _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batch_size, store, progress):
+        for row in _decode(
+            model,
+            tokenizer,
+            requests,
+            temperature,
+            top_p,
+            max_new_tokens,
+            batch_size,
+            store,
+            progress,
+        ):
             done[row["key"]] = row
     fields = ("text", "tokens", "finish", "seconds")
     return [[{field: done[key][field] for field in fields} for key in row] for row in keys]
@@ -118,27 +152,41 @@ def _tokenise(tokenizer, chats) -> list[list[int]]:
 
 
 def stop_ids(model, tokenizer) -> list[int]:
-    """Token ids that end an answer: the generation config's, and the tokenizer's end of sequence."""
+    """Token ids that end an answer: the generation config's, and the tokenizer's end of
+    sequence."""
     configured = model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    ids = set(configured if isinstance(configured, list) else [configured]) | {
+        tokenizer.eos_token_id
+    }
     return sorted(each for each in ids if each is not None)
 
 
-def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batch_size, store, progress):
-    """Decode all requests, refilling freed places; yields finished rows and appends each to the store first."""
+def _decode(
+    model, tokenizer, requests, temperature, top_p, max_new_tokens, batch_size, store, progress
+):
+    """Decode all requests, refilling freed places; yields finished rows and appends each to the
+    store first."""
     import torch
     from tqdm import tqdm
 
     stops = torch.tensor(stop_ids(model, tokenizer), device=model.device)
-    # longest first: the batch that needs the most memory comes first, and the tail is made of short ones
+    # longest first: the batch that needs the most memory comes first, and the tail is made of short
+    # ones
     queue = deque(sorted(requests, key=lambda request: -len(request["ids"])))
     batch_size = min(batch_size, len(queue))
     if decoding_graph.usable(model):
-        batch = decoding_graph.Ring(model, tokenizer, batch_size, len(queue[0]["ids"]) + max_new_tokens)
+        batch = decoding_graph.Ring(
+            model, tokenizer, batch_size, len(queue[0]["ids"]) + max_new_tokens
+        )
     else:
         batch = decoding.Growing(model, tokenizer, batch_size)
     bar = tqdm(
-        total=len(requests), desc=progress or "generate", file=sys.stdout, mininterval=5, ascii=True, unit="sample"
+        total=len(requests),
+        desc=progress or "generate",
+        file=sys.stdout,
+        mininterval=5,
+        ascii=True,
+        unit="sample",
     )
     handle = open(store, "a", encoding="utf-8") if store is not None else None  # noqa: SIM115 (closed below)
     written, live, began = 0, 0, time.perf_counter()
@@ -172,7 +220,9 @@ def _decode(model, tokenizer, requests, temperature, top_p, max_new_tokens, batc
                         handle.write(json.dumps(finished, ensure_ascii=False) + "\n")
                         handle.flush()
                     written += finished["tokens"]
-                    bar.set_postfix_str(f"{written / (time.perf_counter() - began):.0f} tok/s", refresh=False)
+                    bar.set_postfix_str(
+                        f"{written / (time.perf_counter() - began):.0f} tok/s", refresh=False
+                    )
                     bar.update()
                     yield finished
                 batch.put(rows, chosen)
@@ -186,11 +236,14 @@ def _uniform(key: str, count: int):
     """`count` uniform numbers that depend on the sample's key alone."""
     import torch
 
-    return torch.rand(count, generator=torch.Generator().manual_seed(int(key[:15], 16)), dtype=torch.float64)
+    return torch.rand(
+        count, generator=torch.Generator().manual_seed(int(key[:15], 16)), dtype=torch.float64
+    )
 
 
 def _choose(logits, rows, temperature: float, top_p: float):
-    """Next token of each row [rows]: argmax at temperature 0, else inverse-CDF sampling with the row's own numbers."""
+    """Next token of each row [rows]: argmax at temperature 0, else inverse-CDF sampling with the
+    row's own numbers."""
     import torch
 
     if temperature == 0:
@@ -201,10 +254,16 @@ def _choose(logits, rows, temperature: float, top_p: float):
         outside = (
             ordered.cumsum(-1) - ordered >= top_p
         )  # nucleus sampling, Holtzman et al. 2020: the first token always stays
-        probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered.masked_fill(outside, 0))
+        probabilities = torch.zeros_like(probabilities).scatter(
+            -1, index, ordered.masked_fill(outside, 0)
+        )
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    places = [min(len(row["out"]), len(row["uniform"]) - 1) for row in rows]  # a full row waits to be taken out
-    draw = torch.stack([row["uniform"][place] for row, place in zip(rows, places, strict=True)]).to(logits.device)
+    places = [
+        min(len(row["out"]), len(row["uniform"]) - 1) for row in rows
+    ]  # a full row waits to be taken out
+    draw = torch.stack([row["uniform"][place] for row, place in zip(rows, places, strict=True)]).to(
+        logits.device
+    )
     return (
         torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)
         .squeeze(1)

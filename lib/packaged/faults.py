@@ -1,7 +1,8 @@
 """What curation of the packaged data must find: put in on purpose, one entry an injected row.
 
-An entry is {"raw", "kind", "stages", "of"?, "jaccard"?}: the raw row, what is wrong with it, the curation
-stages that may take it out for that, and for copies the entry it was made from with their exact similarity.
+An entry is {"raw", "kind", "stages", "of"?, "jaccard"?}: the raw row, what is wrong with it, the
+curation stages that may take it out for that, and for copies the entry it was made from with their
+exact similarity.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ NEAR, EXACT, CONTAMINATED = 0.03, 0.02, 0.012  # injected, as shares of the rows
 UNFIT = 12  # rows of each kind of unfit answer
 NO_RESPONSE, BROKEN = 4, 2  # rows a file
 HUGE = 1_200_000  # bytes of the one oversized row
-COPIES = ["exact duplicate", "near-duplicate", "contaminated"]  # a copy may also go out with its original
+COPIES = [
+    "exact duplicate",
+    "near-duplicate",
+    "contaminated",
+]  # a copy may also go out with its original
 OTHER_SCRIPTS = {"ru", "uk", "el", "zh", "ja", "ko", "ar", "hi"}
 ANSWERS = {
     "refusal": "I'm sorry, but as an AI language model I cannot help with that.",
@@ -27,8 +32,11 @@ ANSWERS = {
 }
 
 
-def inject(sources: dict[str, list], rows: int, evaluation: list, raw_row: Callable, dice: random.Random):
-    """Append entries to the files of `sources`; shares refer to `rows`. raw_row: `packaged.raw_row`."""
+def inject(
+    sources: dict[str, list], rows: int, evaluation: list, raw_row: Callable, dice: random.Random
+):
+    """Append entries to the files of `sources`; shares refer to `rows`. raw_row:
+    `packaged.raw_row`."""
     clean = {name: list(entries) for name, entries in sources.items()}
     everything = [entry for entries in clean.values() for entry in entries if single(entry["raw"])]
 
@@ -45,12 +53,18 @@ def inject(sources: dict[str, list], rows: int, evaluation: list, raw_row: Calla
         put(question, entry["text"][1], "near-duplicate", COPIES, of=entry, jaccard=jaccard)
     for entry in dice.sample(everything, round(EXACT * rows)):
         put(*entry["text"], "exact duplicate", COPIES, of=entry, jaccard=1.0)
-    hidden = [(asked, gold) for _, asked, gold in evaluation if gold and 8 <= len(asked.split()) <= 200]
+    hidden = [
+        (asked, gold) for _, asked, gold in evaluation if gold and 8 <= len(asked.split()) <= 200
+    ]
     for asked, gold in dice.sample(hidden, min(len(hidden), round(CONTAMINATED * rows))):
-        pair = dice.choice((
-            (asked, f"The answer is {gold}."), (f"Here is an exercise. {asked}", gold),
-            (f"  {asked.upper()}\n\nAnswer briefly.", gold), ("Give me a question to practise.", asked),
-        ))  # fmt: skip
+        pair = dice.choice(
+            (
+                (asked, f"The answer is {gold}."),
+                (f"Here is an exercise. {asked}", gold),
+                (f"  {asked.upper()}\n\nAnswer briefly.", gold),
+                ("Give me a question to practise.", asked),
+            )
+        )
         put(*pair, "contaminated", ["contaminated"])
     for language, asked, said in foreign.FOREIGN:
         script = "other script" if language in OTHER_SCRIPTS else "Latin script"
@@ -63,12 +77,18 @@ def inject(sources: dict[str, list], rows: int, evaluation: list, raw_row: Calla
         for kind, stage, raw in broken(entries, ".jsonl" in name, dice):
             sources[name].append({"raw": raw, "kind": kind, "stages": [stage]})
     first = next(iter(sources))
-    sources[first].append({"raw": {"question": "x" * HUGE, "response": "y"}, "kind": "oversized row",
-                           "stages": ["unreadable"]})  # fmt: skip
+    sources[first].append(
+        {
+            "raw": {"question": "x" * HUGE, "response": "y"},
+            "kind": "oversized row",
+            "stages": ["unreadable"],
+        }
+    )
 
 
 def vary(question: str, answer: str, dice: random.Random) -> tuple[str, float]:
-    """(question with small edits, exact Jaccard to the original): the similarity stays within [0.82, 1)."""
+    """(question with small edits, exact Jaccard to the original): the similarity stays within
+    [0.82, 1)."""
     best = (f"{question} Thank you.", 0.0)
     for _ in range(20):
         varied = question
@@ -104,8 +124,11 @@ EDITS = (
 )
 
 
-def broken(entries: list[dict], lines: bool, dice: random.Random) -> Iterator[tuple[str, str, object]]:
-    """(kind, stage, raw) of rows that cannot be read or used; only a file of lines can hold broken lines."""
+def broken(
+    entries: list[dict], lines: bool, dice: random.Random
+) -> Iterator[tuple[str, str, object]]:
+    """(kind, stage, raw) of rows that cannot be read or used; only a file of lines can hold broken
+    lines."""
     whole = [entry["raw"] for entry in entries if single(entry["raw"])]
     for raw in dice.sample(whole, min(len(whole), NO_RESPONSE)):
         yield "no response", "unfit", without_answer(raw)
@@ -113,7 +136,11 @@ def broken(entries: list[dict], lines: bool, dice: random.Random) -> Iterator[tu
     for raw in dice.sample(whole, min(len(whole), 2 * BROKEN)) if lines else ():
         line = json.dumps(raw, ensure_ascii=False).encode()
         if dice.random() < 0.5:
-            yield "invalid UTF-8", "unreadable", line.replace(b" ", b" caf\xe9 ", 1 + dice.randrange(3))
+            yield (
+                "invalid UTF-8",
+                "unreadable",
+                line.replace(b" ", b" caf\xe9 ", 1 + dice.randrange(3)),
+            )
         else:
             yield "truncated JSON", "unreadable", line[: len(line) // 2]
 
@@ -124,7 +151,8 @@ def single(raw: dict) -> bool:
 
 
 def without_answer(raw: dict) -> dict:
-    """The raw row as it looks when the answer was lost: an empty field, or no turn after the question."""
+    """The raw row as it looks when the answer was lost: an empty field, or no turn after the
+    question."""
     if "conversations" in raw:
         return {**raw, "conversations": raw["conversations"][:1]}
     if "chosen" in raw:

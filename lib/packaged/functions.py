@@ -1,7 +1,9 @@
-"""Code training items without a data set: documented functions of the standard library and pinned packages.
+"""Code training items without a data set: documented functions of the standard library and pinned
+packages.
 
-Only functions that stand alone are taken: every name is a builtin, their own, or a standard-library import
-that goes with them. HumanEval stays out through decontamination, like every other evaluation set.
+Only functions that stand alone are taken: every name is a builtin, their own, or a standard-library
+import that goes with them. HumanEval stays out through decontamination, like every other evaluation
+set.
 """
 
 from __future__ import annotations
@@ -17,13 +19,27 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-# Folder under site-packages -> folders read; all of them under licences that allow copying with attribution.
+# Folder under site-packages -> folders read; all of them under licences that allow copying with
+# attribution.
 PACKAGES = {
-    "networkx": ("", ), "setuptools": ("_vendor/more_itertools", "_distutils", ""),
-    "sympy": ("utilities", "ntheory", "core", "functions/combinatorial", "polys", "matrices", "crypto"),
-    "numpy": ("lib", "_core"), "scipy": ("special", "stats", "linalg"), "statsmodels": ("tools", "stats"),
-}  # fmt: skip
-SKIP = re.compile(r"/(?:tests?|testing|idlelib|lib2to3|turtledemo|site-packages|benchmarks?|__pycache__)/")
+    "networkx": ("",),
+    "setuptools": ("_vendor/more_itertools", "_distutils", ""),
+    "sympy": (
+        "utilities",
+        "ntheory",
+        "core",
+        "functions/combinatorial",
+        "polys",
+        "matrices",
+        "crypto",
+    ),
+    "numpy": ("lib", "_core"),
+    "scipy": ("special", "stats", "linalg"),
+    "statsmodels": ("tools", "stats"),
+}
+SKIP = re.compile(
+    r"/(?:tests?|testing|idlelib|lib2to3|turtledemo|site-packages|benchmarks?|__pycache__)/"
+)
 IMPORT = re.compile(r"^(?:import [\w., ]+|from [\w.]+ import (?:[\w, ]+|\([\w,\s]+\)))$", re.M)
 BUILTINS = frozenset(dir(builtins)) | {"__name__"}
 MOST_LINES = 25  # of code, docstring not counted: answers stay short enough to train on quickly
@@ -32,13 +48,16 @@ MOST_LINES = 25  # of code, docstring not counted: answers stay short enough to 
 def functions() -> Iterator[dict]:
     """{"name", "signature", "doc", "code", "module", "licence"} of every function that qualifies.
 
-    signature: the def line(s); doc: docstring cut after its examples; code: imports and function without the
-    docstring. Order follows file names, so the same installation gives the same list.
+    signature: the def line(s); doc: docstring cut after its examples; code: imports and function
+    without the docstring. Order follows file names, so the same installation gives the same list.
     """
     base = Path(sysconfig.get_paths()["purelib"])
     places = [("python", Path(sysconfig.get_paths()["stdlib"]), ("",), "PSF-2.0")]
-    places += [(name, base / name, parts, _licence(name)) for name, parts in PACKAGES.items()
-               if (base / name).is_dir()]  # fmt: skip
+    places += [
+        (name, base / name, parts, _licence(name))
+        for name, parts in PACKAGES.items()
+        if (base / name).is_dir()
+    ]
     seen: set[str] = set()
     for package, root, parts, licence in places:
         for part in parts:
@@ -92,14 +111,24 @@ def _imports(text: str) -> dict[str, str]:
         module = node.module if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
             root = (module or alias.name).split(".")[0]
-            if root in sys.stdlib_module_names and not getattr(node, "level", 0) and "." not in alias.name:
+            if (
+                root in sys.stdlib_module_names
+                and not getattr(node, "level", 0)
+                and "." not in alias.name
+            ):
                 line = f"from {module} import {alias.name}" if module else f"import {alias.name}"
-                found[alias.asname or alias.name] = line + (f" as {alias.asname}" if alias.asname else "")
+                found[alias.asname or alias.name] = line + (
+                    f" as {alias.asname}" if alias.asname else ""
+                )
     return found
 
 
 def _item(node: ast.AST, source: str, imports: dict[str, str]) -> dict | None:
-    if not isinstance(node, ast.FunctionDef) or not (doc := ast.get_docstring(node)) or len(node.body) < 2:
+    if (
+        not isinstance(node, ast.FunctionDef)
+        or not (doc := ast.get_docstring(node))
+        or len(node.body) < 2
+    ):
         return None
     lines = source.split("\n")
     head, body = lines[: node.body[0].lineno - 1], lines[node.body[0].end_lineno :]
@@ -120,10 +149,15 @@ def _item(node: ast.AST, source: str, imports: dict[str, str]) -> dict | None:
 
 
 def _short(doc: str) -> str:
-    """The first paragraph and at most three examples of a docstring: what a caller would ask for."""
+    """The first paragraph and at most three examples of a docstring: what a caller would ask
+    for."""
     first = doc.strip().split("\n\n")[0].strip()
-    calls = [one for one in examples(doc) if one.want and not one.source.startswith(("from ", "import "))]
-    shown = [">>> " + one.source.rstrip().replace("\n", "\n... ") + "\n" + one.want for one in calls[:3]]
+    calls = [
+        one for one in examples(doc) if one.want and not one.source.startswith(("from ", "import "))
+    ]
+    shown = [
+        ">>> " + one.source.rstrip().replace("\n", "\n... ") + "\n" + one.want for one in calls[:3]
+    ]
     return f"{first}\n\n{''.join(shown)}".strip()[:900]
 
 

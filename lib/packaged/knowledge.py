@@ -1,8 +1,8 @@
 """Multiple choice about countries and chemical elements, from facts that two small packages carry.
 
-countryinfo (MIT) and periodictable (public domain). A country or element belongs to one split by the hash
-of its name, so no fact of a test item, in whatever form, is asked or told in a training row. Names that
-the packages hold in an outdated or disputed form are left out.
+countryinfo (MIT) and periodictable (public domain). A country or element belongs to one split by
+the hash of its name, so no fact of a test item, in whatever form, is asked or told in a training
+row. Names that the packages hold in an outdated or disputed form are left out.
 """
 
 from __future__ import annotations
@@ -20,16 +20,53 @@ from lib.files import content_hash
 SHARES = {"test": 50, "probe": 20, "train": 30}  # per cent of the subjects
 LICENCE = "MIT (countryinfo); public domain (periodictable)"
 DOUBTFUL = {  # renamed, moved, dissolved, disputed, or the record is wrong in countryinfo 1.0.1
-    "Bolivia", "Burundi", "Czech Republic", "Hong Kong", "Israel", "Kazakhstan", "Palestine", "Puerto Rico",
-    "Republic of Macedonia", "Serbia and Montenegro", "South Africa", "Sri Lanka", "Swaziland", "Taiwan",
-}  # fmt: skip
+    "Bolivia",
+    "Burundi",
+    "Czech Republic",
+    "Hong Kong",
+    "Israel",
+    "Kazakhstan",
+    "Palestine",
+    "Puerto Rico",
+    "Republic of Macedonia",
+    "Serbia and Montenegro",
+    "South Africa",
+    "Sri Lanka",
+    "Swaziland",
+    "Taiwan",
+}
 LANGUAGES = {
-    "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "pt": "Portuguese",
-    "it": "Italian", "ja": "Japanese", "ko": "Korean", "zh": "Chinese", "ru": "Russian", "tr": "Turkish",
-    "el": "Greek", "pl": "Polish", "hu": "Hungarian", "fi": "Finnish", "sv": "Swedish", "da": "Danish",
-    "th": "Thai", "vi": "Vietnamese", "fa": "Persian", "am": "Amharic", "uk": "Ukrainian", "ro": "Romanian",
-    "bn": "Bengali", "id": "Indonesian", "km": "Khmer", "ne": "Nepali", "sq": "Albanian", "et": "Estonian",
-}  # fmt: skip
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "pt": "Portuguese",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "zh": "Chinese",
+    "ru": "Russian",
+    "tr": "Turkish",
+    "el": "Greek",
+    "pl": "Polish",
+    "hu": "Hungarian",
+    "fi": "Finnish",
+    "sv": "Swedish",
+    "da": "Danish",
+    "th": "Thai",
+    "vi": "Vietnamese",
+    "fa": "Persian",
+    "am": "Amharic",
+    "uk": "Ukrainian",
+    "ro": "Romanian",
+    "bn": "Bengali",
+    "id": "Indonesian",
+    "km": "Khmer",
+    "ne": "Nepali",
+    "sq": "Albanian",
+    "et": "Estonian",
+}
 UNCERTAIN_LANGUAGE = {
     "Mali",
     "Niger",
@@ -64,26 +101,66 @@ def facts() -> tuple[tuple[str, str, str, str, str], ...]:
             continue
         name = WITH_ARTICLE.sub(r"the \1", name.replace("The ", "the "))
         if capital.split()[0] not in name:  # "Mexico City" would answer itself
-            found.append((name, "capitals", f"What is the capital of {name}?", capital,
-                          f"The capital of {name} is {capital}."))  # fmt: skip
-        if country.get("region") in CONTINENTS and name not in ("Russia", "Turkey", "Georgia", "Egypt"):
+            found.append(
+                (
+                    name,
+                    "capitals",
+                    f"What is the capital of {name}?",
+                    capital,
+                    f"The capital of {name} is {capital}.",
+                )
+            )
+        if country.get("region") in CONTINENTS and name not in (
+            "Russia",
+            "Turkey",
+            "Georgia",
+            "Egypt",
+        ):
             region = country["region"].replace("Americas", "the Americas")
-            found.append((name, "continents", f"In which part of the world does {name} lie?", region,
-                          f"{name[0].upper()}{name[1:]} lies in {region}."))  # fmt: skip
+            found.append(
+                (
+                    name,
+                    "continents",
+                    f"In which part of the world does {name} lie?",
+                    region,
+                    f"{name[0].upper()}{name[1:]} lies in {region}.",
+                )
+            )
         spoken = country.get("languages") or []
         if len(spoken) == 1 and spoken[0] in LANGUAGES and name not in UNCERTAIN_LANGUAGE:
             language = LANGUAGES[spoken[0]]
-            found.append((name, "languages", f"Which of these languages is official in {name}?", language,
-                          f"{language} is an official language of {name}."))  # fmt: skip
+            found.append(
+                (
+                    name,
+                    "languages",
+                    f"Which of these languages is official in {name}?",
+                    language,
+                    f"{language} is an official language of {name}.",
+                )
+            )
     for element in periodictable.elements:
         if 1 <= element.number <= 103:
             name, symbol = element.name, element.symbol
             if symbol not in ("B", "C"):  # would read like the letter of an option
-                found.append((name, "symbols", f"What is the chemical symbol of {name}?", symbol,
-                              f"The chemical symbol of {name} is {symbol}."))  # fmt: skip
+                found.append(
+                    (
+                        name,
+                        "symbols",
+                        f"What is the chemical symbol of {name}?",
+                        symbol,
+                        f"The chemical symbol of {name} is {symbol}.",
+                    )
+                )
             if element.number <= 56:
-                found.append((name, "numbers", f"What is the atomic number of {name}?", str(element.number),
-                              f"The atomic number of {name} is {element.number}."))  # fmt: skip
+                found.append(
+                    (
+                        name,
+                        "numbers",
+                        f"What is the atomic number of {name}?",
+                        str(element.number),
+                        f"The atomic number of {name} is {element.number}.",
+                    )
+                )
     return tuple(found)
 
 
@@ -92,8 +169,10 @@ def _distractors(task: str, question: str, answer: str, rng: random.Random) -> l
         pool = sorted({fact[3] for fact in facts() if fact[1] == task})
     elif task == "numbers":
         pool = [str(n) for n in range(max(1, int(answer) - 6), int(answer) + 7)]
-    elif task == "symbols":  # symbols that begin alike, or the first letter would give the answer away
-        pool = sorted({fact[3] for fact in facts() if fact[1] == task and fact[3][0] == answer[0]})  # fmt: skip
+    elif (
+        task == "symbols"
+    ):  # symbols that begin alike, or the first letter would give the answer away
+        pool = sorted({fact[3] for fact in facts() if fact[1] == task and fact[3][0] == answer[0]})
         pool += [name for name in _look_alikes(question) if name not in pool]
     else:
         pool = sorted({fact[3] for fact in facts() if fact[1] == task})
@@ -110,7 +189,8 @@ def _look_alikes(question: str) -> list[str]:
 
 
 def items(split: str) -> Iterator[dict]:
-    """Four-option items about the subjects of a split; the letter of the answer is spread evenly by hash."""
+    """Four-option items about the subjects of a split; the letter of the answer is spread evenly by
+    hash."""
     for subject, task, question, answer, statement in facts():
         if split_of(subject) != split:
             continue
@@ -118,14 +198,20 @@ def items(split: str) -> Iterator[dict]:
         options = [answer, *_distractors(task, question, answer, rng)]
         rng.shuffle(options)
         yield prompts.item(
-            task, "knowledge", question, prompts.LETTERS[options.index(answer)], "choice",
-            licence=LICENCE, options=options, meta={"subject": subject, "statement": statement},
-        )  # fmt: skip
+            task,
+            "knowledge",
+            question,
+            prompts.LETTERS[options.index(answer)],
+            "choice",
+            licence=LICENCE,
+            options=options,
+            meta={"subject": subject, "statement": statement},
+        )
 
 
 def training(seed: int) -> Iterator[tuple[str, str]]:
-    """(prompt, response) pairs about the training subjects, in an order drawn by `seed`: as choice and as
-    question.
+    """(prompt, response) pairs about the training subjects, in an order drawn by `seed`: as choice
+    and as question.
     """
     rows = list(items("train"))
     random.Random(f"knowledge/{seed}").shuffle(rows)

@@ -1,8 +1,9 @@
-"""Mathematics and reasoning for the packaged training sources: reasoning-gym, with short worked answers.
+"""Mathematics and reasoning for the packaged training sources: reasoning-gym, with short worked
+answers.
 
-The families are those that are evaluated, the seeds are their own. Every item has question, bare (the
-question without our wording), answer, gold, kind (the family) and licence; the answer is worded as the
-evaluation prompts ask: short working, then "The answer is X."
+The families are those that are evaluated, the seeds are their own. Every item has question, bare
+(the question without our wording), answer, gold, kind (the family) and licence; the answer is
+worded as the evaluation prompts ask: short working, then "The answer is X."
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from lib import prompts
 from lib.evaluation import tasks
 
 GYM_LICENCE = "Apache-2.0 (reasoning-gym)"
-# Families whose items differ in one or two numbers: a quarter as many, or most would be near-duplicates
+# Families whose items differ in one or two numbers: a quarter as many, or most would be
+# near-duplicates
 FEW = ("aiw", "course_schedule", "calendar_arithmetic", "gcd", "lcm", "number_format")
 BACKGROUND = 500_000  # offset of seeds whose texts only serve to show the wording of a family
 
@@ -25,7 +27,8 @@ def final(answer: str) -> str:
 
 
 def gym(category: str, seed: int, each: int) -> Iterator[dict]:
-    """Up to `each` items of every family of a category, family after family in turn, from training seeds.
+    """Up to `each` items of every family of a category, family after family in turn, from training
+    seeds.
 
     A question that came before is left out: small families repeat themselves.
     """
@@ -33,8 +36,10 @@ def gym(category: str, seed: int, each: int) -> Iterator[dict]:
 
     checkers = {"math": "math", "reasoning": "reasoning_gym"}
     start = tasks.SEEDS["train"] + seed % 400_000
-    sets = [(name, reasoning_gym.create_dataset(name, seed=start, size=each, **config))
-            for name, config in tasks.FAMILIES[category]]  # fmt: skip
+    sets = [
+        (name, reasoning_gym.create_dataset(name, seed=start, size=each, **config))
+        for name, config in tasks.FAMILIES[category]
+    ]
     seen: set[str] = set()
     for index in range(each):
         for name, dataset in sets:
@@ -47,12 +52,19 @@ def gym(category: str, seed: int, each: int) -> Iterator[dict]:
             seen.add(entry["question"])
             shown = "\n".join(part for part in (working(name, entry), final(answer)) if part)
             question = prompts.render(checkers[category], entry["question"])
-            yield {"question": question, "bare": entry["question"].strip(), "answer": shown, "gold": answer,
-                   "kind": name, "licence": GYM_LICENCE}  # fmt: skip
+            yield {
+                "question": question,
+                "bare": entry["question"].strip(),
+                "answer": shown,
+                "gold": answer,
+                "kind": name,
+                "licence": GYM_LICENCE,
+            }
 
 
 def background(each: int = 600) -> Iterator[str]:
-    """Questions of every family from yet other seeds: wording they share is no sign of contamination."""
+    """Questions of every family from yet other seeds: wording they share is no sign of
+    contamination."""
     import reasoning_gym
 
     for families in tasks.FAMILIES.values():
@@ -83,7 +95,10 @@ def _product(meta: dict, answer: str, question: str) -> str:
     if min(a, b) < 10:
         return f"{a} x {b} = {a * b}"
     tens, units = b // 10 * 10, b % 10
-    return f"{a} x {tens} = {a * tens}\n{a} x {units} = {a * units}\n{a * tens} + {a * units} = {a * b}"
+    return (
+        f"{a} x {tens} = {a * tens}\n{a} x {units} = {a * units}\n{a * tens} + {a * units} ="
+        f" {a * b}"
+    )
 
 
 def _equation(meta: dict, answer: str, question: str) -> str:
@@ -93,7 +108,11 @@ def _equation(meta: dict, answer: str, question: str) -> str:
         return ""
     factor, name, sign, shift = known.groups()
     rest = int(right) - int(f"{sign}{shift}") if shift else int(right)
-    first = f"{factor}*{name} = {right} {'-' if sign == '+' else '+'} {shift} = {rest}\n" if shift else ""
+    first = (
+        f"{factor}*{name} = {right} {'-' if sign == '+' else '+'} {shift} = {rest}\n"
+        if shift
+        else ""
+    )
     return f"{first}{name} = {rest} / {factor} = {answer}"
 
 
@@ -109,7 +128,9 @@ def _gcd(meta: dict, answer: str, question: str) -> str:
 def _lcm(meta: dict, answer: str, question: str) -> str:
     a, b = meta["numbers"][:2]
     shared = a * b // int(answer)
-    return f"The greatest common divisor of {a} and {b} is {shared}.\n{a} x {b} / {shared} = {answer}"
+    return (
+        f"The greatest common divisor of {a} and {b} is {shared}.\n{a} x {b} / {shared} = {answer}"
+    )
 
 
 def _letters(meta: dict, answer: str, question: str) -> str:
@@ -124,7 +145,9 @@ def _weekday(meta: dict, answer: str, question: str) -> str:
     if meta["task"] != "weekday_offset" or days < 7:
         return ""
     way = "before" if meta["offset_days"] < 0 else "after"
-    return f"{days} days are {days // 7} weeks and {days % 7} days, so count {days % 7} days {way} it."
+    return (
+        f"{days} days are {days // 7} weeks and {days % 7} days, so count {days % 7} days {way} it."
+    )
 
 
 def _needle(meta: dict, answer: str, question: str) -> str:
@@ -133,6 +156,12 @@ def _needle(meta: dict, answer: str, question: str) -> str:
 
 
 WORKINGS = {
-    "chain_sum": _chain, "products": _product, "simple_equations": _equation, "gcd": _gcd, "lcm": _lcm,
-    "letter_counting": _letters, "calendar_arithmetic": _weekday, "needle_haystack": _needle,
-}  # fmt: skip
+    "chain_sum": _chain,
+    "products": _product,
+    "simple_equations": _equation,
+    "gcd": _gcd,
+    "lcm": _lcm,
+    "letter_counting": _letters,
+    "calendar_arithmetic": _weekday,
+    "needle_haystack": _needle,
+}

@@ -1,8 +1,10 @@
-"""The embedded training data: installed packages rendered into the raw files of the plan's seven sources.
+"""The embedded training data: installed packages rendered into the raw files of the plan's seven
+sources.
 
-The files have the layouts and the containers of the real ones, so that readers and normalisers run for real.
-What curation must find is put in and counted: near and exact duplicates, other languages, broken rows, rows
-unfit for training, and copies of evaluation items. `injected.jsonl` beside the files says which row is what.
+The files have the layouts and the containers of the real ones, so that readers and normalisers run
+for real. What curation must find is put in and counted: near and exact duplicates, other languages,
+broken rows, rows unfit for training, and copies of evaluation items. `injected.jsonl` beside the
+files says which row is what.
 """
 
 from __future__ import annotations
@@ -25,17 +27,29 @@ from lib.packaged import rows as packaged_rows
 
 # file -> share of the rows; containers as published: a JSON array for the Alpaca family, else lines
 FILES = {
-    "openorca.jsonl": 0.20, "alpaca_gpt4.json": 0.16, "wizardlm_evol_instruct.jsonl": 0.12,
-    "dolly.jsonl": 0.12, "metamathqa.jsonl.gz": 0.20, "codealpaca.json": 0.12, "hh_rlhf.jsonl.gz": 0.08,
-}  # fmt: skip
-SYSTEMS = ("", "You are a helpful assistant.", "You solve puzzles. Think first, then answer in one sentence.")
+    "openorca.jsonl": 0.20,
+    "alpaca_gpt4.json": 0.16,
+    "wizardlm_evol_instruct.jsonl": 0.12,
+    "dolly.jsonl": 0.12,
+    "metamathqa.jsonl.gz": 0.20,
+    "codealpaca.json": 0.12,
+    "hh_rlhf.jsonl.gz": 0.08,
+}
+SYSTEMS = (
+    "",
+    "You are a helpful assistant.",
+    "You solve puzzles. Think first, then answer in one sentence.",
+)
 
 
-def build(folder: Path, seed: int, rows: int, evaluation: list[tuple[str, str, str | None]]) -> dict:
-    """Write the raw files into `folder`; {"rows", "injected": {kind: count}, "files"}. Kept if unchanged.
+def build(
+    folder: Path, seed: int, rows: int, evaluation: list[tuple[str, str, str | None]]
+) -> dict:
+    """Write the raw files into `folder`; {"rows", "injected": {kind: count}, "files"}. Kept if
+    unchanged.
 
-    evaluation: (name, question, answer) to copy contaminated rows from. The same arguments and the same
-    installed packages give the same bytes.
+    evaluation: (name, question, answer) to copy contaminated rows from. The same arguments and the
+    same installed packages give the same bytes.
     """
     modules = sorted((ROOT / "lib" / "packaged").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in modules))
@@ -52,7 +66,9 @@ def build(folder: Path, seed: int, rows: int, evaluation: list[tuple[str, str, s
     truth, licences = [], {}
     for name, entries in sources.items():
         dice.shuffle(entries)
-        stated = any(isinstance(entry["raw"], dict) and "licence" in entry["raw"] for entry in entries)
+        stated = any(
+            isinstance(entry["raw"], dict) and "licence" in entry["raw"] for entry in entries
+        )
         licences[name] = "stated in each row" if stated else packaged_rows.GYM_LICENCE
         _write(folder / name, [entry["raw"] for entry in entries])
         for line, entry in enumerate(entries, 1):
@@ -72,7 +88,10 @@ def build(folder: Path, seed: int, rows: int, evaluation: list[tuple[str, str, s
 
 
 def _write(path: Path, raws: list) -> None:
-    lines = [raw if isinstance(raw, bytes) else json.dumps(raw, ensure_ascii=False).encode() for raw in raws]
+    lines = [
+        raw if isinstance(raw, bytes) else json.dumps(raw, ensure_ascii=False).encode()
+        for raw in raws
+    ]
     array = ".json" in path.suffixes[:1]
     body = b"[\n" + b",\n".join(lines) + b"\n]\n" if array else b"\n".join(lines) + b"\n"
     with replacing(path, "wb") as handle:
@@ -81,7 +100,8 @@ def _write(path: Path, raws: list) -> None:
 
 
 def _rows(name: str, seed: int, rows: int) -> Iterator[dict]:
-    """Entries {"raw", "text": (instruction, response)} of one file, without end or as many as there are."""
+    """Entries {"raw", "text": (instruction, response)} of one file, without end or as many as there
+    are."""
     dice = random.Random(f"{name} {seed}")
     each = rows // 10  # more items a family than any file takes
     words = packaged_facts.text_tasks(seed + sum(map(ord, name)))
@@ -107,7 +127,12 @@ def _rows(name: str, seed: int, rows: int) -> Iterator[dict]:
 def _code(dice: random.Random) -> Iterator[dict]:
     functions = list(packaged_code.all_functions())
     for function in dice.sample(functions, len(functions)):
-        head = function["signature"] + '\n    """' + function["doc"].replace("\n", "\n    ") + '\n    """'
+        head = (
+            function["signature"]
+            + '\n    """'
+            + function["doc"].replace("\n", "\n    ")
+            + '\n    """'
+        )
         asked = prompts.render("code", head)
         if dice.random() < 0.4:
             asked = f"Write a Python function named {function['name']}.\n\n{function['doc']}"
@@ -115,8 +140,11 @@ def _code(dice: random.Random) -> Iterator[dict]:
         yield {"question": asked, "answer": said, "licence": function["licence"]}
 
 
-def raw_row(name: str, number: int, item: dict, words: Iterator[dict], dice: random.Random, alone=False):
-    """An item in the raw layout of the source that the file stands for; `alone` without history or split."""
+def raw_row(
+    name: str, number: int, item: dict, words: Iterator[dict], dice: random.Random, alone=False
+):
+    """An item in the raw layout of the source that the file stands for; `alone` without history or
+    split."""
     asked, said, licence = item["question"], item["answer"], item["licence"]
     if name.startswith("openorca"):
         system = dice.choice(SYSTEMS)
@@ -124,17 +152,29 @@ def raw_row(name: str, number: int, item: dict, words: Iterator[dict], dice: ran
     if name.startswith("alpaca"):
         head, mark, tail = asked.partition(": ")
         split = mark and not alone and dice.random() < 0.7
-        return {"instruction": f"{head}." if split else asked, "input": tail if split else "", "output": said,
-                "licence": licence}  # fmt: skip
+        return {
+            "instruction": f"{head}." if split else asked,
+            "input": tail if split else "",
+            "output": said,
+            "licence": licence,
+        }
     if name.startswith("wizardlm"):
         turns = [("human", asked), ("gpt", said)]
         if not alone and dice.random() < 0.3:  # what came before, as history
             first = next(words)
             turns = [("human", first["question"]), ("gpt", first["answer"]), *turns]
-        return {"idx": number, "conversations": [{"from": who, "value": text} for who, text in turns]}
+        return {
+            "idx": number,
+            "conversations": [{"from": who, "value": text} for who, text in turns],
+        }
     if name.startswith("dolly"):
-        return {"instruction": asked, "context": "", "response": said, "category": "open_qa",
-                "licence": licence}  # fmt: skip
+        return {
+            "instruction": asked,
+            "context": "",
+            "response": said,
+            "category": "open_qa",
+            "licence": licence,
+        }
     if name.startswith("metamath"):
         first = item.get("bare", asked)
         return {"query": asked, "response": said, "type": "GSM_AnsAug", "original_question": first}

@@ -1,8 +1,9 @@
-"""Prompts written for this project (Apache-2.0): verifiable instructions in the manner of IFEval, and
-open ones.
+"""Prompts written for this project (Apache-2.0): verifiable instructions in the manner of IFEval,
+and open ones.
 
-Each instruction prompt is a short request with one or two constraints that `lib.evaluation.constraints` can check,
-so a small model can do some of them within 200 tokens. Test and probe use different requests.
+Each instruction prompt is a short request with one or two constraints that
+`lib.evaluation.constraints` can check, so a small model can do some of them within 200 tokens. Test
+and probe use different requests.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ CONSTRAINTS = [
     ("change_case:english_lowercase", {}, "Use lowercase letters only, no capital letters at all."),
     ("change_case:english_capital", {}, "Write everything in CAPITAL LETTERS."),
     ("startend:quotation", {}, "Wrap your whole answer in double quotation marks."),
-    ("startend:end_checker", {"end_phrase": "That is all."}, 'Finish with the exact words "That is all."'),
-    ("detectable_format:title", {}, "Give it a title wrapped in double angular brackets, i.e. <<title>>."),
+    (
+        "startend:end_checker",
+        {"end_phrase": "That is all."},
+        'Finish with the exact words "That is all."',
+    ),
+    (
+        "detectable_format:title",
+        {},
+        "Give it a title wrapped in double angular brackets, i.e. <<title>>.",
+    ),
     (
         "detectable_format:number_bullet_lists",
         {"num_bullets": 3},
@@ -32,7 +41,11 @@ CONSTRAINTS = [
         {"relation": "less than", "num_words": 40},
         "Use fewer than 40 words.",
     ),
-    ("length_constraints:number_words", {"relation": "at least", "num_words": 60}, "Use at least 60 words."),
+    (
+        "length_constraints:number_words",
+        {"relation": "at least", "num_words": 60},
+        "Use at least 60 words.",
+    ),
     (
         "length_constraints:number_sentences",
         {"relation": "less than", "num_sentences": 4},
@@ -60,7 +73,11 @@ CONSTRAINTS = [
         {"postscript_marker": "P.S."},
         "End with a postscript that starts with P.S.",
     ),
-    ("detectable_format:json_format", {}, "Give the whole answer as one JSON object and nothing else."),
+    (
+        "detectable_format:json_format",
+        {},
+        "Give the whole answer as one JSON object and nothing else.",
+    ),
     (
         "detectable_format:number_highlighted_sections",
         {"num_highlights": 2},
@@ -70,9 +87,24 @@ CONSTRAINTS = [
 
 # Two constraints that one short answer can satisfy together, by position above.
 PAIRS = [
-    (0, 7), (1, 9), (3, 9), (4, 0), (5, 8), (11, 7), (12, 9), (13, 8), (14, 15), (6, 1), (2, 7), (5, 4),
-    (3, 0), (10, 11), (17, 12), (15, 0), (6, 11),
-]  # fmt: skip
+    (0, 7),
+    (1, 9),
+    (3, 9),
+    (4, 0),
+    (5, 8),
+    (11, 7),
+    (12, 9),
+    (13, 8),
+    (14, 15),
+    (6, 1),
+    (2, 7),
+    (5, 4),
+    (3, 0),
+    (10, 11),
+    (17, 12),
+    (15, 0),
+    (6, 11),
+]
 
 REQUESTS = {
     "test": [
@@ -153,7 +185,10 @@ OPEN = {
         "Write a poem of eight lines about a bridge in fog.",
         "Invent a holiday for a village by the sea and describe how it is kept.",
         "Write a dialogue between a river and the stone in its bed.",
-        "Describe a colour to someone who has never seen, without naming any object of that colour.",
+        (
+            "Describe a colour to someone who has never seen, without naming any object of that"
+            " colour."
+        ),
         "Write the opening paragraph of a mystery set in a bakery.",
         "Compose a lullaby for a tired robot.",
         "Write a fable with a tortoise, a kite and a lesson about patience.",
@@ -217,17 +252,23 @@ def instruction(split: str) -> Iterator[dict]:
             chosen = [CONSTRAINTS[index] for index in table[(position + turn) % len(table)]]
             question = " ".join([request, *(phrase.format(word=word) for _, _, phrase in chosen)])
             yield prompts.item(
-                f"written_{width}", "instruction", question, None, "constraints", licence=LICENCE,
+                f"written_{width}",
+                "instruction",
+                question,
+                None,
+                "constraints",
+                licence=LICENCE,
                 meta={
                     "instruction_id_list": [name for name, _, _ in chosen],
                     "kwargs": [_filled(kwargs, word) for _, kwargs, _ in chosen],
                 },
-            )  # fmt: skip
+            )
 
 
 def _filled(kwargs: dict, word: str) -> dict:
     return {
-        key: [word] if value == ["{word}"] else word if value == "{word}" else value for key, value in kwargs.items()
+        key: [word] if value == ["{word}"] else word if value == "{word}" else value
+        for key, value in kwargs.items()
     }
 
 

@@ -1,11 +1,12 @@
-"""The program that runs inside the sandbox process (started by `lib.sandbox.sandbox`, never imported by it).
+"""The program that runs inside the sandbox process (started by `lib.sandbox.sandbox`, never
+imported by it).
 
     python -s -P -S child.py JOB_FD RESULT_FD
 
-It reads one JSON job, gives up every right it can, runs the untrusted code and reports on RESULT_FD in
-lines that start with a token which the untrusted code was never told. Only the standard library, imported
-as little as possible. The token lies in a local variable of this file: code that walks the interpreter's
-frames in search of it can cheat.
+It reads one JSON job, gives up every right it can, runs the untrusted code and reports on RESULT_FD
+in lines that start with a token which the untrusted code was never told. Only the standard library,
+imported as little as possible. The token lies in a local variable of this file: code that walks the
+interpreter's frames in search of it can cheat.
 """
 
 import os
@@ -15,21 +16,114 @@ import sys
 DENIED = (
     # processes: fork vfork execve execveat kill tkill tgkill setpgid setsid ptrace sigqueueinfo
     # process_vm pidfd
-    57, 58, 59, 322, 62, 200, 234, 109, 112, 101, 129, 297, 310, 311, 424, 434, 438, 440,
-    # network: socket to sendmsg, bind, listen, socketpair, accept4, sendmmsg; io_uring could do the same
-    41, 42, 43, 44, 46, 47, 49, 50, 53, 288, 299, 307, 425, 426, 427,
-    # files, where landlock is silent: truncate chmod chown utime xattr futimesat utimensat handle_at
-    # fchmodat2
-    76, 90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280, 303, 304, 452,
-    # system: shared memory and queues, mount, chroot, namespaces, clock, modules, keys, bpf, limits of others
-    29, 64, 68, 135, 141, 155, 159, 160, 161, 163, 164, 165, 166, 167, 168, 169, 170, 171, 175, 176, 179, 203,
-    227, 240, 246, 248, 249, 250, 272, 298, 300, 302, 305, 308, 313, 320, 321, 323, 428, 429, 430, 442,
-)  # fmt: skip
+    57,
+    58,
+    59,
+    322,
+    62,
+    200,
+    234,
+    109,
+    112,
+    101,
+    129,
+    297,
+    310,
+    311,
+    424,
+    434,
+    438,
+    440,
+    # network: socket to sendmsg, bind, listen, socketpair, accept4, sendmmsg; io_uring could do the
+    # same
+    41,
+    42,
+    43,
+    44,
+    46,
+    47,
+    49,
+    50,
+    53,
+    288,
+    299,
+    307,
+    425,
+    426,
+    427,
+    # files, where landlock is silent: truncate chmod chown utime xattr futimesat utimensat
+    # handle_at fchmodat2
+    76,
+    90,
+    91,
+    92,
+    93,
+    94,
+    132,
+    188,
+    189,
+    190,
+    197,
+    198,
+    199,
+    235,
+    260,
+    261,
+    268,
+    280,
+    303,
+    304,
+    452,
+    # system: shared memory and queues, mount, chroot, namespaces, clock, modules, keys, bpf, limits
+    # of others
+    29,
+    64,
+    68,
+    135,
+    141,
+    155,
+    159,
+    160,
+    161,
+    163,
+    164,
+    165,
+    166,
+    167,
+    168,
+    169,
+    170,
+    171,
+    175,
+    176,
+    179,
+    203,
+    227,
+    240,
+    246,
+    248,
+    249,
+    250,
+    272,
+    298,
+    300,
+    302,
+    305,
+    308,
+    313,
+    320,
+    321,
+    323,
+    428,
+    429,
+    430,
+    442,
+)
 
 
 def limits(job):
-    """CPU seconds, address space, file size, open files, core dumps; processes where the kernel counts
-    them.
+    """CPU seconds, address space, file size, open files, core dumps; processes where the kernel
+    counts them.
     """
     import resource
 
@@ -40,7 +134,9 @@ def limits(job):
         resource.RLIMIT_NOFILE: 32,
         resource.RLIMIT_CORE: 0,
     }
-    if os.getuid():  # not enforced for root; the system-call filter refuses new processes for everyone
+    if (
+        os.getuid()
+    ):  # not enforced for root; the system-call filter refuses new processes for everyone
         bounds[resource.RLIMIT_NPROC] = 0
     for kind, value in bounds.items():
         hard = resource.getrlimit(kind)[1]
@@ -49,26 +145,36 @@ def limits(job):
 
 
 def namespaces(libc, folder):
-    """Own user, network, mount and IPC namespaces, with a small memory disk over the only writable folder."""
+    """Own user, network, mount and IPC namespaces, with a small memory disk over the only writable
+    folder."""
     uid, gid = os.getuid(), os.getgid()
     if libc.unshare(0x10000000 | 0x40000000 | 0x08000000 | 0x00020000):
         return False
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
         with open(f"/proc/self/{name}", "w") as handle:
             handle.write(text)
-    libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None)  # MS_REC | MS_PRIVATE: mounts stay in here
+    libc.mount(
+        b"none", b"/", None, 0x4000 | 0x40000, None
+    )  # MS_REC | MS_PRIVATE: mounts stay in here
     libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 2 | 4, b"size=16m,nr_inodes=1024,mode=700")
     return True
 
 
 def landlock(libc, folder):
-    """Reading: standard library, shared libraries. Writing: the own folder. Nothing else (Linux 5.13)."""
+    """Reading: standard library, shared libraries. Writing: the own folder. Nothing else (Linux
+    5.13)."""
     import struct
 
     version = libc.syscall(444, None, 0, 1)
     if version < 1:
         return False
-    everything = (1 << (13 + (version >= 2) + (version >= 3))) - 1  # 13 rights, then REFER, then TRUNCATE
+    everything = (
+        1 << (13 + (version >= 2) + (version >= 3))
+    ) - 1  # 13 rights, then REFER, then TRUNCATE
     network, scope = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
     attributes = struct.pack("QQQ", everything, network, scope)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
@@ -82,13 +188,17 @@ def landlock(libc, folder):
         except OSError:
             return
         if not os.path.isdir(path):
-            rights &= 0b110 | 1 << 14  # write, read and truncate are the rights that a single file knows
+            rights &= (
+                0b110 | 1 << 14
+            )  # write, read and truncate are the rights that a single file knows
         libc.syscall(445, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0)
         os.close(descriptor)
 
     read = 0b1100  # READ_FILE, READ_DIR
     for path in sys.path:
-        if os.path.isdir(path):  # entry by entry, for installed packages (some hold answers) stay unreadable
+        if os.path.isdir(
+            path
+        ):  # entry by entry, for installed packages (some hold answers) stay unreadable
             for entry in os.listdir(path):
                 if entry not in ("site-packages", "dist-packages"):
                     allow(os.path.join(path, entry), read)
@@ -108,8 +218,8 @@ def landlock(libc, folder):
 
 
 def seccomp(libc):
-    """Refuse the system calls above; `clone` may make threads only. x86-64; elsewhere the audit hook
-    stands in.
+    """Refuse the system calls above; `clone` may make threads only. x86-64; elsewhere the audit
+    hook stands in.
     """
     if os.uname().machine != "x86_64":
         return False
@@ -121,18 +231,29 @@ def seccomp(libc):
     def step(code, true, false, value):
         return struct.pack("HBBI", code, true, false, value)
 
-    # Each step: operation, steps to skip if true, if false, value. 0x20 loads a field, 0x15 is ==, 0x35
-    # is >=, 0x45 is "has bits", 0x06 returns.
+    # Each step: operation, steps to skip if true, if false, value. 0x20 loads a field, 0x15 is ==,
+    # 0x35 is >=, 0x45 is "has bits", 0x06 returns.
     program = [
         step(0x20, 0, 0, 4),
         step(0x15, 1, 0, 0xC000003E),
         step(0x06, 0, 0, 0x80000000),
     ]  # 32-bit: kill
-    program += [step(0x20, 0, 0, 0), step(0x35, 0, 1, 0x40000000), step(0x06, 0, 0, refuse)]  # x32: refuse
-    program += [step(0x15, 0, 1, 435), step(0x06, 0, 0, unknown)]  # clone3: the C library then tries clone
+    program += [
+        step(0x20, 0, 0, 0),
+        step(0x35, 0, 1, 0x40000000),
+        step(0x06, 0, 0, refuse),
+    ]  # x32: refuse
+    program += [
+        step(0x15, 0, 1, 435),
+        step(0x06, 0, 0, unknown),
+    ]  # clone3: the C library then tries clone
     for number in DENIED:
         program += [step(0x15, 0, 1, number), step(0x06, 0, 0, refuse)]
-    program += [step(0x15, 0, 3, 56), step(0x20, 0, 0, 16), step(0x45, 1, 0, 0x10000)]  # clone: threads only
+    program += [
+        step(0x15, 0, 3, 56),
+        step(0x20, 0, 0, 16),
+        step(0x45, 1, 0, 0x10000),
+    ]  # clone: threads only
     program += [step(0x06, 0, 0, refuse), step(0x06, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(program))
     header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
@@ -140,8 +261,8 @@ def seccomp(libc):
 
 
 def audit(folder, lacking):
-    """The soft guard where the kernel offers no hard one: Python's audit events. Native code gets round
-    it.
+    """The soft guard where the kernel offers no hard one: Python's audit events. Native code gets
+    round it.
     """
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     inside = os.path.realpath(folder) + os.sep
@@ -183,7 +304,9 @@ def audit(folder, lacking):
             return
         busy = True  # realpath itself raises audit events
         try:
-            paths = [args[0]] if event == "open" else [a for a in args if isinstance(a, (str, bytes))]
+            paths = (
+                [args[0]] if event == "open" else [a for a in args if isinstance(a, (str, bytes))]
+            )
             for path in paths:
                 if isinstance(path, (str, bytes)):
                     real = realpath(fsdecode(path))
@@ -197,7 +320,8 @@ def audit(folder, lacking):
 
 
 def isolate(job, folder):
-    """Apply every layer that this system grants; returns what stands between the code and each resource."""
+    """Apply every layer that this system grants; returns what stands between the code and each
+    resource."""
     import ctypes
 
     wanted, active = job["layers"], {}

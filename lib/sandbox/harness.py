@@ -1,7 +1,8 @@
-"""Runs untrusted code and its tests inside the sandbox process; `lib.sandbox.child` loads it by path.
+"""Runs untrusted code and its tests inside the sandbox process; `lib.sandbox.child` loads it by
+path.
 
-Every name used after the untrusted code has run is bound beforehand, so that code which deletes or replaces
-builtins spoils its own result and not the report.
+Every name used after the untrusted code has run is bound beforehand, so that code which deletes or
+replaces builtins spoils its own result and not the report.
 """
 
 import sys
@@ -12,11 +13,14 @@ _int, _float, _bool, _complex, _bytes = int, float, bool, complex, bytes
 
 
 def canonical(value, depth=0):
-    """Text of a value; values that compare equal (1 and 1.0, sets in any order) have the same text."""
+    """Text of a value; values that compare equal (1 and 1.0, sets in any order) have the same
+    text."""
     kind = _type(value)
     if depth > 20:
         return "..."
-    if kind in (_bool, _int) or (kind is _float and value - value == 0 and value == _int(value)):  # finite, whole
+    if kind in (_bool, _int) or (
+        kind is _float and value - value == 0 and value == _int(value)
+    ):  # finite, whole
         return _repr(_int(value))
     if kind is _float:
         return f"{value:.10g}"
@@ -26,7 +30,10 @@ def canonical(value, depth=0):
     if kind in (_set, _frozenset):
         return "{" + ",".join(_sorted([canonical(element, depth + 1) for element in value])) + "}"
     if kind is _dict:
-        pairs = [canonical(key, depth + 1) + ":" + canonical(item, depth + 1) for key, item in value.items()]
+        pairs = [
+            canonical(key, depth + 1) + ":" + canonical(item, depth + 1)
+            for key, item in value.items()
+        ]
         return "{" + ",".join(_sorted(pairs)) + "}"
     if kind in (_str, _bytes, _complex) or value is None:
         return _repr(value)
@@ -43,10 +50,12 @@ def name_of(error):
 
 
 def run(job, report):
-    """Run job["solution"], then job["tests"] (instrumented by `lib.evaluation.code_check`) against it.
+    """Run job["solution"], then job["tests"] (instrumented by `lib.evaluation.code_check`) against
+    it.
 
-    Returns {"ran", "checks", "failed", "error", "where"}; every check is reported as it happens, with
-    what the function under test returned or raised: a later timeout does not lose the earlier ones.
+    Returns {"ran", "checks", "failed", "error", "where"}; every check is reported as it happens,
+    with what the function under test returned or raised: a later timeout does not lose the earlier
+    ones.
     """
     counts, calls, depth, reported = [0, 0], [], [0], [0]
     stderr, limit, error_types = sys.stderr, job.get("max_reports", 500), (_Base,)

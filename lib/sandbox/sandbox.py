@@ -1,13 +1,13 @@
 """Runs untrusted Python in a process that can do little and cannot last.
 
-Each run is a new interpreter (own session, empty environment, no site-packages, fixed hash seed) with
-limits on CPU time, wall time, memory, file size, open files and output. Where the kernel grants it, a
-user + network + mount namespace, landlock (files) and a seccomp filter (no processes, no sockets, no
-signals) stand around it; otherwise Python audit hooks, which stop ordinary code but not native code.
-`isolation()` says which are active.
+Each run is a new interpreter (own session, empty environment, no site-packages, fixed hash seed)
+with limits on CPU time, wall time, memory, file size, open files and output. Where the kernel
+grants it, a user + network + mount namespace, landlock (files) and a seccomp filter (no processes,
+no sockets, no signals) stand around it; otherwise Python audit hooks, which stop ordinary code but
+not native code. `isolation()` says which are active.
 
-It guards against wrong and careless programs, and against cheap ways to pass a test (exit, printing, touching
-builtins). It is no place for code written to break out of a sandbox.
+It guards against wrong and careless programs, and against cheap ways to pass a test (exit,
+printing, touching builtins). It is no place for code written to break out of a sandbox.
 """
 
 from __future__ import annotations
@@ -27,18 +27,25 @@ from pathlib import Path
 
 LAYERS = ("namespaces", "landlock", "seccomp")
 CHILD = Path(__file__).with_name("child.py")
-OUTPUT_BYTES = 16_384  # of stdout and of stderr, kept for the reader; the process may write `file_mb` of each
+OUTPUT_BYTES = (
+    16_384  # of stdout and of stderr, kept for the reader; the process may write `file_mb` of each
+)
 
 
 def run_python(
-    code: str, stdin: str = "", timeout_s: float = 5, memory_mb: int = 512, file_mb: int = 1,
+    code: str,
+    stdin: str = "",
+    timeout_s: float = 5,
+    memory_mb: int = 512,
+    file_mb: int = 1,
     layers: tuple[str, ...] = LAYERS,
-) -> dict:  # fmt: skip
+) -> dict:
     """Run a program; {"ok", "stdout", "stderr", "reason", "isolation"}.
 
-    ok is True only if the last statement was reached: `sys.exit(0)` or `os._exit(0)` on the way is not ok.
-    reason is "" or an exception's name, "cpu", "timeout", "memory", "killed", "exit". timeout_s bounds CPU
-    seconds; wall time may be four times that (plus 2 s): a busy machine is not the program's fault.
+    ok is True only if the last statement was reached: `sys.exit(0)` or `os._exit(0)` on the way is
+    not ok. reason is "" or an exception's name, "cpu", "timeout", "memory", "killed", "exit".
+    timeout_s bounds CPU seconds; wall time may be four times that (plus 2 s): a busy machine is not
+    the program's fault.
     """
     result = _run({"solution": code, "tests": None}, stdin, timeout_s, memory_mb, file_mb, layers)
     end = result.pop("end")
@@ -47,22 +54,33 @@ def run_python(
 
 
 def run_tests(
-    solution: str, tests: list[str], watched: list[str], timeout_s: float = 5, memory_mb: int = 512,
+    solution: str,
+    tests: list[str],
+    watched: list[str],
+    timeout_s: float = 5,
+    memory_mb: int = 512,
     layers: tuple[str, ...] = LAYERS,
-) -> dict:  # fmt: skip
+) -> dict:
     """Run instrumented tests (see `lib.evaluation.code_check`) against a solution.
 
-    Returns {"passed", "checks": [{"passed", "calls", "error"}], "stdout", "stderr", "reason", "where",
-    "isolation"}: passed only if every test ran to its end, at least one check was made and none failed; calls
-    are the values that the watched functions returned (canonical text) or raised ("!ValueError"); where is
-    "solution" or "tests" when an exception ended the run.
+    Returns {"passed", "checks": [{"passed", "calls", "error"}], "stdout", "stderr", "reason",
+    "where", "isolation"}: passed only if every test ran to its end, at least one check was made and
+    none failed; calls are the values that the watched functions returned (canonical text) or raised
+    ("!ValueError"); where is "solution" or "tests" when an exception ended the run.
     """
     job = {"solution": solution, "tests": tests, "watched": watched}
     result = _run(job, "", timeout_s, memory_mb, 1, layers)
     end = result.pop("end") or {}
-    passed = bool(end.get("ran") and end["checks"] > 0 and end["failed"] == 0 and not result["reason"])
+    passed = bool(
+        end.get("ran") and end["checks"] > 0 and end["failed"] == 0 and not result["reason"]
+    )
     failed = "" if passed else f"{end.get('failed', 0)} of {end.get('checks', 0)} checks fail"
-    return {**result, "passed": passed, "reason": result["reason"] or failed, "where": end.get("where", "")}
+    return {
+        **result,
+        "passed": passed,
+        "reason": result["reason"] or failed,
+        "where": end.get("where", ""),
+    }
 
 
 @lru_cache(maxsize=1)
@@ -78,15 +96,21 @@ def isolation() -> dict[str, str]:
     }
 
 
-def _run(job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, layers: tuple[str, ...]) -> dict:
-    """Start the child, wait, kill what is left, read its report. Raises OSError if no process can be
-    started.
+def _run(
+    job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, layers: tuple[str, ...]
+) -> dict:
+    """Start the child, wait, kill what is left, read its report. Raises OSError if no process can
+    be started.
     """
     token, marker = secrets.token_hex(16), secrets.token_hex(16)
     job = {
-        **job, "token": token, "cpu_s": max(1, round(timeout_s)), "memory_mb": memory_mb, "file_mb": file_mb,
+        **job,
+        "token": token,
+        "cpu_s": max(1, round(timeout_s)),
+        "memory_mb": memory_mb,
+        "file_mb": file_mb,
         "layers": list(layers),
-    }  # fmt: skip
+    }
     folder = tempfile.mkdtemp(prefix="sandbox-")
     try:
         with contextlib.ExitStack() as stack:
@@ -99,12 +123,21 @@ def _run(job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, 
             descriptors = [files["job"].fileno(), files["result"].fileno()]
             process = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-S", str(CHILD), *map(str, descriptors)],
-                stdin=files["in"], stdout=files["out"], stderr=files["err"], pass_fds=descriptors, cwd=folder,
+                stdin=files["in"],
+                stdout=files["out"],
+                stderr=files["err"],
+                pass_fds=descriptors,
+                cwd=folder,
                 start_new_session=True,
-                # A fixed hash seed makes sets print alike in every run; the child empties the environment.
-                env={"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:backslashreplace",
-                     "SANDBOX_FOLDER": folder, "SANDBOX_MARKER": marker},
-            )  # fmt: skip
+                # A fixed hash seed makes sets print alike in every run; the child empties the
+                # environment.
+                env={
+                    "PYTHONHASHSEED": "0",
+                    "PYTHONIOENCODING": "utf-8:backslashreplace",
+                    "SANDBOX_FOLDER": folder,
+                    "SANDBOX_MARKER": marker,
+                },
+            )
             try:
                 timed_out = not _wait(process, 4 * timeout_s + 2)
             finally:  # also when the user interrupts the notebook
@@ -113,22 +146,32 @@ def _run(job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, 
                 process.wait()
                 events = _events(_read(files["result"], -1), token)
                 start = next((event for event in events if event["event"] == "start"), None)
-                if not (start and start["active"].get("seccomp")):  # else it could start no other process
+                if not (
+                    start and start["active"].get("seccomp")
+                ):  # else it could start no other process
                     _kill_descendants(marker)
             stdout, stderr = (_read(files[name], OUTPUT_BYTES) for name in ("out", "err"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     end = next((event for event in reversed(events) if event["event"] == "end"), None)
-    checks = [{key: e[key] for key in ("passed", "calls", "error")} for e in events if e["event"] == "check"]
+    checks = [
+        {key: e[key] for key in ("passed", "calls", "error")}
+        for e in events
+        if e["event"] == "check"
+    ]
     return {
-        "stdout": stdout, "stderr": stderr, "reason": _reason(process.returncode, timed_out, start, end),
-        "isolation": (start or {}).get("active", {}), "checks": checks, "end": end,
-    }  # fmt: skip
+        "stdout": stdout,
+        "stderr": stderr,
+        "reason": _reason(process.returncode, timed_out, start, end),
+        "isolation": (start or {}).get("active", {}),
+        "checks": checks,
+        "end": end,
+    }
 
 
 def _events(report: str, token: str) -> list[dict]:
-    """The report lines that carry the token; anything else on that descriptor was not written by the
-    harness.
+    """The report lines that carry the token; anything else on that descriptor was not written by
+    the harness.
     """
     events = []
     for line in report.splitlines():
@@ -143,8 +186,13 @@ def _reason(status: int, timed_out: bool, start: dict | None, end: dict | None) 
     if timed_out:
         return "timeout"
     if end is not None:
-        return {"MemoryError": "memory", "SystemExit": "exit"}.get(end.get("error", ""), end.get("error", ""))
-    if status in (-signal.SIGXCPU, -signal.SIGKILL):  # KILL at the hard CPU limit, equal to the soft one
+        return {"MemoryError": "memory", "SystemExit": "exit"}.get(
+            end.get("error", ""), end.get("error", "")
+        )
+    if status in (
+        -signal.SIGXCPU,
+        -signal.SIGKILL,
+    ):  # KILL at the hard CPU limit, equal to the soft one
         return "cpu"
     if start is None:
         return "sandbox did not start"
@@ -157,7 +205,8 @@ def _read(handle, limit: int) -> str:
 
 
 def _wait(process: subprocess.Popen, seconds: float) -> bool:
-    """Wait for the end; False after `seconds`. By descriptor: Popen.wait(timeout) polls in steps of 50 ms."""
+    """Wait for the end; False after `seconds`. By descriptor: Popen.wait(timeout) polls in steps of
+    50 ms."""
     try:
         descriptor = os.pidfd_open(process.pid)
     except (AttributeError, OSError):  # not Linux, or older than 5.3
@@ -171,7 +220,8 @@ def _wait(process: subprocess.Popen, seconds: float) -> bool:
 
 
 def _kill_descendants(marker: str) -> None:
-    """Kill every process that inherited the marker in its environment, whatever session or parent it has."""
+    """Kill every process that inherited the marker in its environment, whatever session or parent
+    it has."""
     needle = f"SANDBOX_MARKER={marker}".encode()
     for _ in range(20):  # a fork bomb can outrun one sweep
         found = False

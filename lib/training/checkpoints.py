@@ -11,7 +11,8 @@ from lib.files import atomic_write_json
 
 
 def complete(folder: Path, clean: bool = True) -> Path | None:
-    """Newest checkpoint whose writing finished; torn ones, left by a kill, are deleted when `clean`."""
+    """Newest checkpoint whose writing finished; torn ones, left by a kill, are deleted when
+    `clean`."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     whole = [path for path in found if (path / "complete.json").exists()]
     for path in found if clean else []:
@@ -32,7 +33,8 @@ def resume_from(folder: Path, fingerprint: str) -> Path | None:
 
 
 def watcher(folder: Path, probe):
-    """Trainer callback: progress lines, task probe, training seconds over all sessions, mark of a whole checkpoint."""
+    """Trainer callback: progress lines, task probe, training seconds over all sessions, mark of a
+    whole checkpoint."""
     import transformers
 
     class Watcher(transformers.TrainerCallback):
@@ -60,8 +62,13 @@ def watcher(folder: Path, probe):
                 self._pause()
 
         def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
-            line = f"step {state.global_step}/{state.max_steps}  validation loss {metrics['eval_loss']:.4f}"
-            if probe is not None and not any(score["step"] == state.global_step for score in self.scores):
+            line = (
+                f"step {state.global_step}/{state.max_steps}  validation loss"
+                f" {metrics['eval_loss']:.4f}"
+            )
+            if probe is not None and not any(
+                score["step"] == state.global_step for score in self.scores
+            ):
                 model.eval()
                 self.scores.append({"step": state.global_step, "score": probe()})
                 line += f"  probe {self.scores[-1]['score']:.3f}"
@@ -73,7 +80,9 @@ def watcher(folder: Path, probe):
             if not state.is_world_process_zero:
                 return
             path = folder / f"checkpoint-{state.global_step}"
-            atomic_write_json(path / "complete.json", {"seconds": self.seconds, "probe": self.scores})
+            atomic_write_json(
+                path / "complete.json", {"seconds": self.seconds, "probe": self.scores}
+            )
 
         def on_train_end(self, args, state, control, **kwargs):
             self._pause()

@@ -1,4 +1,5 @@
-"""Conversations as a model is trained on them: the tokenizer's chat template, loss on the assistant's tokens alone."""
+"""Conversations as a model is trained on them: the tokenizer's chat template, loss on the
+assistant's tokens alone."""
 
 from __future__ import annotations
 
@@ -24,14 +25,16 @@ def messages_of(row: dict) -> list[dict]:
 def encode(tokenizer, messages: list[dict], max_length: int) -> dict:
     """Token ids and labels of one conversation; labels are IGNORED outside the assistant's words.
 
-    A template with `{% generation %}` marks the assistant's tokens itself. Without markers the spans are found by
-    rendering the conversation up to each assistant turn; the end-of-turn token counts as the assistant's, what the
-    template writes after it does not.
-    Returns {input_ids, labels, truncated}, cut to max_length tokens.
+    A template with `{% generation %}` marks the assistant's tokens itself. Without markers the
+    spans are found by rendering the conversation up to each assistant turn; the end-of-turn token
+    counts as the assistant's, what the template writes after it does not. Returns {input_ids,
+    labels, truncated}, cut to max_length tokens.
     Raises: ValueError when the template rewrites earlier turns, so that no span can be trusted.
     """
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
-        out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        out = tokenizer.apply_chat_template(
+            messages, return_dict=True, return_assistant_tokens_mask=True
+        )
         ids, kept = out["input_ids"], out["assistant_masks"]
     else:
         text, spans = assistant_spans(tokenizer, messages)
@@ -39,11 +42,16 @@ def encode(tokenizer, messages: list[dict], max_length: int) -> dict:
         ids = out["input_ids"]
         kept = [any(a <= start < b for a, b in spans) for start, _ in out["offset_mapping"]]
     labels = [token if keep else IGNORED for token, keep in zip(ids, kept, strict=True)]
-    return {"input_ids": ids[:max_length], "labels": labels[:max_length], "truncated": len(ids) > max_length}
+    return {
+        "input_ids": ids[:max_length],
+        "labels": labels[:max_length],
+        "truncated": len(ids) > max_length,
+    }
 
 
 def assistant_spans(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
-    """Rendered text and the character spans [start, end) that the assistant says, end-of-turn token included."""
+    """Rendered text and the character spans [start, end) that the assistant says, end-of-turn token
+    included."""
     render = tokenizer.apply_chat_template
     text, spans = render(messages, tokenize=False), []
     for index, message in enumerate(messages):
@@ -53,40 +61,60 @@ def assistant_spans(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[in
         after = render(messages[: index + 1], tokenize=False)
         if not (after.startswith(before) and text.startswith(after)):
             raise ValueError(
-                "the chat template does not render a conversation as a prefix of its continuation, so the assistant's "
-                "tokens cannot be located; add {% generation %} markers to the template"
+                "the chat template does not render a conversation as a prefix of its continuation,"
+                " so the assistant's tokens cannot be located; add {% generation %} markers to the"
+                " template"
             )
         end_of_turn = after.rfind(tokenizer.eos_token or "\0", len(before))
-        spans.append((len(before), end_of_turn + len(tokenizer.eos_token) if end_of_turn >= 0 else len(after)))
+        spans.append(
+            (
+                len(before),
+                end_of_turn + len(tokenizer.eos_token) if end_of_turn >= 0 else len(after),
+            )
+        )
     return text, spans
 
 
 def dataset(path: Path, tokenizer, max_length: int, limit: int, seed: int, cache_dir: Path):
     """Encoded examples of a curated JSONL file, memory-mapped on disk.
 
-    Args: limit: take this many rows, chosen by hash of (seed, id) and so independent of file order; 0 takes all.
-    Returns (datasets.Dataset with id, input_ids, labels, length; counts {rows, truncated, without_answer}).
-    Raises ValueError when nothing is left to train on.
+    Args: limit: take this many rows, chosen by hash of (seed, id) and so independent of file order;
+    0 takes all. Returns (datasets.Dataset with id, input_ids, labels, length; counts {rows,
+    truncated, without_answer}). Raises ValueError when nothing is left to train on.
     """
     import datasets
 
     chosen = None
     if limit:
-        ids = sorted((row["id"] for row in read_jsonl(path)), key=lambda each: content_hash(str(seed), each))
+        ids = sorted(
+            (row["id"] for row in read_jsonl(path)), key=lambda each: content_hash(str(seed), each)
+        )
         chosen = set(ids[:limit])
 
-    def rows(**key):  # the key makes the on-disk cache follow the content of the file and the tokenizer
+    def rows(
+        **key,
+    ):  # the key makes the on-disk cache follow the content of the file and the tokenizer
         for row in read_jsonl(path):
             if chosen is None or row["id"] in chosen:
                 example = encode(tokenizer, messages_of(row), max_length)
                 if row.get("cut"):  # a text that ended at its token limit teaches no end
                     _forget_end(example["labels"])
                 answered = sum(label != IGNORED for label in example["labels"])
-                yield {"id": row["id"], **example, "answer_tokens": answered, "length": len(example["input_ids"])}
+                yield {
+                    "id": row["id"],
+                    **example,
+                    "answer_tokens": answered,
+                    "length": len(example["input_ids"]),
+                }
 
     ints = datasets.List(datasets.Value("int32"))
     number, flag = datasets.Value("int32"), datasets.Value("bool")
-    features = {"id": datasets.Value("string"), "input_ids": ints, "labels": ints, "truncated": flag}
+    features = {
+        "id": datasets.Value("string"),
+        "input_ids": ints,
+        "labels": ints,
+        "truncated": flag,
+    }
     features |= {"answer_tokens": number, "length": number}
     fingerprint = content_hash(
         sha256_file(path), tokenizer.chat_template, str(tokenizer.vocab_size), str(limit), str(seed)
@@ -98,17 +126,23 @@ def dataset(path: Path, tokenizer, max_length: int, limit: int, seed: int, cache
         fingerprint=content_hash(fingerprint, str(max_length)),
     )
     counts = {"rows": len(data), "truncated": sum(data["truncated"]) if len(data) else 0}
-    kept = [index for index, answered in enumerate(data["answer_tokens"]) if answered] if len(data) else []
+    kept = (
+        [index for index, answered in enumerate(data["answer_tokens"]) if answered]
+        if len(data)
+        else []
+    )
     counts["without_answer"] = len(data) - len(kept)
     if not kept:
         raise ValueError(
-            f"{path}: no row has an assistant token within {max_length} tokens; raise max_length or look at 00_curate"
+            f"{path}: no row has an assistant token within {max_length} tokens; raise max_length or"
+            " look at 00_curate"
         )
     return data.select(kept), counts
 
 
 def _forget_end(labels: list[int]) -> None:
-    """Take the loss off the last token that carries it: the end of turn, in a conversation that was not cut."""
+    """Take the loss off the last token that carries it: the end of turn, in a conversation that was
+    not cut."""
     last = max((place for place, label in enumerate(labels) if label != IGNORED), default=None)
     if last is not None:
         labels[last] = IGNORED
@@ -122,11 +156,15 @@ def mask_table(tokenizer, example: dict) -> list[dict]:
         if not runs or runs[-1]["loss"] != loss:
             runs.append({"loss": loss, "ids": []})
         runs[-1]["ids"].append(token)
-    return [{"loss": run["loss"], "tokens": len(run["ids"]), "text": tokenizer.decode(run["ids"])} for run in runs]
+    return [
+        {"loss": run["loss"], "tokens": len(run["ids"]), "text": tokenizer.decode(run["ids"])}
+        for run in runs
+    ]
 
 
 def collate(examples: list[dict], pad_id: int) -> dict:
-    """Right-padded {input_ids, attention_mask, labels}, each [batch, longest]; documents cannot see each other."""
+    """Right-padded {input_ids, attention_mask, labels}, each [batch, longest]; documents cannot see
+    each other."""
     import torch
 
     width = max(len(example["input_ids"]) for example in examples)

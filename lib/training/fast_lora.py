@@ -1,17 +1,23 @@
-"""LoRA training of a Llama near the limit of the card: no padding, no casts, few and large products.
+"""LoRA training of a Llama near the limit of the card: no padding, no casts, few and large
+products.
 
-What a step costs beside its base products is bytes: every LoRA scale-and-add, norm, activation and cast reads and
-writes a tensor of [tokens, 14336]. So
+What a step costs beside its base products is bytes: every LoRA scale-and-add, norm, activation and
+cast reads and writes a tensor of [tokens, 14336]. So
 
-- a flat stream of tokens holds whole documents end to end, attention is cut at their borders, and nothing is padding;
-- linears that share an input are one matrix `[W, B; s A, 0]`: `[x, s A x]` times its upper rows is base and LoRA in one
-  product, `[dy, B dy]` times its left columns is the gradient of both. The base weights become views into it;
+- a flat stream of tokens holds whole documents end to end, attention is cut at their borders, and
+  nothing is padding;
+- linears that share an input are one matrix `[W, B; s A, 0]`: `[x, s A x]` times its upper rows is
+  base and LoRA in one product, `[dy, B dy]` times its left columns is the gradient of both. The
+  base weights become views into it;
 - what lies between the products is one kernel each (lib.training.fast_kernels);
-- backward keeps six tensors a layer and computes norms and activation again while it reads them anyway;
-- adapters stay peft's own float32 parameters: optimiser, clipping, checkpoints and saving know nothing of this file.
+- backward keeps six tensors a layer and computes norms and activation again while it reads them
+  anyway;
+- adapters stay peft's own float32 parameters: optimiser, clipping, checkpoints and saving know
+  nothing of this file.
 
-What each of these buys is measured by tests/bench/train_8b.py. On a CPU the same lines run uncompiled, which is how
-they are tested against peft. Dropout is drawn once for linears that share an input (peft: once for each).
+What each of these buys is measured by tests/bench/train_8b.py. On a CPU the same lines run
+uncompiled, which is how they are tested against peft. Dropout is drawn once for linears that share
+an input (peft: once for each).
 """
 
 from __future__ import annotations
@@ -24,7 +30,10 @@ from lib.training import fast_kernels as kernels
 from lib.training.conversations import IGNORED
 from lib.training.fast_kernels import run
 
-MOST, LEAST = 12_288, 4096  # tokens held at once: above, products get no faster; below, they get slower
+MOST, LEAST = (
+    12_288,
+    4096,
+)  # tokens held at once: above, products get no faster; below, they get slower
 RESERVE = 2 * 2**30  # bytes for the allocator's gaps and the libraries' workspaces
 LOGIT_ROWS = 4096  # positions whose logits exist at once: 1 GiB at a vocabulary of 128 K
 
@@ -51,9 +60,14 @@ def _groups(layer) -> list[list]:
 
 
 def _fuse(linears) -> SimpleNamespace:
-    """One matrix `[W, B; s A, 0]` of linears that share an input. Their base weights become views into it."""
+    """One matrix `[W, B; s A, 0]` of linears that share an input. Their base weights become views
+    into it."""
     first = linears[0]
-    name, width, rank = first.active_adapters[0], first.in_features, first.r[first.active_adapters[0]]
+    name, width, rank = (
+        first.active_adapters[0],
+        first.in_features,
+        first.r[first.active_adapters[0]],
+    )
     bounds, low = [0], rank * len(linears)
     for linear in linears:
         bounds.append(bounds[-1] + linear.out_features)
@@ -66,10 +80,19 @@ def _fuse(linears) -> SimpleNamespace:
         into_a.append(matrix[bounds[-1] :, :width][at])
         into_b.append(rows[:, width:][:, at])
     return SimpleNamespace(
-        matrix=matrix, width=width, rows=bounds[-1], low=low, rank=rank, bounds=bounds, scale=first.scaling[name],
-        p=getattr(first.lora_dropout[name], "p", 0.0), into_a=into_a, into_b=into_b,
-        A=[linear.lora_A[name].weight for linear in linears], B=[linear.lora_B[name].weight for linear in linears],
-    )  # fmt: skip
+        matrix=matrix,
+        width=width,
+        rows=bounds[-1],
+        low=low,
+        rank=rank,
+        bounds=bounds,
+        scale=first.scaling[name],
+        p=getattr(first.lora_dropout[name], "p", 0.0),
+        into_a=into_a,
+        into_b=into_b,
+        A=[linear.lora_A[name].weight for linear in linears],
+        B=[linear.lora_B[name].weight for linear in linears],
+    )
 
 
 def _narrow(group):
@@ -78,20 +101,28 @@ def _narrow(group):
 
 
 def project(group, x, seen):
-    """W x + s B A seen for all linears of the group. x: [tokens, width + low], the last columns are filled here."""
-    torch.mm(x[:, : group.width] if seen is None else seen, _narrow(group).T, out=x[:, group.width :])
+    """W x + s B A seen for all linears of the group. x: [tokens, width + low], the last columns are
+    filled here."""
+    torch.mm(
+        x[:, : group.width] if seen is None else seen, _narrow(group).T, out=x[:, group.width :]
+    )
     return x @ group.matrix[: group.rows].T
 
 
 def project_back(group, dy, masks: bool):
     """Mirror of `project`: dy [tokens, rows + low], the last columns are filled here.
 
-    Returns the gradient by x, and apart from it that through the adapters when that is to be masked yet.
+    Returns the gradient by x, and apart from it that through the adapters when that is to be masked
+    yet.
     """
-    torch.mm(dy[:, : group.rows], group.matrix[: group.rows, group.width :], out=dy[:, group.rows :])
+    torch.mm(
+        dy[:, : group.rows], group.matrix[: group.rows, group.width :], out=dy[:, group.rows :]
+    )
     if not masks:
         return dy @ group.matrix[:, : group.width], None
-    return dy[:, : group.rows] @ group.matrix[: group.rows, : group.width], dy[:, group.rows :] @ _narrow(group)
+    return dy[:, : group.rows] @ group.matrix[: group.rows, : group.width], dy[
+        :, group.rows :
+    ] @ _narrow(group)
 
 
 def outer(a, b):
@@ -100,7 +131,8 @@ def outer(a, b):
 
 
 def adapter_grads(group, dy, seen, low):
-    """Gradients of A..., B... in float32. dy: as `project_back` left it; seen: what the adapter saw; low: s A seen."""
+    """Gradients of A..., B... in float32. dy: as `project_back` left it; seen: what the adapter
+    saw; low: s A seen."""
     d_a = outer(dy[:, group.rows :], seen).mul_(group.scale).split(group.rank)
     rows = [after - before for before, after in zip(group.bounds, group.bounds[1:], strict=False)]
     parts = zip(dy[:, : group.rows].split(rows, 1), low.split(group.rank, 1), strict=True)
@@ -108,9 +140,13 @@ def adapter_grads(group, dy, seen, low):
 
 
 def widened(x, room: int):
-    """x [tokens, width] followed by `room` free columns: the buffer of such a width that it heads, or a copy."""
+    """x [tokens, width] followed by `room` free columns: the buffer of such a width that it heads,
+    or a copy."""
     tokens, width = x.shape
-    if x.stride() == (width + room, 1) and x.untyped_storage().nbytes() == tokens * (width + room) * x.element_size():
+    if (
+        x.stride() == (width + room, 1)
+        and x.untyped_storage().nbytes() == tokens * (width + room) * x.element_size()
+    ):
         return x.as_strided((tokens, width + room), x.stride(), 0)
     return torch.cat([x, x.new_empty(tokens, room)], 1)
 
@@ -122,7 +158,9 @@ class BeforeAttention(torch.autograd.Function):
     def forward(ctx, layer, cos, sin, seed, h, y, *adapters):
         group = layer.qkv
         x = h.new_empty(len(h), group.width + group.low)
-        total, seen = run(kernels.add_norm, h, y, layer.norm1, layer.eps, x[:, : group.width], group.p, seed)
+        total, seen = run(
+            kernels.add_norm, h, y, layer.norm1, layer.eps, x[:, : group.width], group.p, seed
+        )
         heads = project(group, x, seen).view(len(h), -1, layer.dim)
         heads = run(kernels.rotate, heads, cos, sin, layer.heads + layer.kv_heads)
         ctx.save_for_backward(total, x[:, group.width :].contiguous(), cos, sin, seed)
@@ -133,15 +171,26 @@ class BeforeAttention(torch.autograd.Function):
     def backward(ctx, d_total, dq, dk, dv):
         layer, group, (total, low, cos, sin, seed) = ctx.layer, ctx.layer.qkv, ctx.saved_tensors
         dy = dq.new_empty(len(dq), group.rows + group.low)
-        run(kernels.rotate_back, dq, dk, dv, cos, sin, dy[:, : group.rows].unflatten(1, (-1, layer.dim)))
+        run(
+            kernels.rotate_back,
+            dq,
+            dk,
+            dv,
+            cos,
+            sin,
+            dy[:, : group.rows].unflatten(1, (-1, layer.dim)),
+        )
         dx, dx_low = project_back(group, dy, seed is not None)
         dh = total.new_empty(len(total), group.width + layer.down.low)[:, : group.width]
-        seen = run(kernels.norm_back, total, layer.norm1, layer.eps, dx, dx_low, d_total, dh, group.p, seed)
+        seen = run(
+            kernels.norm_back, total, layer.norm1, layer.eps, dx, dx_low, d_total, dh, group.p, seed
+        )
         return None, None, None, None, dh, dh, *adapter_grads(group, dy, seen, low)
 
 
 class AfterAttention(torch.autograd.Function):
-    """Output projection and MLP: the residual stream after attention, and what the MLP adds to it."""
+    """Output projection and MLP: the residual stream after attention, and what the MLP adds to
+    it."""
 
     @staticmethod
     def forward(ctx, layer, seeds, attended, h, *adapters):
@@ -165,7 +214,10 @@ class AfterAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_total, dy):
-        layer, (attended, total, pair, low_out, low_in, low_down, *seeds) = ctx.layer, ctx.saved_tensors
+        layer, (attended, total, pair, low_out, low_in, low_down, *seeds) = (
+            ctx.layer,
+            ctx.saved_tensors,
+        )
         out, gate_up, down = layer.out, layer.gate_up, layer.down
         dy = widened(dy, down.low)
         dx, dx_low = project_back(down, dy, seeds[2] is not None)
@@ -174,7 +226,18 @@ class AfterAttention(torch.autograd.Function):
         dx, dx_low = project_back(gate_up, d_pair, seeds[1] is not None)
         wide = total.new_empty(len(total), out.rows + out.low)
         dh = wide[:, : out.rows]
-        seen = run(kernels.norm_back, total, layer.norm2, layer.eps, dx, dx_low, d_total, dh, gate_up.p, seeds[1])
+        seen = run(
+            kernels.norm_back,
+            total,
+            layer.norm2,
+            layer.eps,
+            dx,
+            dx_low,
+            d_total,
+            dh,
+            gate_up.p,
+            seeds[1],
+        )
         grads = (*adapter_grads(gate_up, d_pair, seen, low_in), *grads)
         dx, dx_low = project_back(out, wide, seeds[0] is not None)
         seen = attended
@@ -185,7 +248,8 @@ class AfterAttention(torch.autograd.Function):
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """Summed negative log-likelihood in nats; the gradient is made chunk by chunk while the logits are there."""
+    """Summed negative log-likelihood in nats; the gradient is made chunk by chunk while the logits
+    are there."""
 
     @staticmethod
     def forward(ctx, hidden, labels, matrix, scale):
@@ -204,7 +268,8 @@ class VocabularyLoss(torch.autograd.Function):
 
 
 class FastLoRA:
-    """The fast forward of a peft Llama. Base weights become views into fused matrices; the model works as before."""
+    """The fast forward of a peft Llama. Base weights become views into fused matrices; the model
+    works as before."""
 
     def __init__(self, model):
         assert not obstacle(model), obstacle(model)
@@ -215,28 +280,51 @@ class FastLoRA:
         for layer in self.base.layers:
             qkv, out, gate_up, down = (_fuse(group) for group in _groups(layer))
             config = layer.self_attn.config
-            self.layers.append(SimpleNamespace(
-                qkv=qkv, out=out, gate_up=gate_up, down=down, dim=layer.self_attn.head_dim,
-                heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, eps=config.rms_norm_eps,
-                norm1=layer.input_layernorm.weight, norm2=layer.post_attention_layernorm.weight,
-            ))  # fmt: skip
+            self.layers.append(
+                SimpleNamespace(
+                    qkv=qkv,
+                    out=out,
+                    gate_up=gate_up,
+                    down=down,
+                    dim=layer.self_attn.head_dim,
+                    heads=config.num_attention_heads,
+                    kv_heads=config.num_key_value_heads,
+                    eps=config.rms_norm_eps,
+                    norm1=layer.input_layernorm.weight,
+                    norm2=layer.post_attention_layernorm.weight,
+                )
+            )
         self.adapters = [p for p in model.parameters() if p.requires_grad]
 
     def plan(self, longest: int, free: float | None = None) -> tuple[int, int]:
-        """Tokens to hold at once and layers to recompute, for `free` bytes of memory (default: what the GPU has left).
+        """Tokens to hold at once and layers to recompute, for `free` bytes of memory (default: what
+        the GPU has left).
 
-        More tokens make larger products, up to MOST; fewer cost less than recomputing, down to LEAST, or to the longest
-        document. Adapter gradients and the optimiser's two moments, 12 bytes a parameter, are still to come.
+        More tokens make larger products, up to MOST; fewer cost less than recomputing, down to
+        LEAST, or to the longest document. Adapter gradients and the optimiser's two moments, 12
+        bytes a parameter, are still to come.
         """
         if free is None:
             torch.cuda.empty_cache()
             free = torch.cuda.mem_get_info()[0]
         layer, width = self.layers[0], self.layers[0].qkv.width
         groups = (layer.qkv, layer.out, layer.gate_up, layer.down)
-        kept = 2 * (2 * width + layer.qkv.rows + layer.out.width + layer.gate_up.rows + sum(g.low for g in groups))
+        kept = 2 * (
+            2 * width
+            + layer.qkv.rows
+            + layer.out.width
+            + layer.gate_up.rows
+            + sum(g.low for g in groups)
+        )
         kept += 4 * layer.heads  # log-sum-exp of attention
-        passing = 2 * (4 * layer.gate_up.rows + 8 * width)  # what one layer's backward holds for a while
-        fixed = 12 * sum(p.numel() for p in self.adapters) + 4 * min(LOGIT_ROWS, MOST) * len(self.head) + RESERVE
+        passing = 2 * (
+            4 * layer.gate_up.rows + 8 * width
+        )  # what one layer's backward holds for a while
+        fixed = (
+            12 * sum(p.numel() for p in self.adapters)
+            + 4 * min(LOGIT_ROWS, MOST) * len(self.head)
+            + RESERVE
+        )
         room = free - fixed
         for tokens in range(MOST, max(LEAST, longest) - 1, -1024):
             if tokens * (passing + kept * len(self.layers)) <= room:
@@ -248,7 +336,11 @@ class FastLoRA:
 
     def refresh(self) -> None:
         """Take over the adapters as they are now, rounded to the base's type."""
-        groups = [group for layer in self.layers for group in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        groups = [
+            group
+            for layer in self.layers
+            for group in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        ]
         with torch.no_grad():
             scaled = torch._foreach_mul([a for group in groups for a in group.A], groups[0].scale)
             torch._foreach_copy_([each for group in groups for each in group.into_a], scaled)
@@ -256,16 +348,23 @@ class FastLoRA:
             torch._foreach_copy_([each for group in groups for each in group.into_b], low)
 
     def loss(self, input_ids, targets, lengths, items=None, changed=True):
-        """Negative log-likelihood of the targets, summed and divided by `items` (default: their number), in nats.
+        """Negative log-likelihood of the targets, summed and divided by `items` (default: their
+        number), in nats.
 
-        input_ids, targets: [tokens], documents of `lengths` end to end; targets are the labels moved one to the left.
-        changed: False if the adapters are those of the call before. (Their version counters do not tell: fused
-        optimisers leave them as they are.)
+        input_ids, targets: [tokens], documents of `lengths` end to end; targets are the labels
+        moved one to the left.
+        changed: False if the adapters are those of the call before. (Their version counters do not
+        tell: fused optimisers leave them as they are.)
         """
         if changed:
             self.refresh()
         learned = (targets != IGNORED).nonzero().squeeze(1)
-        scale = 1 / torch.as_tensor(items if items is not None else len(learned), device=targets.device).float()
+        scale = (
+            1
+            / torch.as_tensor(
+                items if items is not None else len(learned), device=targets.device
+            ).float()
+        )
         h, y = self.hidden(input_ids, lengths)
         hidden = self.base.norm(h.index_select(0, learned) + y.index_select(0, learned))
         return VocabularyLoss.apply(hidden, targets[learned], self.head, scale)
@@ -275,8 +374,12 @@ class FastLoRA:
         from torch.utils.checkpoint import checkpoint
 
         device = input_ids.device
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(device, non_blocking=True)
-        borders = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(
+            device, non_blocking=True
+        )
+        borders = (
+            torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        )
         with torch.no_grad():
             h = self.base.embed_tokens(input_ids)
             y = torch.zeros_like(h)
@@ -287,7 +390,9 @@ class FastLoRA:
             seeds = [each.unbind() for each in drawn.to(device)]
         for index, (layer, seed) in enumerate(zip(self.layers, seeds, strict=True)):
             if index < self.recomputed and torch.is_grad_enabled():
-                h, y = checkpoint(self._layer, layer, h, y, cos, sin, seed, lengths, borders, use_reentrant=False)
+                h, y = checkpoint(
+                    self._layer, layer, h, y, cos, sin, seed, lengths, borders, use_reentrant=False
+                )
             else:
                 h, y = self._layer(layer, h, y, cos, sin, seed, lengths, borders)
         return h, y
@@ -296,4 +401,6 @@ class FastLoRA:
         first, others = layer.qkv, (layer.out, layer.gate_up, layer.down)
         h, q, k, v = BeforeAttention.apply(layer, cos, sin, seed[0], h, y, *first.A, *first.B)
         attended = kernels.attention(q, k, v, lengths, borders)
-        return AfterAttention.apply(layer, seed[1:], attended, h, *[p for group in others for p in group.A + group.B])
+        return AfterAttention.apply(
+            layer, seed[1:], attended, h, *[p for group in others for p in group.A + group.B]
+        )

@@ -1,6 +1,8 @@
-"""The one kernel that the compiler makes badly: it reads the inputs of `swiglu_back` twice to fill two halves.
+"""The one kernel that the compiler makes badly: it reads the inputs of `swiglu_back` twice to fill
+two halves.
 
-Written in Triton; imported on a GPU alone. Its plain form, and its test oracle, is lib.training.fast_kernels.swiglu_back.
+Written in Triton; imported on a GPU alone. Its plain form, and its test oracle, is
+lib.training.fast_kernels.swiglu_back.
 """
 
 from __future__ import annotations
@@ -12,9 +14,21 @@ import triton.language as tl
 
 @triton.jit
 def _swiglu_back(
-    pair, dy, dy_low, wide, seen, seed, width, pair_row, dy_row, wide_row, least, keep,
-    MASKS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    pair,
+    dy,
+    dy_low,
+    wide,
+    seen,
+    seed,
+    width,
+    pair_row,
+    dy_row,
+    wide_row,
+    least,
+    keep,
+    MASKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -40,14 +54,27 @@ def _swiglu_back(
 
 
 def swiglu_back(gate_up, dy, dy_low, room: int, p, seed):
-    """As lib.training.fast_kernels.swiglu_back; the last `room` columns are left as they come, for the caller to fill."""
+    """As lib.training.fast_kernels.swiglu_back; the last `room` columns are left as they come, for
+    the caller to fill."""
     tokens, width = len(gate_up), gate_up.shape[1] // 2
     assert gate_up.stride(1) == dy.stride(1) == 1 and (dy_low is None or dy_low.is_contiguous())
     wide, seen = gate_up.new_empty(tokens, 2 * width + room), gate_up.new_empty(tokens, width)
     block = 1024
     _swiglu_back[(tokens, triton.cdiv(width, block))](
-        gate_up, dy, dy if dy_low is None else dy_low, wide, seen, seed, width, gate_up.stride(0), dy.stride(0),
-        wide.stride(0), int(p * 2**24), 1 - p, MASKS=seed is not None, BLOCK=block,
-    )  # fmt: skip
+        gate_up,
+        dy,
+        dy if dy_low is None else dy_low,
+        wide,
+        seen,
+        seed,
+        width,
+        gate_up.stride(0),
+        dy.stride(0),
+        wide.stride(0),
+        int(p * 2**24),
+        1 - p,
+        MASKS=seed is not None,
+        BLOCK=block,
+    )
     assert wide.dtype == torch.bfloat16 or wide.dtype == torch.float32, wide.dtype
     return wide, seen

@@ -8,47 +8,62 @@ from pathlib import Path
 
 from lib import models
 
-REFERENCE, REFERENCE_4BIT = "adapter on base (reference)", "adapter on 4-bit base (reference, as trained)"
+REFERENCE, REFERENCE_4BIT = (
+    "adapter on base (reference)",
+    "adapter on 4-bit base (reference, as trained)",
+)
 WRONG = "merged through 4-bit base (wrong)"
 SERVED = "bfloat16"  # what GPUs serve a merged model in
 LOADED = f"merged, loaded in {SERVED}"
 
 
 def check_base(adapter: Path, base: str, revision: str = "", allow_quantised: bool = False) -> dict:
-    """Training record of the adapter; raises ValueError unless it was trained on exactly this full-precision base.
+    """Training record of the adapter; raises ValueError unless it was trained on exactly this
+    full-precision base.
 
-    allow_quantised: accept an adapter that saw this base in 4 bits (QLoRA). It fits the full-precision weights only
-    about, so whoever allows it must measure by how much: `audit` takes the 4-bit model that was trained as reference.
+    allow_quantised: accept an adapter that saw this base in 4 bits (QLoRA). It fits the
+    full-precision weights only about, so whoever allows it must measure by how much: `audit` takes
+    the 4-bit model that was trained as reference.
     """
     path = adapter / "training.json"
     if not path.exists():
-        raise ValueError(f"{adapter}: no training.json, so its base is unknown; train it with 10_train_base")
+        raise ValueError(
+            f"{adapter}: no training.json, so its base is unknown; train it with 10_train_base"
+        )
     record = json.loads(path.read_text(encoding="utf-8"))
     if record["base_quantised"] and not allow_quantised:
-        raise ValueError(f"{adapter} was trained on a quantised base; it cannot be merged honestly (see 10_train_base)")
+        raise ValueError(
+            f"{adapter} was trained on a quantised base; it cannot be merged honestly (see"
+            " 10_train_base)"
+        )
     if (found := models.key(base, revision=revision)) != record["base_key"]:
         raise ValueError(
-            f"{adapter} was trained on {record['base']} (key {record['base_key']}), not on {base} (key {found}); "
-            "name that base in `model`, or train again"
+            f"{adapter} was trained on {record['base']} (key {record['base_key']}), not on {base}"
+            f" (key {found}); name that base in `model`, or train again"
         )
     return record
 
 
 def load_adapted(base: str, adapter: Path, dtype: str, revision: str = "", four_bit: bool = False):
-    """Base with the adapter switched on, not merged. Weights are rounded to `dtype`, computation is float32.
+    """Base with the adapter switched on, not merged. Weights are rounded to `dtype`, computation is
+    float32.
 
-    four_bit quantises the base's linears to NF4 first (bitsandbytes), the mistake that 11 shows beside the merge.
+    four_bit quantises the base's linears to NF4 first (bitsandbytes), the mistake that 11 shows
+    beside the merge.
     """
     import peft
 
-    return peft.PeftModel.from_pretrained(load_rounded(base, dtype, revision, four_bit), adapter).eval()
+    return peft.PeftModel.from_pretrained(
+        load_rounded(base, dtype, revision, four_bit), adapter
+    ).eval()
 
 
 def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = False):
     """Model whose weights are rounded to `dtype` (or NF4) while it computes in float32.
 
-    The audit compares weights, not the noise of 16-bit arithmetic. A 4-bit model is loaded anew for each use: on CPUs
-    with AVX512-BF16 the first forward of a bitsandbytes layer repacks its weights in place.
+    The audit compares weights, not the noise of 16-bit arithmetic. A 4-bit model is loaded anew for
+    each use: on CPUs with AVX512-BF16 the first forward of a bitsandbytes layer repacks its weights
+    in place.
     """
     import torch
     import transformers
@@ -73,11 +88,20 @@ def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = Fal
     return model.eval() if four_bit else model.float().eval()
 
 
-def merge(base: str, adapter: Path, folder: Path, base_dtype: str, merged_dtype: str, revision: str = "",
-          allow_quantised: bool = False) -> Path:
-    """Merge in float32 onto the full-precision base, round once to `merged_dtype`, write a checkpoint atomically.
+def merge(
+    base: str,
+    adapter: Path,
+    folder: Path,
+    base_dtype: str,
+    merged_dtype: str,
+    revision: str = "",
+    allow_quantised: bool = False,
+) -> Path:
+    """Merge in float32 onto the full-precision base, round once to `merged_dtype`, write a
+    checkpoint atomically.
 
-    Raises ValueError when the adapter belongs to another base (see `check_base`) or a merged weight is not finite.
+    Raises ValueError when the adapter belongs to another base (see `check_base`) or a merged weight
+    is not finite.
     """
     import torch
 
@@ -93,15 +117,16 @@ def merge(base: str, adapter: Path, folder: Path, base_dtype: str, merged_dtype:
 
 
 def merge_through_four_bit(base: str, adapter: Path, dtype: str, revision: str = ""):
-    """The wrong way, kept to be measured: quantise the base to NF4, add the delta there, round to NF4 again."""
+    """The wrong way, kept to be measured: quantise the base to NF4, add the delta there, round to
+    NF4 again."""
     return load_adapted(base, adapter, dtype, revision, four_bit=True).merge_and_unload().eval()
 
 
 def compare_logits(reference, other, sequences: list[list[int]]) -> list[dict]:
     """Teacher-forced comparison, one sequence of token ids at a time.
 
-    Returns a dict a sequence: positions, max_abs and mean_abs logit difference, kl (nats, mean over positions, of
-    reference from other), same_top (positions whose most likely token is the same).
+    Returns a dict a sequence: positions, max_abs and mean_abs logit difference, kl (nats, mean over
+    positions, of reference from other), same_top (positions whose most likely token is the same).
     """
     import torch
 
@@ -124,15 +149,30 @@ def compare_logits(reference, other, sequences: list[list[int]]) -> list[dict]:
     return rows
 
 
-def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], items: list[dict], *, base_dtype: str,
-          merged_dtype: str, task_tokens: int, seed: int, revision: str = "", wrong_ways: bool = True) -> dict:
-    """Is the merged checkpoint the model that was trained? Logits, greedy tokens and task score of each variant.
+def audit(
+    base: str,
+    adapter: Path,
+    merged: Path,
+    sequences: list[list[int]],
+    items: list[dict],
+    *,
+    base_dtype: str,
+    merged_dtype: str,
+    task_tokens: int,
+    seed: int,
+    revision: str = "",
+    wrong_ways: bool = True,
+) -> dict:
+    """Is the merged checkpoint the model that was trained? Logits, greedy tokens and task score of
+    each variant.
 
-    The reference is what was trained: the adapter on the full-precision base, or on the 4-bit base where the adapter's
-    record says so. Each variant is loaded, compared on the same sequences of token ids, asked the same items greedily,
-    and dropped. Rounding to SERVED is measured whatever this machine computes in. wrong_ways: the 4-bit routes too.
-    Returns {reference, rows (`audit_table`), kl ({variant: nats}), logits ({variant: rows of `compare_logits`}),
-        answers ({variant: texts}), yardstick (label of the untouched base, rounded against itself), metrics}.
+    The reference is what was trained: the adapter on the full-precision base, or on the 4-bit base
+    where the adapter's record says so. Each variant is loaded, compared on the same sequences of
+    token ids, asked the same items greedily, and dropped. Rounding to SERVED is measured whatever
+    this machine computes in. wrong_ways: the 4-bit routes too. Returns {reference, rows
+    (`audit_table`), kl ({variant: nats}), logits ({variant: rows of `compare_logits`}),
+        answers ({variant: texts}), yardstick (label of the untouched base, rounded against itself),
+        metrics}.
     """
     import gc
 
@@ -150,11 +190,17 @@ def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], it
         LOADED: lambda: load_rounded(str(merged), SERVED),
     }
     if quantised:
-        variants["adapter on full-precision base"] = lambda: load_adapted(base, adapter, base_dtype, revision)
+        variants["adapter on full-precision base"] = lambda: load_adapted(
+            base, adapter, base_dtype, revision
+        )
     if wrong_ways:
-        variants["merged, then 4-bit"] = lambda: load_rounded(str(merged), base_dtype, four_bit=True)
+        variants["merged, then 4-bit"] = lambda: load_rounded(
+            str(merged), base_dtype, four_bit=True
+        )
         if not quantised:
-            variants["adapter on 4-bit base"] = lambda: load_adapted(base, adapter, base_dtype, revision, four_bit=True)
+            variants["adapter on 4-bit base"] = lambda: load_adapted(
+                base, adapter, base_dtype, revision, four_bit=True
+            )
         variants[WRONG] = lambda: merge_through_four_bit(base, adapter, base_dtype, revision)
     untouched = [load_rounded(base, kind, revision) for kind in (base_dtype, SERVED)]
     floor = compare_logits(*untouched, sequences)
@@ -164,13 +210,18 @@ def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], it
     for label, load in variants.items():
         other = load()
         logits[label] = compare_logits(trained, other, sequences)
-        texts = generate.generate(other, tokenizer, prompts, max_new_tokens=task_tokens, progress=label)
+        texts = generate.generate(
+            other, tokenizer, prompts, max_new_tokens=task_tokens, progress=label
+        )
         answers[label] = [samples[0]["text"] for samples in texts]
         del other
         gc.collect()
     yardstick = f"yardstick: untouched base, {base_dtype} against {SERVED}"
     logits[yardstick] = floor
-    graded = {label: grade.grade_all(items, [[text] for text in own], progress=False) for label, own in answers.items()}
+    graded = {
+        label: grade.grade_all(items, [[text] for text in own], progress=False)
+        for label, own in answers.items()
+    }
     right = {label: frame["correct"].astype(float).to_numpy() for label, frame in graded.items()}
     rows = audit_table(logits, answers, right, seed)
     kl, compared = {row["variant"]: row["KL (nats)"] for row in rows}, logits["merged"]
@@ -180,19 +231,30 @@ def audit(base: str, adapter: Path, merged: Path, sequences: list[list[int]], it
         "greedy_identity": stats.proportion(sum(row["same_top"] for row in compared), positions),
         "max_logit_delta": float(np.max([row["max_abs"] for row in compared])),
         "mean_kl": stats.mean_ci([row["kl"] for row in compared], seed, unit="nats"),
-        "task_score_delta": stats.paired_difference(right["merged"], right[reference], seed, unit="share"),
+        "task_score_delta": stats.paired_difference(
+            right["merged"], right[reference], seed, unit="share"
+        ),
         "kl_wrong_way": float(kl[WRONG]) if wrong_ways else None,
         "kl_format_floor": float(kl[yardstick]),
         "merged_bytes": models.bytes_on_disk(str(merged)),
     }
-    return {"reference": reference, "rows": rows, "kl": kl, "logits": logits, "answers": answers,
-            "yardstick": yardstick, "metrics": found}  # fmt: skip
+    return {
+        "reference": reference,
+        "rows": rows,
+        "kl": kl,
+        "logits": logits,
+        "answers": answers,
+        "yardstick": yardstick,
+        "metrics": found,
+    }
 
 
 def audit_table(logits: dict, answers: dict, right: dict, seed: int) -> list[dict]:
-    """One row a variant: divergence from the reference, greedy tokens, answers and task score, with intervals as text.
+    """One row a variant: divergence from the reference, greedy tokens, answers and task score, with
+    intervals as text.
 
-    Args: logits: {variant: rows of `compare_logits`}; answers: {variant: greedy texts}, the reference first;
+    Args: logits: {variant: rows of `compare_logits`}; answers: {variant: greedy texts}, the
+    reference first;
         right: {variant: 0/1 array [items]}. Variants without answers get the logit columns alone.
     """
     import numpy as np
@@ -206,7 +268,9 @@ def audit_table(logits: dict, answers: dict, right: dict, seed: int) -> list[dic
         row = {
             "variant": label,
             "max |dlogit|": max(row["max_abs"] for row in compared),
-            "mean |dlogit|": float(np.average([row["mean_abs"] for row in compared], weights=positions)),
+            "mean |dlogit|": float(
+                np.average([row["mean_abs"] for row in compared], weights=positions)
+            ),
             "KL (nats)": float(np.average([row["kl"] for row in compared], weights=positions)),
             "same greedy token": stats.text(same),
         }
@@ -214,15 +278,20 @@ def audit_table(logits: dict, answers: dict, right: dict, seed: int) -> list[dic
             equal = sum(a == b for a, b in zip(answers[reference], answers[label], strict=True))
             row |= {
                 "same answer text": stats.text(stats.proportion(equal, len(answers[label]))),
-                "task score": stats.text(stats.proportion(int(right[label].sum()), len(right[label]))),
-                "minus reference": stats.text(stats.paired_difference(right[label], right[reference], seed)),
+                "task score": stats.text(
+                    stats.proportion(int(right[label].sum()), len(right[label]))
+                ),
+                "minus reference": stats.text(
+                    stats.paired_difference(right[label], right[reference], seed)
+                ),
             }
         rows.append(row)
     return rows
 
 
 def delta_norms(base: str, adapter: Path, dtype: str, revision: str = "") -> list[dict]:
-    """Size of the update a layer: {layer, module, delta, weight, relative}, Frobenius norms of scale*B@A and of W."""
+    """Size of the update a layer: {layer, module, delta, weight, relative}, Frobenius norms of
+    scale*B@A and of W."""
     import re
 
     adapted = load_adapted(base, adapter, dtype, revision)

@@ -1,9 +1,10 @@
 """Training towards a temperature: a model learns its own distribution, sharpened.
 
-The target at a position is softmax(z / T) of the model's own logits z there, T below 1; the student's plain softmax
-is drawn towards it. T 0 is the limit: all mass on the most likely token, which on a greedy text is cross-entropy on
-its tokens. Of a sharpened distribution the k most likely tokens are kept; `write` measures what that leaves out.
-A stored position takes 8 k bytes instead of 4 a word of the vocabulary.
+The target at a position is softmax(z / T) of the model's own logits z there, T below 1; the
+student's plain softmax is drawn towards it. T 0 is the limit: all mass on the most likely token,
+which on a greedy text is cross-entropy on its tokens. Of a sharpened distribution the k most likely
+tokens are kept; `write` measures what that leaves out. A stored position takes 8 k bytes instead of
+4 a word of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from lib.training.conversations import IGNORED
 
 
 def sharpened(logits, temperature: float, k: int):
-    """(ids int32 [positions, k], probabilities float32 [positions, k], kept mass [positions]) of softmax(z / T).
+    """(ids int32 [positions, k], probabilities float32 [positions, k], kept mass [positions]) of
+    softmax(z / T).
 
-    logits: [positions, vocabulary]. Probabilities are those of the k most likely tokens, scaled to sum to 1.
-    Raises ValueError unless temperature is above 0; at 0 train on the tokens themselves.
+    logits: [positions, vocabulary]. Probabilities are those of the k most likely tokens, scaled to
+    sum to 1. Raises ValueError unless temperature is above 0; at 0 train on the tokens themselves.
     """
     import torch
 
     if temperature <= 0:
-        raise ValueError(f"a target temperature of {temperature} has no distribution; 0 is plain cross-entropy")
+        raise ValueError(
+            f"a target temperature of {temperature} has no distribution; 0 is plain cross-entropy"
+        )
     top = torch.softmax(logits.float() / temperature, -1).topk(min(k, logits.shape[-1]))
     mass = top.values.sum(-1)
     return top.indices.int(), top.values / mass[:, None], mass
@@ -31,26 +35,39 @@ def sharpened(logits, temperature: float, k: int):
 def divergence(logits, target_ids, target_probabilities):
     """Summed KL divergence, nats, of softmax(logits) from the targets.
 
-    logits: [positions, vocabulary]; ids and probabilities: [positions, k], unused places have probability 0. A one-hot
-    target gives cross-entropy. The targets' own entropy is taken off, so that 0 is reached by the target itself.
+    logits: [positions, vocabulary]; ids and probabilities: [positions, k], unused places have
+    probability 0. A one-hot target gives cross-entropy. The targets' own entropy is taken off, so
+    that 0 is reached by the target itself.
     """
     import torch
 
     taken = logits.float().log_softmax(-1).gather(-1, target_ids.long())
-    return (torch.xlogy(target_probabilities, target_probabilities) - target_probabilities * taken).sum()
+    return (
+        torch.xlogy(target_probabilities, target_probabilities) - target_probabilities * taken
+    ).sum()
 
 
-def write(model, examples, path: Path, temperatures: dict[str, float], k: int = 64,
-          compared: tuple[int, ...] = (1, 8, 64, 512)) -> list[dict]:
-    """Store the sharpened targets of the examples named in `temperatures` as safetensors, atomically.
+def write(
+    model,
+    examples,
+    path: Path,
+    temperatures: dict[str, float],
+    k: int = 64,
+    compared: tuple[int, ...] = (1, 8, 64, 512),
+) -> list[dict]:
+    """Store the sharpened targets of the examples named in `temperatures` as safetensors,
+    atomically.
 
     Args:
-        examples: dataset with id, input_ids, labels; targets belong to the positions that carry loss, in order.
+        examples: dataset with id, input_ids, labels; targets belong to the positions that carry
+        loss, in order.
         temperatures: {example id: target temperature above 0}.
         compared: other numbers of kept tokens to report on.
-    Returns what keeping that many tokens leaves out, a row each: {k, positions, bytes (a position), kept_mass (mean),
-        least_kept_mass, missed (mean nats that the kept target lies from the full one, -log of the kept mass)}; the
-        last row keeps the whole vocabulary. No rows when there is nothing to store.
+    Returns what keeping that many tokens leaves out, a row each: {k, positions, bytes (a position),
+    kept_mass (mean),
+        least_kept_mass, missed (mean nats that the kept target lies from the full one, -log of the
+        kept mass)}; the last row keeps the whole vocabulary. No rows when there is nothing to
+        store.
     """
     import torch
     from safetensors.torch import save_file
@@ -60,7 +77,9 @@ def write(model, examples, path: Path, temperatures: dict[str, float], k: int = 
         for example in examples:
             if example["id"] not in temperatures:
                 continue
-            logits = model(input_ids=torch.tensor([example["input_ids"]], device=model.device)).logits[0, :-1]
+            logits = model(
+                input_ids=torch.tensor([example["input_ids"]], device=model.device)
+            ).logits[0, :-1]
             learned = torch.tensor(example["labels"][1:]) != IGNORED
             logits, vocabulary = logits[learned.to(logits.device)].float(), logits.shape[-1]
             ids, probabilities, _ = sharpened(logits, temperatures[example["id"]], k)
@@ -68,18 +87,36 @@ def write(model, examples, path: Path, temperatures: dict[str, float], k: int = 
             tensors[f"{example['id']}.probabilities"] = probabilities.cpu().contiguous()
             full = torch.softmax(logits / temperatures[example["id"]], -1)
             running = full.topk(min(max(counts), vocabulary)).values.cumsum(-1)
-            masses.append(running[:, [min(count, vocabulary) - 1 for count in counts]].double().cpu())
+            masses.append(
+                running[:, [min(count, vocabulary) - 1 for count in counts]].double().cpu()
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.writing")
     save_file(tensors, scratch)
     scratch.replace(path)
     rows, kept = [], torch.cat(masses).clamp(max=1.0).T if masses else []
     for count, mass in zip(counts, kept, strict=False):
-        rows.append({"k": count, "positions": len(mass), "bytes": 8 * count, "kept_mass": float(mass.mean()),
-                     "least_kept_mass": float(mass.min()), "missed": float(-mass.log().mean())})  # fmt: skip
+        rows.append(
+            {
+                "k": count,
+                "positions": len(mass),
+                "bytes": 8 * count,
+                "kept_mass": float(mass.mean()),
+                "least_kept_mass": float(mass.min()),
+                "missed": float(-mass.log().mean()),
+            }
+        )
     if rows:
-        rows.append({"k": vocabulary, "positions": rows[0]["positions"], "bytes": 4 * vocabulary, "kept_mass": 1.0,
-                     "least_kept_mass": 1.0, "missed": 0.0})  # fmt: skip
+        rows.append(
+            {
+                "k": vocabulary,
+                "positions": rows[0]["positions"],
+                "bytes": 4 * vocabulary,
+                "kept_mass": 1.0,
+                "least_kept_mass": 1.0,
+                "missed": 0.0,
+            }
+        )
     return rows
 
 
@@ -95,10 +132,12 @@ def read(path: Path | None) -> dict:
 
 
 def attach(batch: dict, examples: list[dict], targets: dict) -> dict:
-    """The batch with target_ids and target_probabilities [learned positions, k], row after row of its labels.
+    """The batch with target_ids and target_probabilities [learned positions, k], row after row of
+    its labels.
 
-    Examples without soft targets get one-hot ones on their labels; a batch without any soft target is left as it is,
-    and so is trained with plain cross-entropy. Raises ValueError when the targets are of another text.
+    Examples without soft targets get one-hot ones on their labels; a batch without any soft target
+    is left as it is, and so is trained with plain cross-entropy. Raises ValueError when the targets
+    are of another text.
     """
     import torch
 
@@ -114,11 +153,18 @@ def attach(batch: dict, examples: list[dict], targets: dict) -> dict:
             own_ids, own_probabilities = targets[example["id"]]
             if len(own_ids) != len(labels):
                 raise ValueError(
-                    f"{example['id']}: {len(labels)} positions with loss, {len(own_ids)} with targets; write them again"
+                    f"{example['id']}: {len(labels)} positions with loss, {len(own_ids)} with"
+                    " targets; write them again"
                 )
-            ids[:, : own_ids.shape[1]], probabilities[:, : own_ids.shape[1]] = own_ids, own_probabilities
+            ids[:, : own_ids.shape[1]], probabilities[:, : own_ids.shape[1]] = (
+                own_ids,
+                own_probabilities,
+            )
         else:
             ids[:, 0], probabilities[:, 0] = labels, 1.0
         all_ids.append(ids)
         all_probabilities.append(probabilities)
-    return batch | {"target_ids": torch.cat(all_ids), "target_probabilities": torch.cat(all_probabilities)}
+    return batch | {
+        "target_ids": torch.cat(all_ids),
+        "target_probabilities": torch.cat(all_probabilities),
+    }

@@ -1,7 +1,8 @@
 """Batches of whole conversations without padding, and the loss of such a batch on any model.
 
-An optimiser step takes a fixed number of conversations. They travel as one flat stream of tokens, sorted by length, and
-are cut into pieces that fit in memory: the same on one GPU and on several, on the fast path and on the plain one.
+An optimiser step takes a fixed number of conversations. They travel as one flat stream of tokens,
+sorted by length, and are cut into pieces that fit in memory: the same on one GPU and on several, on
+the fast path and on the plain one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ SOFT = ("target_ids", "target_probabilities")
 
 
 def flat(examples: list[dict], soft: dict | None = None) -> dict:
-    """Conversations end to end, longest first: {input_ids, labels, shift_labels, attention_mask: [tokens]; lengths}.
+    """Conversations end to end, longest first: {input_ids, labels, shift_labels, attention_mask:
+    [tokens]; lengths}.
 
-    shift_labels[i] is what the model is to say after token i; IGNORED at the end of each conversation. labels are the
-    same numbers: transformers' Trainer looks for that name and counts those that are not IGNORED. With soft targets
-    (`sharpen.read`) of any of them also target_ids and target_probabilities, [positions that carry loss, k].
+    shift_labels[i] is what the model is to say after token i; IGNORED at the end of each
+    conversation. labels are the same numbers: transformers' Trainer looks for that name and counts
+    those that are not IGNORED. With soft targets (`sharpen.read`) of any of them also target_ids
+    and target_probabilities, [positions that carry loss, k].
     """
     import torch
 
@@ -28,17 +31,28 @@ def flat(examples: list[dict], soft: dict | None = None) -> dict:
     lengths = [len(example["input_ids"]) for example in examples]
     rows = {"labels": [torch.as_tensor(example["labels"]) for example in examples]}
     aims = sharpen.attach(rows, examples, soft) if soft else {}
-    return {"input_ids": ids, "labels": labels, "shift_labels": labels, "attention_mask": torch.ones_like(ids),
-            "lengths": lengths} | {name: aims[name] for name in SOFT if name in aims}  # fmt: skip
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "shift_labels": labels,
+        "attention_mask": torch.ones_like(ids),
+        "lengths": lengths,
+    } | {name: aims[name] for name in SOFT if name in aims}
 
 
 def pieces(lengths: list[int], budget: int, padded: bool) -> list[tuple[int, int]]:
-    """Runs [first, last) of documents, longest first, each of at most `budget` tokens (padding counted when `padded`).
+    """Runs [first, last) of documents, longest first, each of at most `budget` tokens (padding
+    counted when `padded`).
 
-    As few runs as possible, of about equal tokens. A document longer than the budget is a run of its own.
+    As few runs as possible, of about equal tokens. A document longer than the budget is a run of
+    its own.
     """
     assert lengths == sorted(lengths, reverse=True), "documents are not sorted, longest first"
-    size = (lambda first, last: lengths[first] * (last - first)) if padded else (lambda a, b: sum(lengths[a:b]))
+    size = (
+        (lambda first, last: lengths[first] * (last - first))
+        if padded
+        else (lambda a, b: sum(lengths[a:b]))
+    )
     wanted = budget
     if not padded:  # level the runs
         total = sum(lengths)
@@ -52,12 +66,18 @@ def pieces(lengths: list[int], budget: int, padded: bool) -> list[tuple[int, int
 
 
 def cut(batch: dict, budget: int, padded: bool) -> list[dict]:
-    """The pieces of a flat batch as {input_ids, targets: [tokens]; lengths}, and their share of soft targets."""
+    """The pieces of a flat batch as {input_ids, targets: [tokens]; lengths}, and their share of
+    soft targets."""
     lengths, made, start, learned = batch["lengths"], [], 0, 0
     for first, last in pieces(lengths, budget, padded):
         end = start + sum(lengths[first:last])
-        made.append({"input_ids": batch["input_ids"][start:end], "targets": batch["shift_labels"][start:end],
-                     "lengths": lengths[first:last]})  # fmt: skip
+        made.append(
+            {
+                "input_ids": batch["input_ids"][start:end],
+                "targets": batch["shift_labels"][start:end],
+                "lengths": lengths[first:last],
+            }
+        )
         if SOFT[0] in batch:
             upto = learned + int((made[-1]["targets"] != IGNORED).sum())
             made[-1] |= {name: batch[name][learned:upto] for name in SOFT}
@@ -66,12 +86,16 @@ def cut(batch: dict, budget: int, padded: bool) -> list[dict]:
     return made
 
 
-def plain_loss(model, input_ids, targets, lengths, items=None, target_ids=None, target_probabilities=None):
-    """Negative log-likelihood of the targets, summed and divided by `items` (default: their number), in nats.
+def plain_loss(
+    model, input_ids, targets, lengths, items=None, target_ids=None, target_probabilities=None
+):
+    """Negative log-likelihood of the targets, summed and divided by `items` (default: their
+    number), in nats.
 
-    For any model: documents become right-padded rows again. The projection onto the vocabulary, a fifth of a small
-    model's work, runs on the positions that carry loss alone; ratio to the model's own loss: tests/bench/training.py.
-    With soft targets the loss is the divergence from them, of which cross-entropy is the case of one-hot ones.
+    For any model: documents become right-padded rows again. The projection onto the vocabulary, a
+    fifth of a small model's work, runs on the positions that carry loss alone; ratio to the model's
+    own loss: tests/bench/training.py. With soft targets the loss is the divergence from them, of
+    which cross-entropy is the case of one-hot ones.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -96,9 +120,11 @@ def plain_loss(model, input_ids, targets, lengths, items=None, target_ids=None, 
 
 
 def level_sampler(lengths: list[int], conversations: int, ranks: int, rank: int, seed: int):
-    """Batch sampler: a fixed number of shuffled conversations a step, shared out so that every GPU gets as many tokens.
+    """Batch sampler: a fixed number of shuffled conversations a step, shared out so that every GPU
+    gets as many tokens.
 
-    transformers' BatchRebalanceSampler, counting the tokens themselves, since nothing is padded here.
+    transformers' BatchRebalanceSampler, counting the tokens themselves, since nothing is padded
+    here.
     """
     from transformers.trainer_pt_utils import BatchRebalanceSampler
 

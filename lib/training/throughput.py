@@ -6,14 +6,18 @@ import json
 
 from lib.files import ROOT
 
-MEASURED = ROOT / "tests" / "bench" / "results" / "train_8b.json"  # written by tests/bench/train_8b.py
+MEASURED = (
+    ROOT / "tests" / "bench" / "results" / "train_8b.json"
+)  # written by tests/bench/train_8b.py
 
-# Dense bf16 peak of a card in TFLOP/s, from the vendor's data sheets; a device that is not listed gets no MFU.
+# Dense bf16 peak of a card in TFLOP/s, from the vendor's data sheets; a device that is not listed
+# gets no MFU.
 PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "L40S": 362.0, "RTX 4090": 165.0}
 
 
 def mfu(tokens_per_second: float, parameters: int, device_name: str) -> float | None:
-    """Model FLOPs utilisation of LoRA training: 4 FLOPs a parameter and token (forward, and backward to the inputs).
+    """Model FLOPs utilisation of LoRA training: 4 FLOPs a parameter and token (forward, and
+    backward to the inputs).
 
     None where the peak of the device is not known.
     """
@@ -40,10 +44,11 @@ def measured_on() -> str:
 
 
 def estimates(tokens: int, parameters: int, rates: dict[str, float]) -> list[dict]:
-    """Hours and dollars of training an 8B on `tokens` tokens, a row for each card in `rates` (USD an hour).
+    """Hours and dollars of training an 8B on `tokens` tokens, a row for each card in `rates` (USD
+    an hour).
 
-    From the speed of `fit` with dropout on documents of real lengths; a card not measured is scaled by its dense
-    bf16 peak, a guess. Empty for another size of model, or without a measurement.
+    From the speed of `fit` with dropout on documents of real lengths; a card not measured is scaled
+    by its dense bf16 peak, a guess. Empty for another size of model, or without a measurement.
     """
     if not MEASURED.exists() or not 0.9 < parameters / 8.03e9 < 1.1:
         return []
@@ -52,6 +57,12 @@ def estimates(tokens: int, parameters: int, rates: dict[str, float]) -> list[dic
     rows = []
     for card, rate in rates.items():
         hours = tokens / found["fit_tok_s"] * own / PEAK_TFLOPS[card] / 3600
-        rows.append({"card": card, "hours": f"{hours:.1f}", "USD": f"{hours * rate:.0f}",
-                     "speed": "measured" if card in found["device"] else "scaled by peak, not measured"})  # fmt: skip
+        rows.append(
+            {
+                "card": card,
+                "hours": f"{hours:.1f}",
+                "USD": f"{hours * rate:.0f}",
+                "speed": "measured" if card in found["device"] else "scaled by peak, not measured",
+            }
+        )
     return rows

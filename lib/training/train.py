@@ -1,4 +1,5 @@
-"""LoRA fine-tuning on the full-precision base: loss on assistant tokens, length-grouped batches, exact resume."""
+"""LoRA fine-tuning on the full-precision base: loss on assistant tokens, length-grouped batches,
+exact resume."""
 
 from __future__ import annotations
 
@@ -13,17 +14,30 @@ from lib.training.conversations import IGNORED, collate
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # what `fit` takes from a notebook's parameters
-SETTINGS = ("epochs", "max_steps", "learning_rate", "warmup_share", "effective_batch", "micro_tokens", "eval_steps",
-            "early_stopping_patience", "seed", "dtype")  # fmt: skip
+SETTINGS = (
+    "epochs",
+    "max_steps",
+    "learning_rate",
+    "warmup_share",
+    "effective_batch",
+    "micro_tokens",
+    "eval_steps",
+    "early_stopping_patience",
+    "seed",
+    "dtype",
+)
 
 
 def add_lora(model, r: int, alpha: int, dropout: float, seed: int):
-    """PEFT model with LoRA (Hu et al. 2021) on all seven linears; adapter weights in float32, base frozen as it is."""
+    """PEFT model with LoRA (Hu et al. 2021) on all seven linears; adapter weights in float32, base
+    frozen as it is."""
     import peft
     import torch
 
     torch.manual_seed(seed)
-    config = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LINEARS, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LINEARS, task_type="CAUSAL_LM"
+    )
     return peft.get_peft_model(model, config)
 
 
@@ -35,7 +49,8 @@ def autocast(dtype: str):
 
 
 def example_losses(model, examples, pad_id: int, dtype: str, batch_tokens: int = 4096):
-    """Mean negative log-likelihood a label token for each example, in nats. Returns float64 array [examples]."""
+    """Mean negative log-likelihood a label token for each example, in nats. Returns float64 array
+    [examples]."""
     import numpy as np
     import torch
     from torch.nn.functional import cross_entropy
@@ -50,17 +65,23 @@ def example_losses(model, examples, pad_id: int, dtype: str, batch_tokens: int =
             while take > 1 and take * lengths[order[take - 1]] > batch_tokens:
                 take -= 1
             index, order = order[:take], order[take:]
-            batch = {k: v.to(model.device) for k, v in collate([examples[i] for i in index], pad_id).items()}
+            batch = {
+                k: v.to(model.device)
+                for k, v in collate([examples[i] for i in index], pad_id).items()
+            }
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch).logits[:, :-1].float()
-            nats = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+            nats = cross_entropy(
+                logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+            )
             losses[index] = (nats.sum(1) / (labels != IGNORED).sum(1)).cpu().numpy()
     model.train(was_training)
     return losses
 
 
 def fast_path(model, dtype: str):
-    """lib.training.fast_lora over `model` where it pays: a Llama on a GPU, in bf16 throughout. Else None, and the reason."""
+    """lib.training.fast_lora over `model` where it pays: a Llama on a GPU, in bf16 throughout. Else
+    None, and the reason."""
     from lib.training import fast_lora
 
     base = next(p for p in model.parameters() if not p.requires_grad)
@@ -72,24 +93,39 @@ def fast_path(model, dtype: str):
     return (None, reason) if reason else (fast_lora.FastLoRA(model), "")
 
 
-def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None, fingerprint: str = "",
-        targets: Path | None = None, callbacks=()) -> dict:
-    """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with the same losses.
+def fit(
+    model,
+    tokenizer,
+    train,
+    valid,
+    folder: Path,
+    settings: dict,
+    probe=None,
+    fingerprint: str = "",
+    targets: Path | None = None,
+    callbacks=(),
+) -> dict:
+    """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with
+    the same losses.
 
-    On a GPU a Llama takes lib.training.fast_lora; everything else takes its own forward. Run under torchrun, every
-    process trains on its share of each step's conversations.
+    On a GPU a Llama takes lib.training.fast_lora; everything else takes its own forward. Run under
+    torchrun, every process trains on its share of each step's conversations.
 
     Args:
-        settings: a value for each name in SETTINGS; max_steps 0 goes by epochs, early_stopping_patience 0 never stops
-            early, dtype is that of matrix products while weights keep theirs. micro_tokens is how many tokens are held
-            in memory at once; 0 chooses by free memory, and recomputes activations only where even few do not fit.
+        settings: a value for each name in SETTINGS; max_steps 0 goes by epochs,
+        early_stopping_patience 0 never stops
+            early, dtype is that of matrix products while weights keep theirs. micro_tokens is how
+            many tokens are held in memory at once; 0 chooses by free memory, and recomputes
+            activations only where even few do not fit.
         probe: function() -> score in [0, 1], called at every evaluation; None for no probe.
-        fingerprint: of data and settings; checkpoints of another fingerprint are discarded, not continued.
+        fingerprint: of data and settings; checkpoints of another fingerprint are discarded, not
+        continued.
         targets: soft targets of some of the examples by their id, written by `sharpen.write`.
         callbacks: further ones of transformers' Trainer.
-    Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens, seconds, resumed_from,
-        path (a sentence)}; tokens are non-padding ones, seconds exclude evaluation. Gradients are clipped at norm 1,
-        nothing decays.
+    Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens,
+    seconds, resumed_from,
+        path (a sentence)}; tokens are non-padding ones, seconds exclude evaluation. Gradients are
+        clipped at norm 1, nothing decays.
     """
     import torch
     import transformers
@@ -121,8 +157,14 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
         disable_tqdm=True,
         seed=settings["seed"],
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process drives one GPU; several take lib.training.train_worker
-    ranks, rank, effective = arguments.world_size, arguments.process_index, settings["effective_batch"]
+    arguments._n_gpu = min(
+        arguments.n_gpu, 1
+    )  # one process drives one GPU; several take lib.training.train_worker
+    ranks, rank, effective = (
+        arguments.world_size,
+        arguments.process_index,
+        settings["effective_batch"],
+    )
     if effective % ranks:
         raise ValueError(f"effective_batch {effective} is not a multiple of {ranks} GPUs")
     arguments.per_device_train_batch_size = effective // ranks
@@ -137,7 +179,9 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
         planned, fast.recomputed = fast.plan(max(train["length"]))
     else:  # on a CPU shorter runs cost nothing and are padded less
         planned = 4096 if on_gpu else 1024
-        arguments.gradient_checkpointing = on_gpu and sum(p.numel() for p in model.parameters()) > 1e9
+        arguments.gradient_checkpointing = (
+            on_gpu and sum(p.numel() for p in model.parameters()) > 1e9
+        )
     budget = settings["micro_tokens"] or planned
     original = model.forward
 
@@ -152,7 +196,9 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
 
     class Trainer(transformers.Trainer):
         def _get_train_sampler(self, dataset=None):
-            return streams.level_sampler(list(train["length"]), effective, ranks, rank, settings["seed"])
+            return streams.level_sampler(
+                list(train["length"]), effective, ranks, rank, settings["seed"]
+            )
 
         def training_step(self, model, inputs, num_items_in_batch=None):
             model.train()
@@ -160,16 +206,25 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
             cut = streams.cut(inputs, budget, padded=fast is None)
             for piece in cut:
                 # gradients of several GPUs are averaged once, with the last piece
-                alone = model.no_sync() if ranks > 1 and piece is not cut[-1] else contextlib.nullcontext()
+                alone = (
+                    model.no_sync()
+                    if ranks > 1 and piece is not cut[-1]
+                    else contextlib.nullcontext()
+                )
                 with alone:
-                    loss = model(piece=piece, items=num_items_in_batch, first=piece is cut[0]) * ranks
+                    loss = (
+                        model(piece=piece, items=num_items_in_batch, first=piece is cut[0]) * ranks
+                    )
                     self.accelerator.backward(loss)
                 total += loss.detach()
             return total
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             items = (inputs["shift_labels"] != IGNORED).sum()
-            loss = sum(model(piece=piece, items=items) for piece in streams.cut(inputs, budget, padded=fast is None))
+            loss = sum(
+                model(piece=piece, items=items)
+                for piece in streams.cut(inputs, budget, padded=fast is None)
+            )
             return (loss, {}) if return_outputs else loss
 
     columns = ["id", "input_ids", "labels", "length"]
@@ -184,9 +239,15 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if settings["early_stopping_patience"]:
-        trainer.add_callback(transformers.EarlyStoppingCallback(settings["early_stopping_patience"]))
+        trainer.add_callback(
+            transformers.EarlyStoppingCallback(settings["early_stopping_patience"])
+        )
     # peft would cast every adapter input to float32; under autocast that only costs time
-    casting = disable_input_dtype_casting(model) if settings["dtype"] == "bfloat16" else contextlib.nullcontext()
+    casting = (
+        disable_input_dtype_casting(model)
+        if settings["dtype"] == "bfloat16"
+        else contextlib.nullcontext()
+    )
     try:
         model.forward = forward
         with casting:
@@ -194,14 +255,20 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
     finally:
         model.__dict__.pop("forward")
     if fast:
-        path = f"the fast path, {budget:,} tokens at once, {fast.recomputed} of {len(fast.layers)} layers recomputed"
+        path = (
+            f"the fast path, {budget:,} tokens at once, {fast.recomputed} of {len(fast.layers)}"
+            " layers recomputed"
+        )
     else:
         path = f"the model's own forward ({reason}), {budget:,} tokens at once"
     return {
         "history": trainer.state.log_history,
         "probe": watcher.scores,
         "steps": trainer.state.global_step,
-        "finished": trainer.state.global_step >= trainer.state.max_steps or settings["early_stopping_patience"] > 0,
+        "finished": (
+            trainer.state.global_step >= trainer.state.max_steps
+            or settings["early_stopping_patience"] > 0
+        ),
         "tokens": int(trainer.state.num_input_tokens_seen),
         "seconds": watcher.seconds,
         "resumed_from": int(resume.name.split("-")[1]) if resume else 0,
@@ -210,13 +277,16 @@ def fit(model, tokenizer, train, valid, folder: Path, settings: dict, probe=None
 
 
 def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
-    """Write adapter, tokenizer and training.json (base name, base key, revision, dtype, settings) atomically."""
+    """Write adapter, tokenizer and training.json (base name, base key, revision, dtype, settings)
+    atomically."""
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
     model.peft_config["default"].base_model_name_or_path = record[
         "base"
     ]  # a name a reader can load, not a cache folder
-    model.save_pretrained(scratch, save_embedding_layers=False)  # no look-up of the base's vocabulary on the Hub
+    model.save_pretrained(
+        scratch, save_embedding_layers=False
+    )  # no look-up of the base's vocabulary on the Hub
     tokenizer.save_pretrained(scratch)
     atomic_write_json(scratch / "training.json", record)
     shutil.rmtree(folder, ignore_errors=True)
@@ -224,7 +294,8 @@ def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
 
 
 def base_record(name: str, dtype: str, revision: str, quantised: bool = False) -> dict:
-    """What an adapter must say about its base, for `merge.check_base`; quantised: it was trained on NF4 (QLoRA)."""
+    """What an adapter must say about its base, for `merge.check_base`; quantised: it was trained on
+    NF4 (QLoRA)."""
     return {
         "base": name,
         "base_key": models.key(name, revision=revision),

@@ -1,8 +1,9 @@
-"""One of several processes that train one adapter, a GPU each: `torchrun -m lib.training.train_worker job.json`.
+"""One of several processes that train one adapter, a GPU each: `torchrun -m
+lib.training.train_worker job.json`.
 
-`launch` writes the job, starts torchrun (accelerate inside the Trainer does the rest) and brings the result back, so
-that a notebook trains on all visible GPUs.
-Plain data parallelism: frozen weights are on every GPU, gradients of the adapters alone are exchanged, once a step.
+`launch` writes the job, starts torchrun (accelerate inside the Trainer does the rest) and brings
+the result back, so that a notebook trains on all visible GPUs. Plain data parallelism: frozen
+weights are on every GPU, gradients of the adapters alone are exchanged, once a step.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from lib.files import ROOT, atomic_write_json
 
 
 def launch(model, data: dict, folder: Path, job: dict, processes: int, cpu: bool = False) -> dict:
-    """Train in `processes` processes and put the adapter into `model` (peft); returns what lib.training.train.fit returns.
+    """Train in `processes` processes and put the adapter into `model` (peft); returns what
+    lib.training.train.fit returns.
 
-    data: {"train", "valid"}: datasets; job: {model, base_dtype, model_revision, lora_r, lora_alpha, lora_dropout,
-    settings, fingerprint}. The model leaves the GPU while others need it. A killed call goes on when made again.
-    Raises RuntimeError when a process fails.
+    data: {"train", "valid"}: datasets; job: {model, base_dtype, model_revision, lora_r, lora_alpha,
+    lora_dropout, settings, fingerprint}. The model leaves the GPU while others need it. A killed
+    call goes on when made again. Raises RuntimeError when a process fails.
     """
     import peft
     import torch
@@ -37,19 +39,33 @@ def launch(model, data: dict, folder: Path, job: dict, processes: int, cpu: bool
     device = next(model.parameters()).device
     model.to("cpu")
     torch.cuda.empty_cache()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-               "-m", "lib.training.train_worker", str(shared / "job.json")]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | ({"ACCELERATE_USE_CPU": "true"} if cpu else {}))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "lib.training.train_worker",
+        str(shared / "job.json"),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
+    )
     if done.returncode:
-        raise RuntimeError(f"training on {processes} GPUs failed with exit code {done.returncode}; its lines above say "
-                           "why. Run the cell again to go on from the last checkpoint")  # fmt: skip
+        raise RuntimeError(
+            f"training on {processes} GPUs failed with exit code {done.returncode}; its lines above"
+            " say why. Run the cell again to go on from the last checkpoint"
+        )
     peft.set_peft_model_state_dict(model, load_file(shared / "adapter.safetensors"))
     model.to(device)
     return json.loads((shared / "result.json").read_text())
 
 
 def main(path: str) -> None:
-    """Train this process's share of the job; the first process writes adapter.safetensors and result.json."""
+    """Train this process's share of the job; the first process writes adapter.safetensors and
+    result.json."""
     import datasets
     import peft
     import torch
@@ -65,13 +81,25 @@ def main(path: str) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(state.local_process_index)
     model, tokenizer = models.load(job["model"], job["base_dtype"], job["model_revision"])
-    adapted = train.add_lora(model, job["lora_r"], job["lora_alpha"], job["lora_dropout"], job["settings"]["seed"])
+    adapted = train.add_lora(
+        model, job["lora_r"], job["lora_alpha"], job["lora_dropout"], job["settings"]["seed"]
+    )
     data = {name: datasets.load_from_disk(str(shared / name)) for name in ("train", "valid")}
     result = train.fit(
-        adapted, tokenizer, data["train"], data["valid"], Path(job["folder"]), job["settings"], None, job["fingerprint"]
+        adapted,
+        tokenizer,
+        data["train"],
+        data["valid"],
+        Path(job["folder"]),
+        job["settings"],
+        None,
+        job["fingerprint"],
     )
     if state.is_main_process:
-        weights = {key: value.contiguous().cpu() for key, value in peft.get_peft_model_state_dict(adapted).items()}
+        weights = {
+            key: value.contiguous().cpu()
+            for key, value in peft.get_peft_model_state_dict(adapted).items()
+        }
         save_file(weights, shared / "adapter.safetensors")
         atomic_write_json(shared / "result.json", result)
     state.wait_for_everyone()

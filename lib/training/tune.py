@@ -1,4 +1,5 @@
-"""One adapter from rows to a merged checkpoint: what the notebooks that train after the first one share."""
+"""One adapter from rows to a merged checkpoint: what the notebooks that train after the first one
+share."""
 
 from __future__ import annotations
 
@@ -9,11 +10,20 @@ from lib.files import content_hash, read_jsonl, sha256_file, write_jsonl
 from lib.training import conversations, merge, train
 
 # what `tune` takes from a notebook's parameters, beyond train.SETTINGS
-SETTINGS = (*train.SETTINGS, "base_dtype", "max_length", "lora_r", "lora_alpha", "lora_dropout", "four_bit")
+SETTINGS = (
+    *train.SETTINGS,
+    "base_dtype",
+    "max_length",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "four_bit",
+)
 
 
 def mix(rows: list[dict], original: Path, share: float, seed: int, path: Path) -> dict:
-    """Write `rows` with rows of the curated file `original` mixed in, so that these are `share` of the whole.
+    """Write `rows` with rows of the curated file `original` mixed in, so that these are `share` of
+    the whole.
 
     Which ones is decided by a hash of (seed, id); they keep the plain loss on their gold answers.
     Returns {new, original, share (of rows)}. Raises ValueError unless 0 <= share < 1.
@@ -26,20 +36,39 @@ def mix(rows: list[dict], original: Path, share: float, seed: int, path: Path) -
     added = sorted(pool, key=lambda row: content_hash(str(seed), row["id"]))[:wanted]
     whole = sorted([*rows, *added], key=lambda row: content_hash(str(seed), "order", row["id"]))
     write_jsonl(path, whole)
-    return {"new": len(rows), "original": len(added), "share": len(added) / len(whole) if whole else 0.0}
+    return {
+        "new": len(rows),
+        "original": len(added),
+        "share": len(added) / len(whole) if whole else 0.0,
+    }
 
 
-def tune(base: str, rows: Path, held_out: Path, held_out_rows: int, folder: Path, values: dict, *, revision: str = "",
-         targets: Path | None = None, probe=None) -> dict:
-    """Train a LoRA adapter on `rows` and save it in folder/adapter; a killed call, made again, goes on.
+def tune(
+    base: str,
+    rows: Path,
+    held_out: Path,
+    held_out_rows: int,
+    folder: Path,
+    values: dict,
+    *,
+    revision: str = "",
+    targets: Path | None = None,
+    probe=None,
+) -> dict:
+    """Train a LoRA adapter on `rows` and save it in folder/adapter; a killed call, made again, goes
+    on.
 
     Args:
-        base: model to train on, in full precision on disk; `four_bit` in values trains on its NF4 form (QLoRA).
-        held_out: rows of the original data; the loss on them before and after shows what is forgotten.
+        base: model to train on, in full precision on disk; `four_bit` in values trains on its NF4
+        form (QLoRA).
+        held_out: rows of the original data; the loss on them before and after shows what is
+        forgotten.
         values: a value for each name in SETTINGS, e.g. the notebook's parameters.
         targets: soft targets by example id (`lib.training.sharpen`), or None.
-        probe: function(model, tokenizer) -> score in [0, 1], called at every evaluation; None for no probe.
-    Returns {**`train.fit`, adapter, record, counts, parameters, tokenizer, held_out (dataset), loss_before,
+        probe: function(model, tokenizer) -> score in [0, 1], called at every evaluation; None for
+        no probe.
+    Returns {**`train.fit`, adapter, record, counts, parameters, tokenizer, held_out (dataset),
+    loss_before,
         loss_after: nats a label token of each held-out row}.
     Raises ValueError when the base on disk is quantised.
     """
@@ -51,7 +80,9 @@ def tune(base: str, rows: Path, held_out: Path, held_out_rows: int, folder: Path
     length, seed, cache = values["max_length"], values["seed"], folder / "cache"
     examples, counts = conversations.dataset(rows, tokenizer, length, 0, seed, cache)
     validation, _ = conversations.dataset(held_out, tokenizer, length, held_out_rows, seed, cache)
-    adapted = train.add_lora(model, values["lora_r"], values["lora_alpha"], values["lora_dropout"], seed)
+    adapted = train.add_lora(
+        model, values["lora_r"], values["lora_alpha"], values["lora_dropout"], seed
+    )
     with adapted.disable_adapter():
         before = train.example_losses(adapted, validation, tokenizer.pad_token_id, values["dtype"])
     record = train.base_record(base, values["base_dtype"], revision, values["four_bit"])
@@ -59,25 +90,46 @@ def tune(base: str, rows: Path, held_out: Path, held_out_rows: int, folder: Path
     files = [sha256_file(path) for path in (rows, targets) if path is not None]
     fingerprint = content_hash(*files, record["base_key"], str(settings))
     result = train.fit(
-        adapted, tokenizer, examples, validation, folder / "checkpoints", settings,
-        (lambda: probe(adapted, tokenizer)) if probe else None, fingerprint, targets,
-    )  # fmt: skip
+        adapted,
+        tokenizer,
+        examples,
+        validation,
+        folder / "checkpoints",
+        settings,
+        (lambda: probe(adapted, tokenizer)) if probe else None,
+        fingerprint,
+        targets,
+    )
     record |= settings | {"rows": len(examples), "fingerprint": fingerprint}
     if values["four_bit"]:
         record |= {"base_quantisation": f"NF4 (bitsandbytes), products in {values['dtype']}"}
     train.save_adapter(adapted, tokenizer, folder / "adapter", record)
     after = train.example_losses(adapted, validation, tokenizer.pad_token_id, values["dtype"])
     return result | {
-        "adapter": folder / "adapter", "record": record, "counts": counts, "tokenizer": tokenizer,
-        "parameters": model.num_parameters(), "held_out": validation, "loss_before": before, "loss_after": after,
-    }  # fmt: skip
+        "adapter": folder / "adapter",
+        "record": record,
+        "counts": counts,
+        "tokenizer": tokenizer,
+        "parameters": model.num_parameters(),
+        "held_out": validation,
+        "loss_before": before,
+        "loss_after": after,
+    }
 
 
 def merged(base: str, folder: Path, values: dict, merged_dtype: str, revision: str = "") -> Path:
-    """Merge folder/adapter onto the full-precision base into folder/merged, also an adapter that saw 4 bits.
+    """Merge folder/adapter onto the full-precision base into folder/merged, also an adapter that
+    saw 4 bits.
 
-    What that changes must be measured with `merge.audit`, which takes what was trained as its reference.
+    What that changes must be measured with `merge.audit`, which takes what was trained as its
+    reference.
     """
     return merge.merge(
-        base, folder / "adapter", folder / "merged", values["base_dtype"], merged_dtype, revision, values["four_bit"]
+        base,
+        folder / "adapter",
+        folder / "merged",
+        values["base_dtype"],
+        merged_dtype,
+        revision,
+        values["four_bit"],
     )

@@ -9,15 +9,27 @@ from pathlib import Path
 from lib.files import ROOT
 from lib.params import ParameterError, nearest, read_yaml
 
-OPERATIONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
-SILENT = ("", "mean", "difference", "score")  # units that a reader does not want repeated after a number
+OPERATIONS = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "==": operator.eq,
+}
+SILENT = (
+    "",
+    "mean",
+    "difference",
+    "score",
+)  # units that a reader does not want repeated after a number
 KEYS = {"id", "notebook", "metric", "op", "threshold", "unit", "statement"}
 
 
 def load(root: Path = ROOT) -> list[dict]:
     """The gates of params/gates.yaml. Raises ParameterError naming the gate and the fault.
 
-    `about` asks for threshold - tolerance <= metric <= threshold + tolerance, both ends written in the gate.
+    `about` asks for threshold - tolerance <= metric <= threshold + tolerance, both ends written in
+    the gate.
     """
     path = root / "params" / "gates.yaml"
     gates = read_yaml(path, root)
@@ -32,7 +44,9 @@ def load(root: Path = ROOT) -> list[dict]:
         for key in sorted(wanted - gate.keys()):
             raise ParameterError(f"{where}: the key {key!r} is missing")
         if gate["op"] not in (operations := [*OPERATIONS, "about"]):
-            raise ParameterError(f"{where}: unknown op {gate['op']!r}; {nearest(gate['op'], operations)}")
+            raise ParameterError(
+                f"{where}: unknown op {gate['op']!r}; {nearest(gate['op'], operations)}"
+            )
         for key in wanted & {"threshold", "tolerance"}:
             if isinstance(gate[key], bool) or not isinstance(gate[key], (int, float)):
                 raise ParameterError(
@@ -45,13 +59,18 @@ def load(root: Path = ROOT) -> list[dict]:
 
 
 def estimate(name: str, value) -> dict | None:
-    """A metric as a dict with a finite `value`, and `low`, `high`, `n`, `unit`, `method` where they exist.
+    """A metric as a dict with a finite `value`, and `low`, `high`, `n`, `unit`, `method` where they
+    exist.
 
-    None, or a dict whose value is None, is a metric that was not measured: None. Raises ValueError for NaN,
-    infinity, a reversed interval, or a value that is no number.
+    None, or a dict whose value is None, is a metric that was not measured: None. Raises ValueError
+    for NaN, infinity, a reversed interval, or a value that is no number.
     """
     value = plain(value)
-    entry = {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else {}
+    entry = (
+        {key: part for key, part in value.items() if part is not None}
+        if isinstance(value, dict)
+        else {}
+    )
     if not isinstance(value, dict) and value is not None:
         entry = {"value": value}
     if "value" not in entry:
@@ -63,7 +82,9 @@ def estimate(name: str, value) -> dict | None:
         if not isinstance(part, (int, float)) or not math.isfinite(part):
             raise ValueError(f"metric {name!r}: {key} is {part!r}; leave out what was not measured")
     if entry.get("low", -math.inf) > entry.get("high", math.inf):
-        raise ValueError(f"metric {name!r}: the interval [{entry['low']}, {entry['high']}] is reversed")
+        raise ValueError(
+            f"metric {name!r}: the interval [{entry['low']}, {entry['high']}] is reversed"
+        )
     return entry
 
 
@@ -91,8 +112,8 @@ def bounds(gate: dict) -> list[tuple[str, float]]:
 def judge(gate: dict, metrics: dict) -> dict:
     """The gate with `verdict`, `measured` (estimate or None) and, if inconclusive, `n_to_decide`.
 
-    pass: the whole interval satisfies the threshold. FAIL: all of it violates. inconclusive: it straddles.
-    not measured: the metric is absent. Without an interval the value is exact.
+    pass: the whole interval satisfies the threshold. FAIL: all of it violates. inconclusive: it
+    straddles. not measured: the metric is absent. Without an interval the value is exact.
     """
     measured = estimate(gate["metric"], metrics.get(gate["metric"]))
     if measured is None:
@@ -123,12 +144,14 @@ def _verdict(op: str, threshold: float, low: float, high: float) -> str:
 
 
 def judge_all(metrics_of: dict[str, dict], root: Path = ROOT) -> list[dict]:
-    """Every gate judged against {notebook: metrics}; a notebook that did not run leaves `not measured`."""
+    """Every gate judged against {notebook: metrics}; a notebook that did not run leaves `not
+    measured`."""
     return [judge(gate, metrics_of.get(gate["notebook"], {})) for gate in load(root)]
 
 
 def number(value: float | int | None, unit: str = "") -> str:
-    """A number as a reader wants it: 1,234; 0.0123; 91.2 %; 1.2e-05; 93.1 MB; an absent one as a dash."""
+    """A number as a reader wants it: 1,234; 0.0123; 91.2 %; 1.2e-05; 93.1 MB; an absent one as a
+    dash."""
     if value is None:
         return "-"
     if unit == "share":

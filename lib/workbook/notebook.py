@@ -1,4 +1,5 @@
-"""One execution of one notebook: a temporary file while it runs, and a state that never says done too early."""
+"""One execution of one notebook: a temporary file while it runs, and a state that never says done
+too early."""
 
 from __future__ import annotations
 
@@ -18,30 +19,40 @@ KERNEL = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # one set in the user's shell hides figures
-    "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one of the same name in the home folder
+    "MPLBACKEND": (
+        "module://matplotlib_inline.backend_inline"
+    ),  # one set in the user's shell hides figures
+    "JUPYTER_PREFER_ENV_PATH": (
+        "1"
+    ),  # this environment's kernel, not one of the same name in the home folder
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
 
-IDLE = 40  # per cent of all cores that others may use while threads still wait for each other by spinning
+# per cent of all cores that others may use while threads still wait for each other by spinning
+IDLE = 40
 SPINS = "100000"  # rounds before a waiting thread sleeps; ten times as many were no faster
 
 
 def environment() -> dict[str, str]:
-    """Environment of a kernel that starts now: how its threads wait depends on what else the machine does.
+    """Environment of a kernel that starts now: how its threads wait depends on what else the
+    machine does.
 
-    On two idle cores, bare loops of SmolLM2-135M (Intel Xeon with AMX): spinning makes a training step without dropout
-    1.7, generation 1.9 and llama.cpp 3 times as fast as sleeping; beside another such job, 3 to 5 times as slow. Whole
-    notebooks gain less where they train (10: a tenth), and 11 loses, whose 4-bit layers bring an OpenMP of their own.
+    On two idle cores, bare loops of SmolLM2-135M (Intel Xeon with AMX): spinning makes a training
+    step without dropout 1.7, generation 1.9 and llama.cpp 3 times as fast as sleeping; beside
+    another such job, 3 to 5 times as slow. Whole notebooks gain less where they train (10: a
+    tenth), and 11 loses, whose 4-bit layers bring an OpenMP of their own.
     """
     idle = psutil.cpu_percent(interval=0.5) < IDLE
     return KERNEL | ({"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINS)} if idle else {})
 
 
 class Execution:
-    """`begin` marks the notebook as running and drops its old metrics, `execute` runs it to an end."""
+    """`begin` marks the notebook as running and drops its old metrics, `execute` runs it to an
+    end."""
 
-    def __init__(self, name: str, label: str, values: dict, parts: dict, out: Path, root: Path, stream):
+    def __init__(
+        self, name: str, label: str, values: dict, parts: dict, out: Path, root: Path, stream
+    ):
         self.name, self.label, self.values, self.parts = name, label, values, parts
         self.out, self.root, self.stream = out, root, stream
         self.partial = out / f"{name}.partial.ipynb"
@@ -50,15 +61,19 @@ class Execution:
         self.seconds = self.earlier = 0.0
 
     def begin(self) -> None:
-        """From here until the end of `execute` the notebook counts as running, and has no numbers."""
+        """From here until the end of `execute` the notebook counts as running, and has no
+        numbers."""
         self.earlier = self._earlier_seconds()
         self.began = time.time()
-        state.mark(self.out, self.name, "running", began=self.began, earlier=self.earlier, parts=self.parts)
+        state.mark(
+            self.out, self.name, "running", began=self.began, earlier=self.earlier, parts=self.parts
+        )
         for old in (self.metrics, self.partial, self.log):
             old.unlink(missing_ok=True)
 
     def execute(self) -> str:
-        """Run the notebook. Returns its error in words, empty when it is done; KeyboardInterrupt passes."""
+        """Run the notebook. Returns its error in words, empty when it is done; KeyboardInterrupt
+        passes."""
         failure, status = "", "interrupted"
         try:
             failure = self._papermill()
@@ -70,11 +85,20 @@ class Execution:
             self.seconds = round(time.time() - self.began, 1)
             if self.partial.exists():
                 text = self.partial.read_text(encoding="utf-8")
-                atomic_write_text(self.partial, text.replace(f"{self.root}/", ""))  # a record names no machine
+                atomic_write_text(
+                    self.partial, text.replace(f"{self.root}/", "")
+                )  # a record names no machine
                 if status != "interrupted":
                     os.replace(self.partial, self.out / f"{self.name}.ipynb")
-            end = {"metrics": sha256_file(self.metrics)} if status == "done" else {"failure": failure}
-            known = {"began": self.began, "seconds": self.seconds, "earlier": self.earlier, "parts": self.parts}
+            end = (
+                {"metrics": sha256_file(self.metrics)} if status == "done" else {"failure": failure}
+            )
+            known = {
+                "began": self.began,
+                "seconds": self.seconds,
+                "earlier": self.earlier,
+                "parts": self.parts,
+            }
             state.mark(self.out, self.name, status, **known, **end)
         return failure
 
@@ -91,31 +115,46 @@ class Execution:
         try:
             with Progress(self.label, self.stream, environment=variables, log=self.log) as progress:
                 papermill.execute_notebook(
-                    str(folder / f"{self.name}.ipynb"), str(self.partial), parameters=self.values,
-                    engine_name=progress.engine, progress_bar=False, cwd=str(folder), kernel_name="python3",
-                )  # fmt: skip
-        except PapermillExecutionError as error:  # papermill has put the error on top of the notebook
+                    str(folder / f"{self.name}.ipynb"),
+                    str(self.partial),
+                    parameters=self.values,
+                    engine_name=progress.engine,
+                    progress_bar=False,
+                    cwd=str(folder),
+                    kernel_name="python3",
+                )
+        except (
+            PapermillExecutionError
+        ) as error:  # papermill has put the error on top of the notebook
             return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-        except Exception as error:  # a dead kernel (out of memory), a full disk: told, and the run stops here
-            words = self.log.read_text(errors="replace").splitlines()[-3:] if self.log.exists() else []
+        except (
+            Exception
+        ) as error:  # a dead kernel (out of memory), a full disk: told, and the run stops here
+            words = (
+                self.log.read_text(errors="replace").splitlines()[-3:] if self.log.exists() else []
+            )
             failure = "\n  ".join([f"{type(error).__name__}: {error}", *words])
             self._note_on_top(failure)
             return failure
         return ""
 
     def _note_on_top(self, message: str) -> None:
-        """Papermill marks a failed cell itself; a run that broke outside a cell gets its mark here."""
+        """Papermill marks a failed cell itself; a run that broke outside a cell gets its mark
+        here."""
         import nbformat
 
         if self.partial.exists():
             notebook = nbformat.read(self.partial, as_version=4)
             text = f"**The run broke:** {message}\n\nThe last cell with output is where to look."
-            note = nbformat.v4.new_markdown_cell(text, metadata={"tags": ["papermill-error-cell-tag"]})
+            note = nbformat.v4.new_markdown_cell(
+                text, metadata={"tags": ["papermill-error-cell-tag"]}
+            )
             notebook.cells.insert(0, note)
             nbformat.write(notebook, self.partial)
 
     def _earlier_seconds(self) -> float:
-        """Seconds that unfinished attempts have cost; of a killed one, until its last saved cell."""
+        """Seconds that unfinished attempts have cost; of a killed one, until its last saved
+        cell."""
         before = state.read(self.out, self.name)
         if before.get("status") in ("failed", "interrupted"):
             return before.get("earlier", 0.0) + before["seconds"]

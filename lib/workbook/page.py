@@ -1,7 +1,8 @@
-"""Blocks of a report as Markdown and as one self-contained HTML page: no script, no request to anywhere.
+"""Blocks of a report as Markdown and as one self-contained HTML page: no script, no request to
+anywhere.
 
-A block is ("h2", text), ("p", text), ("note", text), ("table", columns, rows) or ("figure", path, caption).
-A cell of a table is text, a Link or a Badge.
+A block is ("h2", text), ("p", text), ("note", text), ("table", columns, rows) or ("figure", path,
+caption). A cell of a table is text, a Link or a Badge.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def data_uri(path: Path) -> str:
 
 
 def html(title: str, blocks: list[tuple], folder: Path) -> str:
-    """The page as HTML; pictures, given relative to `folder`, are embedded. Figures in a row share it."""
+    """The page as HTML; pictures, given relative to `folder`, are embedded. Figures in a row share
+    it."""
     parts, figures = [f"<h1>{escape(title)}</h1>"], []
 
     def flush() -> None:
@@ -98,12 +100,17 @@ def _html_table(columns: list[str], rows: list[list]) -> str:
     for row in rows:
         total = " class=total" if row[0] == "total" else ""
         body += f"<tr{total}>{''.join(map(_html_cell, row))}</tr>"
-    return f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _html_cell(cell) -> str:
     if isinstance(cell, Link):
-        return f'<td class="tight"><a href="{escape(cell.href, quote=True)}">{escape(cell.text)}</a></td>'
+        return (
+            '<td class="tight"><a'
+            f' href="{escape(cell.href, quote=True)}">{escape(cell.text)}</a></td>'
+        )
     if isinstance(cell, Badge):
         more = f'<span class="more">{escape(cell.more)}</span>' if cell.more else ""
         return f'<td><span class="badge {escape(cell.kind)}">{escape(cell.text)}</span>{more}</td>'

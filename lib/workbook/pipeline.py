@@ -1,4 +1,5 @@
-"""Executes the notebooks of a profile in order through papermill: live status, freshness, resume, record."""
+"""Executes the notebooks of a profile in order through papermill: live status, freshness, resume,
+record."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from lib.params import ParameterError
 from lib.workbook import notebook, record, state
 from lib.workbook.progress import clock
 
-# Each notebook with those whose artifacts or metrics it reads; the order of the keys is the order of a run.
+# Each notebook with those whose artifacts or metrics it reads; the order of the keys is the order
+# of a run.
 UPSTREAM = {
     "00_curate": [],
     "10_train_base": ["00_curate"],
@@ -26,29 +28,52 @@ UPSTREAM = {
     "15_train_consistent": ["00_curate", "11_merge", "14_self_distill"],
     "16_rebenchmark": ["11_merge", "12_benchmark", "13_consistency", "15_train_consistent"],
     "17_failures": ["00_curate", "15_train_consistent"],
-    "18_distill": ["00_curate", "11_merge", "12_benchmark", "14_self_distill", "15_train_consistent", "16_rebenchmark",
-                   "17_failures"],
+    "18_distill": [
+        "00_curate",
+        "11_merge",
+        "12_benchmark",
+        "14_self_distill",
+        "15_train_consistent",
+        "16_rebenchmark",
+        "17_failures",
+    ],
     "20_prune": ["00_curate", "11_merge", "15_train_consistent", "18_distill"],
     "21_quantize": ["00_curate", "20_prune"],
-    "22_gguf": ["00_curate", "11_merge", "15_train_consistent", "18_distill", "20_prune", "21_quantize"],
+    "22_gguf": [
+        "00_curate",
+        "11_merge",
+        "15_train_consistent",
+        "18_distill",
+        "20_prune",
+        "21_quantize",
+    ],
     "23_pack": ["22_gguf"],
     "24_recover": ["00_curate", "22_gguf"],
     "25_calibrate": ["22_gguf", "24_recover"],
 }
 UPSTREAM["50_validate"] = list(UPSTREAM)  # judges all that ran before it
-JUDGES_WHAT_EXISTS = {"50_validate"}  # runs with whatever is there; what is missing is shown as not measured
+JUDGES_WHAT_EXISTS = {
+    "50_validate"
+}  # runs with whatever is there; what is missing is shown as not measured
 
 
 def resolve(text: str, names: list[str]) -> str:
-    """The notebook that `text` names in full or by an unambiguous beginning (12). Raises ParameterError."""
+    """The notebook that `text` names in full or by an unambiguous beginning (12). Raises
+    ParameterError."""
     text = Path(text).name.removesuffix(".ipynb")
-    hits = [name for name in names if name == text] or [name for name in names if name.startswith(text)]
+    hits = [name for name in names if name == text] or [
+        name for name in names if name.startswith(text)
+    ]
     if len(hits) != 1:
-        raise ParameterError(f"{text!r} names {len(hits)} notebooks; {params.nearest(text, hits or names)}")
+        raise ParameterError(
+            f"{text!r} names {len(hits)} notebooks; {params.nearest(text, hits or names)}"
+        )
     return hits[0]
 
 
-def select(names: list[str], first: str | None, last: str | None, only: list[str] | None) -> list[str]:
+def select(
+    names: list[str], first: str | None, last: str | None, only: list[str] | None
+) -> list[str]:
     """The notebooks to run, in order. Raises ParameterError for an unknown or reversed choice."""
     if only:
         wanted = {resolve(text, names) for text in only}
@@ -76,7 +101,8 @@ def execute(
     """Run a profile; everything is checked before the first notebook starts.
 
     Returns 0, or 1 when a notebook or the report failed. Raises ParameterError for wrong input and
-    state.Busy when the folder is in use; KeyboardInterrupt passes through after the record is written.
+    state.Busy when the folder is in use; KeyboardInterrupt passes through after the record is
+    written.
     """
     upstream = UPSTREAM if upstream is None else upstream
     stream = sys.stdout if stream is None else stream
@@ -98,7 +124,9 @@ def execute(
         for other in upstream[name]:
             absent = not (out / "metrics" / f"{other}.json").exists()
             if absent and other not in chosen and name not in JUDGES_WHAT_EXISTS:
-                raise ParameterError(f"{name} reads {other}, which has not run in outputs/{run}; add --from {other}")
+                raise ParameterError(
+                    f"{name} reads {other}, which has not run in outputs/{run}; add --from {other}"
+                )
     with state.lock(out):
         return _run_all(chosen, values, upstream, out, root, again, stream)
 
@@ -148,8 +176,11 @@ def _run_all(chosen, values, upstream, out: Path, root: Path, again: bool, strea
     return code
 
 
-def _publish(out: Path, root: Path, names: list[str], pending: list[str], tell, executed: str = "") -> int:
-    """Renew the page; a fault of the page must not cost the run, so it is printed and counted. 0 or 1."""
+def _publish(
+    out: Path, root: Path, names: list[str], pending: list[str], tell, executed: str = ""
+) -> int:
+    """Renew the page; a fault of the page must not cost the run, so it is printed and counted. 0 or
+    1."""
     from lib import report
 
     try:
@@ -163,13 +194,20 @@ def _publish(out: Path, root: Path, names: list[str], pending: list[str], tell, 
 
 
 def command(arguments: list[str] | None = None, *, root: Path = ROOT, upstream=None) -> int:
-    """The command line of `python -m lib.run`; returns its exit code (0, 1 failed, 2 wrong input, 130)."""
+    """The command line of `python -m lib.run`; returns its exit code (0, 1 failed, 2 wrong input,
+    130)."""
     parser = argparse.ArgumentParser(prog="python -m lib.run", description=__doc__)
     parser.add_argument("profile", help=f"one of: {', '.join(params.profiles(root))}")
-    parser.add_argument("--run", metavar="NAME", help="write to outputs/NAME (default: the profile's name)")
-    parser.add_argument("--from", dest="first", metavar="NOTEBOOK", help="start here; 12 is enough of a name")
+    parser.add_argument(
+        "--run", metavar="NAME", help="write to outputs/NAME (default: the profile's name)"
+    )
+    parser.add_argument(
+        "--from", dest="first", metavar="NOTEBOOK", help="start here; 12 is enough of a name"
+    )
     parser.add_argument("--to", dest="last", metavar="NOTEBOOK", help="stop after this one")
-    parser.add_argument("--only", action="append", metavar="NOTEBOOK", help="just this one; may be repeated")
+    parser.add_argument(
+        "--only", action="append", metavar="NOTEBOOK", help="just this one; may be repeated"
+    )
     parser.add_argument("-p", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--again", action="store_true", help="run also what is fresh")
     chosen = parser.parse_args(arguments)
@@ -179,10 +217,16 @@ def command(arguments: list[str] | None = None, *, root: Path = ROOT, upstream=N
         if chosen.only and (chosen.first or chosen.last):
             raise ParameterError("--only cannot be combined with --from or --to")
         return execute(
-            chosen.profile, run=chosen.run, first=chosen.first, last=chosen.last, only=chosen.only,
-            overrides=dict(map(params.parse_override, chosen.overrides)), again=chosen.again,
-            root=root, upstream=upstream,
-        )  # fmt: skip
+            chosen.profile,
+            run=chosen.run,
+            first=chosen.first,
+            last=chosen.last,
+            only=chosen.only,
+            overrides=dict(map(params.parse_override, chosen.overrides)),
+            again=chosen.again,
+            root=root,
+            upstream=upstream,
+        )
     except (ParameterError, state.Busy) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,5 @@
-"""The live line of a run: which notebook, which cell, how long, and the last line the cell printed."""
+"""The live line of a run: which notebook, which cell, how long, and the last line the cell
+printed."""
 
 from __future__ import annotations
 
@@ -21,13 +22,19 @@ def clock(seconds: float) -> str:
 class Progress:
     """Context manager around one execution; `engine` names the papermill engine that reports to it.
 
-    environment: set for the kernel alone. log: file for what the kernel process itself writes to stderr.
+    environment: set for the kernel alone. log: file for what the kernel process itself writes to
+    stderr.
     """
 
     def __init__(
-        self, label: str, stream, *, environment: dict | None = None, log: Path | None = None,
+        self,
+        label: str,
+        stream,
+        *,
+        environment: dict | None = None,
+        log: Path | None = None,
         plain_s: float = PLAIN_S,
-    ):  # fmt: skip
+    ):
         self.label, self.stream, self.plain_s = label, stream, plain_s
         self.environment, self.log = os.environ | (environment or {}), log or Path(os.devnull)
         self.live = bool(getattr(stream, "isatty", lambda: False)())
@@ -53,7 +60,9 @@ class Progress:
                     return begin(cell, cell_index, **rest)
 
                 nb_man.cell_start = cell_start
-                client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, coalesce_streams=True)
+                client = PapermillNotebookClient(
+                    nb_man, kernel_name=kernel_name, coalesce_streams=True
+                )
                 with open(watcher.log, "ab") as log:
                     return client.execute(env=watcher.environment, stderr=log)
 
@@ -88,7 +97,11 @@ class Progress:
     def _last_output(self) -> str:
         if not self.cells or self.cells[self.index].cell_type != "code":
             return ""
-        texts = [output.text for output in self.cells[self.index].outputs if output.get("name") == "stdout"]
+        texts = [
+            output.text
+            for output in self.cells[self.index].outputs
+            if output.get("name") == "stdout"
+        ]
         lines = texts[-1].replace("\r", "\n").split("\n") if texts else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 

@@ -1,4 +1,5 @@
-"""Where a number comes from: commit, device, library versions, without importing those libraries."""
+"""Where a number comes from: commit, device, library versions, without importing those
+libraries."""
 
 from __future__ import annotations
 
@@ -13,8 +14,16 @@ from pathlib import Path
 from lib.files import ROOT
 
 LIBRARIES = (
-    "torch", "transformers", "peft", "llmcompressor", "datasets", "datasketch", "math-verify", "openai", "numpy"
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "peft",
+    "llmcompressor",
+    "datasets",
+    "datasketch",
+    "math-verify",
+    "openai",
+    "numpy",
+)
 
 
 def _output(*command: str, cwd: Path | None = None) -> str | None:
@@ -26,7 +35,8 @@ def _output(*command: str, cwd: Path | None = None) -> str | None:
 
 
 def commit(root: Path = ROOT) -> str:
-    """12 digits of the commit, ' modified' if code differs from it (outputs/ aside), 'no git' outside git."""
+    """12 digits of the commit, ' modified' if code differs from it (outputs/ aside), 'no git'
+    outside git."""
     head = _output("git", "rev-parse", "--short=12", "HEAD", cwd=root)
     if not head:
         return "no git"
@@ -35,10 +45,11 @@ def commit(root: Path = ROOT) -> str:
 
 
 def device() -> dict:
-    """Processor, usable cores, memory in GiB, the GPUs that nvidia-smi lists, if any, and `fast_dtype`.
+    """Processor, usable cores, memory in GiB, the GPUs that nvidia-smi lists, if any, and
+    `fast_dtype`.
 
-    fast_dtype is bfloat16 where the device multiplies it natively. Elsewhere a matrix product in bfloat16 is emulated:
-    on a processor with AVX2 alone it took eight times as long as in float32.
+    fast_dtype is bfloat16 where the device multiplies it natively. Elsewhere a matrix product in
+    bfloat16 is emulated: on a processor with AVX2 alone it took eight times as long as in float32.
     """
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
@@ -49,15 +60,21 @@ def device() -> dict:
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count() or 1
     result = {"cpu": processor, "cores": cores, "fast_dtype": "float32"}
-    if information.exists() and re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", information.read_text()):
+    if information.exists() and re.search(
+        r"\b(avx512_bf16|amx_bf16|bf16)\b", information.read_text()
+    ):
         result["fast_dtype"] = "bfloat16"
     if "SC_PHYS_PAGES" in os.sysconf_names:
-        result["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+        result["memory_gib"] = round(
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1
+        )
     if shutil.which("nvidia-smi"):
         listed = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
         if listed:
             result["gpu"] = listed.splitlines()
-            capability = _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader") or "0"
+            capability = (
+                _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader") or "0"
+            )
             native = min(float(each) for each in capability.split()) >= 8.0  # Ampere and newer
             result["fast_dtype"] = "bfloat16" if native else "float32"
     return result

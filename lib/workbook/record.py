@@ -26,13 +26,17 @@ PLAN_BYTES = {
 
 
 def load(out: Path, names: Iterable[str]) -> dict[str, dict]:
-    """{notebook: record} of the metrics files that exist under outputs/<run>, in the order of names."""
+    """{notebook: record} of the metrics files that exist under outputs/<run>, in the order of
+    names."""
     paths = [(name, out / "metrics" / f"{name}.json") for name in names]
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths if path.exists()}
+    return {
+        name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths if path.exists()
+    }
 
 
 def systems(records: dict[str, dict]) -> dict[str, dict]:
-    """{system: {column: estimate}} over all records; of one column measured twice, the later notebook's."""
+    """{system: {column: estimate}} over all records; of one column measured twice, the later
+    notebook's."""
     merged: dict[str, dict] = {}
     for entry in records.values():
         for system, columns in entry["systems"].items():
@@ -47,18 +51,20 @@ def verdict(judged: list[dict]) -> str:
     if not measured:
         return f"None of the {len(judged)} gates is measured yet."
     return (
-        f"Of {len(judged)} gates {measured} are measured: {count['pass']} pass, {count['FAIL']} fail, "
-        f"{count['inconclusive']} inconclusive."
+        f"Of {len(judged)} gates {measured} are measured: {count['pass']} pass, {count['FAIL']}"
+        f" fail, {count['inconclusive']} inconclusive."
     )
 
 
 def contents(path: Path) -> set[str]:
-    """Content hashes of what a model is asked in a JSONL of rows (`instruction`) or items (`prompt`)."""
+    """Content hashes of what a model is asked in a JSONL of rows (`instruction`) or items
+    (`prompt`)."""
     return {content_hash(row.get("instruction") or row["prompt"]) for row in read_jsonl(path)}
 
 
 def overlaps(sets: dict[str, set[str]]) -> list[dict]:
-    """For every two sets, how many contents they share: rows `one`, `other`, `contents`, `shared`."""
+    """For every two sets, how many contents they share: rows `one`, `other`, `contents`,
+    `shared`."""
     return [
         {
             "one": a,
@@ -72,7 +78,8 @@ def overlaps(sets: dict[str, set[str]]) -> list[dict]:
 
 
 def cost_ledger(records: dict[str, dict]) -> list[dict]:
-    """A row a notebook and a total: hours (attempts that did not finish included), USD, and the plan's."""
+    """A row a notebook and a total: hours (attempts that did not finish included), USD, and the
+    plan's."""
     rows = []
     for name, record in records.items():
         origin = record["provenance"]
@@ -104,18 +111,26 @@ def cost_ledger(records: dict[str, dict]) -> list[dict]:
 
 
 def size_ledger(records: dict[str, dict]) -> list[dict]:
-    """Bytes on disk, plan beside measured: the parts of the finished system, then every measured system."""
+    """Bytes on disk, plan beside measured: the parts of the finished system, then every measured
+    system."""
     measured = {s: c["bytes"]["value"] for s, c in systems(records).items() if "bytes" in c}
     rows = [{"part": part, "plan": plan, "measured": None} for part, plan in PLAN_BYTES.items()]
     rows.append({"part": "sum of these parts", "plan": sum(PLAN_BYTES.values()), "measured": None})
-    rows.append({"part": "finished system, as the plan puts it", "plan": PLAN_SYSTEM_BYTES, "measured": None})
+    rows.append(
+        {
+            "part": "finished system, as the plan puts it",
+            "plan": PLAN_SYSTEM_BYTES,
+            "measured": None,
+        }
+    )
     return rows + [
         {"part": f"{name} model", "plan": None, "measured": size} for name, size in measured.items()
     ]
 
 
 def moved(judged: list[dict], records: dict[str, dict]) -> list[str]:
-    """Ids of gates whose metric, op, threshold or tolerance is no longer what the notebook ran against."""
+    """Ids of gates whose metric, op, threshold or tolerance is no longer what the notebook ran
+    against."""
     then = {gate["id"]: gate for record in records.values() for gate in record["gates"]}
     keys = ("metric", "op", "threshold", "tolerance")
     return [

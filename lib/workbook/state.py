@@ -1,7 +1,9 @@
-"""What of a run is finished and still fresh: one small JSON a notebook under artifacts/.state, and a lock.
+"""What of a run is finished and still fresh: one small JSON a notebook under artifacts/.state, and
+a lock.
 
-A notebook is `done` only in a file written after its metrics and its executed notebook are in place, so a
-kill at any moment leaves `running` or nothing. The folder is not committed: a fresh clone runs everything.
+A notebook is `done` only in a file written after its metrics and its executed notebook are in
+place, so a kill at any moment leaves `running` or nothing. The folder is not committed: a fresh
+clone runs everything.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def _module_file(dotted: str, root: Path) -> Path | None:
 
 
 def library(codes: list[str], root: Path) -> dict[str, str]:
-    """{module of lib: sha} of everything that the codes import from lib, directly or not, lazily or not."""
+    """{module of lib: sha} of everything that the codes import from lib, directly or not, lazily or
+    not."""
     found: dict[str, str] = {}
     waiting = [(code, "") for code in codes]
     while waiting:
@@ -53,13 +56,17 @@ def library(codes: list[str], root: Path) -> dict[str, str]:
                 base = package.rsplit(".", node.level - 1)[0] if node.level else ""
                 module = ".".join(part for part in (base, node.module) if part)
                 names = [module] + [f"{module}.{alias.name}" for alias in node.names]
-            for name in (part for full in names for part in accumulate(full.split("."), "{}.{}".format)):
+            for name in (
+                part for full in names for part in accumulate(full.split("."), "{}.{}".format)
+            ):
                 path = _module_file(name, root) if name.split(".")[0] == "lib" else None
                 if path is None or name in found or name in RUNNERS:
                     continue
                 text = path.read_text(encoding="utf-8")
                 found[name] = _sha(text)
-                waiting.append((text, name if path.name == "__init__.py" else name.rpartition(".")[0]))
+                waiting.append(
+                    (text, name if path.name == "__init__.py" else name.rpartition(".")[0])
+                )
     return dict(sorted(found.items()))
 
 
@@ -69,27 +76,38 @@ def _fingerprint(path: Path) -> str:
 
 
 def parts(name: str, values: dict, upstream: list[str], out: Path, root: Path) -> dict[str, dict]:
-    """All that the result of a notebook depends on, as hashes: its cells, parameters, lib, upstream, files.
+    """All that the result of a notebook depends on, as hashes: its cells, parameters, lib,
+    upstream, files.
 
-    `files` are local files or folders named by parameters (a data folder, a model), by size and time.
+    `files` are local files or folders named by parameters (a data folder, a model), by size and
+    time.
     """
     cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells]
     codes = [text for cell, text in zip(cells, sources, strict=True) if cell["cell_type"] == "code"]
     metrics = {other: out / "metrics" / f"{other}.json" for other in upstream}
-    texts = [text for value in values.values() for text in (value if isinstance(value, list) else [value])]
+    texts = [
+        text
+        for value in values.values()
+        for text in (value if isinstance(value, list) else [value])
+    ]
     named = {t for t in texts if isinstance(t, str) and t not in ("", ".", values.get("out"))}
     return {
         "notebook": {name: _sha("\x1e".join(sources))},
         "parameter": {key: repr(value) for key, value in values.items() if key != "out"},
         "lib": library(codes, root),
-        "upstream": {other: sha256_file(p)[:16] if p.exists() else "absent" for other, p in metrics.items()},
-        "file": {text: _fingerprint(root / text) for text in sorted(named) if (root / text).exists()},
+        "upstream": {
+            other: sha256_file(p)[:16] if p.exists() else "absent" for other, p in metrics.items()
+        },
+        "file": {
+            text: _fingerprint(root / text) for text in sorted(named) if (root / text).exists()
+        },
     }
 
 
 def read(out: Path, name: str) -> dict:
-    """The state of one notebook: {} before its first run, else `status`, `parts`, `seconds` and more."""
+    """The state of one notebook: {} before its first run, else `status`, `parts`, `seconds` and
+    more."""
     path = out / "artifacts" / ".state" / f"{name}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -110,9 +128,11 @@ def stale(out: Path, name: str, now: dict[str, dict]) -> str:
     """Why a notebook has to run, in words; empty when it is fresh."""
     state = read(out, name)
     if state.get("status") != "done":
-        return {"failed": "it failed", "running": "it was killed", "interrupted": "it was interrupted"}.get(
-            state.get("status"), "not run yet"
-        )
+        return {
+            "failed": "it failed",
+            "running": "it was killed",
+            "interrupted": "it was interrupted",
+        }.get(state.get("status"), "not run yet")
     metrics = out / "metrics" / f"{name}.json"
     if not metrics.exists() or sha256_file(metrics) != state["metrics"]:
         return "its metrics are missing or edited"
@@ -128,10 +148,11 @@ def stale(out: Path, name: str, now: dict[str, dict]) -> str:
 
 
 def statuses(out: Path, names: list[str]) -> dict[str, str]:
-    """{notebook: done, failed, running, interrupted, stale or absent} as the files tell, without parameters.
+    """{notebook: done, failed, running, interrupted, stale or absent} as the files tell, without
+    parameters.
 
-    A record without state files (a clone) counts a notebook with metrics as done. `stale`: an upstream
-    notebook has been run again since.
+    A record without state files (a clone) counts a notebook with metrics as done. `stale`: an
+    upstream notebook has been run again since.
     """
     result = {}
     for name in names:
@@ -166,7 +187,8 @@ class Busy(RuntimeError):
 def lock(out: Path) -> Iterator[None]:
     """Hold the folder of a run. Raises Busy with the pid of the holder.
 
-    The operating system drops the lock when its holder dies, however it dies, so none is ever stale.
+    The operating system drops the lock when its holder dies, however it dies, so none is ever
+    stale.
     """
     path = out / "artifacts" / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +197,9 @@ def lock(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
-            raise Busy(f"{out.name} is being run by process {handle.read().strip() or '?'}") from None
+            raise Busy(
+                f"{out.name} is being run by process {handle.read().strip() or '?'}"
+            ) from None
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

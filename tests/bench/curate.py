@@ -1,11 +1,12 @@
 """The whole of 00 at full size: wall time, memory of all its processes, and where the time goes.
 
-    python tests/bench/curate.py --data FOLDER [--documents 640637] [--workers 2] [--out tests/bench/results]
+    python tests/bench/curate.py --data FOLDER [--documents 640637] [--workers 2] [--out
+    tests/bench/results]
 
-Rows are the corpus of dedup_corpus.py in Alpaca's layout, made of the training rows of FOLDER; they meet the evaluation
-sets of FOLDER/evals. The notebook runs as anyone runs it, through lib.run. Memory is the proportional set size (shared
-pages counted once) of the run, the kernel and its workers, added up, looked at twice a second. Writes curate.md and
-curate.json.
+Rows are the corpus of dedup_corpus.py in Alpaca's layout, made of the training rows of FOLDER; they
+meet the evaluation sets of FOLDER/evals. The notebook runs as anyone runs it, through lib.run.
+Memory is the proportional set size (shared pages counted once) of the run, the kernel and its
+workers, added up, looked at twice a second. Writes curate.md and curate.json.
 """
 
 from __future__ import annotations
@@ -44,13 +45,18 @@ def watch(process, peak: list[int], stop: threading.Event) -> None:
 def steps(notebook: Path) -> list[dict]:
     """The table of the executed notebook that says where the time went."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    text = "\n".join("".join(output.get("data", {}).get("text/markdown", "")) for cell in cells
-                     for output in cell.get("outputs", []))  # fmt: skip
+    text = "\n".join(
+        "".join(output.get("data", {}).get("text/markdown", ""))
+        for cell in cells
+        for output in cell.get("outputs", [])
+    )
     rows = re.search(r"\| step \| seconds \|.*\n\|[- |]+\n((?:\|.*\n?)+)", text)
     assert rows, f"{notebook} has no table of steps"
     cells = [[cell.strip() for cell in row.strip("| ").split("|")] for row in rows[1].splitlines()]
-    return [{"step": step, "seconds": float(wall), "cpu_s": float(cpu), "us_a_row": float(us)}
-            for step, wall, cpu, us in cells]
+    return [
+        {"step": step, "seconds": float(wall), "cpu_s": float(cpu), "us_a_row": float(us)}
+        for step, wall, cpu, us in cells
+    ]
 
 
 def main() -> None:
@@ -74,8 +80,20 @@ def main() -> None:
         dedup_corpus.write(rows, pool, chosen.documents, layout="alpaca")
         (Path(folder) / "evals").symlink_to((Path(chosen.data) / "evals").resolve())
         size, peak, stop = rows.stat().st_size, [0], threading.Event()
-        command = [sys.executable, "-m", "lib.run", "smollm2", "--run", name, "--only", "00", "-p", f"data={folder}",
-                   "-p", f"workers={chosen.workers}"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "lib.run",
+            "smollm2",
+            "--run",
+            name,
+            "--only",
+            "00",
+            "-p",
+            f"data={folder}",
+            "-p",
+            f"workers={chosen.workers}",
+        ]
         start = time.perf_counter()
         process = psutil.Process(subprocess.Popen(command, cwd=ROOT).pid)
         thread = threading.Thread(target=watch, args=(process, peak, stop), daemon=True)
@@ -88,16 +106,35 @@ def main() -> None:
         raise SystemExit(f"lib.run ended with {failed}; its record is outputs/{name}")
     table = steps(ROOT / "outputs" / name / "00_curate.ipynb")
     shutil.rmtree(ROOT / "outputs" / name)
-    record = {"date": time.strftime("%Y-%m-%d"), "processor": processor(), "python": platform.python_version(),
-              "documents": chosen.documents, "megabytes": round(size / 1e6), "workers": chosen.workers,
-              "seconds": seconds, "peak_gb": peak[0] / 1e9, "steps": table}  # fmt: skip
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "documents": chosen.documents,
+        "megabytes": round(size / 1e6),
+        "workers": chosen.workers,
+        "seconds": seconds,
+        "peak_gb": peak[0] / 1e9,
+        "steps": table,
+    }
     atomic_write_json(chosen.out / "curate.json", record)
-    lines = ["# 00 at full size", "", f"{record['date']}, {record['processor']}, Python {record['python']}. "
-             f"{chosen.documents:,} rows, {record['megabytes']:,} MB, {chosen.workers} workers: "
-             f"{seconds / 60:.1f} minutes from the command to the page, {record['peak_gb']:.2f} GB at most in all its "
-             "processes together.", "", "| step | seconds | CPU seconds | us of a CPU a row |",
-             "| --- | --- | --- | --- |"]  # fmt: skip
-    lines += [f"| {row['step']} | {row['seconds']:.1f} | {row['cpu_s']:.1f} | {row['us_a_row']:.0f} |" for row in table]
+    lines = [
+        "# 00 at full size",
+        "",
+        (
+            f"{record['date']}, {record['processor']}, Python {record['python']}."
+            f" {chosen.documents:,} rows, {record['megabytes']:,} MB, {chosen.workers} workers:"
+            f" {seconds / 60:.1f} minutes from the command to the page, {record['peak_gb']:.2f} GB"
+            " at most in all its processes together."
+        ),
+        "",
+        "| step | seconds | CPU seconds | us of a CPU a row |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['step']} | {row['seconds']:.1f} | {row['cpu_s']:.1f} | {row['us_a_row']:.0f} |"
+        for row in table
+    ]
     atomic_write_text(chosen.out / "curate.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,12 +1,15 @@
-"""Near-duplicate engines on one corpus, alternately in one run: documents a CPU second, recall, precision, memory.
+"""Near-duplicate engines on one corpus, alternately in one run: documents a CPU second, recall,
+precision, memory.
 
     python tests/bench/dedup.py [--data packaged|FOLDER] [--quality 50000] [--sample 1500]
-                                [--sizes 100000 640637 2000000] [--rounds 5] [--out tests/bench/results]
+                                [--sizes 100000 640637 2000000] [--rounds 5] [--out
+                                tests/bench/results]
 
-Three parts. Speed: ours and the installed peers read the same JSON lines, in turn, each in a process of its own; what
-counts is user and system time of that process, because machines are shared. Quality: on `quality` documents with known
-copies every pair of Jaccard 0.8 and more is found exactly, and each engine is held to it. Growth: ours alone at the
-`sizes`, with peak memory, and the line through them continued to ten million. Writes dedup.json and dedup.md.
+Three parts. Speed: ours and the installed peers read the same JSON lines, in turn, each in a
+process of its own; what counts is user and system time of that process, because machines are
+shared. Quality: on `quality` documents with known copies every pair of Jaccard 0.8 and more is
+found exactly, and each engine is held to it. Growth: ours alone at the `sizes`, with peak memory,
+and the line through them continued to ten million. Writes dedup.json and dedup.md.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ def ours(path: str, **options):
 
 
 def naive(path: str):
-    """The usual loop: a MinHash a document, `update` a shingle, query, compare estimates, insert."""
+    """The usual loop: a MinHash a document, `update` a shingle, query, compare estimates,
+    insert."""
     from datasketch import MinHash, MinHashLSH
 
     index, sketches, drops = MinHashLSH(threshold=THRESHOLD, num_perm=128), [], {}
@@ -75,7 +79,9 @@ def bulk(path: str):
     from datasketch import MinHash, MinHashLSH
 
     index, sketches, drops = MinHashLSH(threshold=THRESHOLD, num_perm=128), [], {}
-    made = MinHash.generator(([g.encode() for g in grams(t)] for t in read(path)), num_perm=128, scheme="affine32")
+    made = MinHash.generator(
+        ([g.encode() for g in grams(t)] for t in read(path)), num_perm=128, scheme="affine32"
+    )
     for number, sketch in enumerate(made):
         for other in index.query(sketch):
             if sketch.jaccard(sketches[other]) >= THRESHOLD:
@@ -90,16 +96,30 @@ def rensa(path: str):
     """rensa's deduplicator (Rust), fed with token lists."""
     import rensa as library
 
-    engine, drops = library.RMinHashDeduplicator(threshold=THRESHOLD, num_perm=128, use_lsh=True), {}
+    engine, drops = (
+        library.RMinHashDeduplicator(threshold=THRESHOLD, num_perm=128, use_lsh=True),
+        {},
+    )
     texts = read(path)
     for low in range(0, len(texts), 2000):
-        pairs = [(str(low + i), list(grams(text))) for i, text in enumerate(texts[low : low + 2000])]
+        pairs = [
+            (str(low + i), list(grams(text))) for i, text in enumerate(texts[low : low + 2000])
+        ]
         drops |= {low + i: -1 for i, new in enumerate(engine.add_pairs(pairs)) if not new}
     return drops, {}
 
 
-ENGINES = {"ours": ours, "datasketch update loop": naive, "datasketch generator": bulk, "rensa": rensa}
-NEEDS = {"datasketch update loop": "datasketch", "datasketch generator": "datasketch", "rensa": "rensa"}
+ENGINES = {
+    "ours": ours,
+    "datasketch update loop": naive,
+    "datasketch generator": bulk,
+    "rensa": rensa,
+}
+NEEDS = {
+    "datasketch update loop": "datasketch",
+    "datasketch generator": "datasketch",
+    "rensa": "rensa",
+}
 
 
 def installed(package: str) -> str:
@@ -110,35 +130,56 @@ def installed(package: str) -> str:
 
 
 def processor() -> str:
-    """Name of the processor and whether it has 512-bit vectors, of which the signing loop makes much."""
+    """Name of the processor and whether it has 512-bit vectors, of which the signing loop makes
+    much."""
     path = Path("/proc/cpuinfo")
-    found = dict(re.findall(r"^(model name|flags)\s*:\s*(.*)$", path.read_text() if path.exists() else "", re.M))
+    found = dict(
+        re.findall(
+            r"^(model name|flags)\s*:\s*(.*)$", path.read_text() if path.exists() else "", re.M
+        )
+    )
     wide = " with AVX-512" if "avx512f" in found.get("flags", "") else ""
     return found.get("model name", platform.machine()) + wide
 
 
 def peak_bytes() -> int:
-    """Largest resident size of this process. `getrusage` would give that of the parent which forked it, if larger."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    """Largest resident size of this process. `getrusage` would give that of the parent which forked
+    it, if larger."""
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
     return 1024 * int(line.split()[1])
 
 
 def child(engine: str, path: str, warm: str) -> None:
-    """Run one engine and print its record; a small corpus first, so that compiling is not counted."""
+    """Run one engine and print its record; a small corpus first, so that compiling is not
+    counted."""
     ENGINES[engine](warm)
     start, began = time.process_time(), time.perf_counter()
     drops, stats = ENGINES[engine](path)
-    record = {"cpu_s": time.process_time() - start, "wall_s": time.perf_counter() - began, "drops": drops,
-              "peak_gb": peak_bytes() / 1e9,
-              **{key: stats[key] for key in ("cpu_seconds", "pairs_compared", "bands", "rows") if key in stats}}
+    record = {
+        "cpu_s": time.process_time() - start,
+        "wall_s": time.perf_counter() - began,
+        "drops": drops,
+        "peak_gb": peak_bytes() / 1e9,
+        **{
+            key: stats[key]
+            for key in ("cpu_seconds", "pairs_compared", "bands", "rows")
+            if key in stats
+        },
+    }
     print(json.dumps(record))
 
 
 def measure(engine: str, path: Path, warm: Path) -> dict:
     command = [sys.executable, __file__, "--child", engine, str(path), str(warm)]
     root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-                                **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "NUMBA", "RAYON", "OPENBLAS")}}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+        **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "NUMBA", "RAYON", "OPENBLAS")},
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{engine} failed:\n{done.stderr[-2000:]}")
@@ -150,16 +191,22 @@ def measure(engine: str, path: Path, warm: Path) -> dict:
 def truth(texts: list[str]) -> dict[tuple[int, int], float]:
     """{(i, j): Jaccard} of all pairs at the threshold or above: exact, on Python's own sets.
 
-    Bit maps of the shingles rule out the other pairs for certain: the shingles two texts share are at most the bits
-    they share, plus those that collided in one of them."""
+    Bit maps of the shingles rule out the other pairs for certain: the shingles two texts share are
+    at most the bits they share, plus those that collided in one of them."""
     import numpy as np
     from numba import njit
 
     sets = [grams(text) for text in texts]
     bits, size = np.zeros((len(texts), 64), np.uint64), np.array([len(s) for s in sets])
     for row, held in enumerate(sets):
-        places = np.unique(np.array([hash(gram) for gram in held], np.int64).view(np.uint64) % np.uint64(4096))
-        np.bitwise_or.at(bits[row], (places >> np.uint64(6)).astype(int), np.uint64(1) << (places & np.uint64(63)))
+        places = np.unique(
+            np.array([hash(gram) for gram in held], np.int64).view(np.uint64) % np.uint64(4096)
+        )
+        np.bitwise_or.at(
+            bits[row],
+            (places >> np.uint64(6)).astype(int),
+            np.uint64(1) << (places & np.uint64(63)),
+        )
     lost = size - np.bitwise_count(bits).sum(axis=1)
 
     @njit
@@ -174,7 +221,9 @@ def truth(texts: list[str]) -> dict[tuple[int, int], float]:
                 for cell in range(bits.shape[1]):
                     x = bits[i, cell] & bits[j, cell]
                     x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
-                    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+                    x = (x & np.uint64(0x3333333333333333)) + (
+                        (x >> np.uint64(2)) & np.uint64(0x3333333333333333)
+                    )
                     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
                     shared += np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
                 if shared >= wanted:
@@ -197,8 +246,8 @@ def truth(texts: list[str]) -> dict[tuple[int, int], float]:
 def quality(drops: dict[int, int], pairs: dict[tuple[int, int], float], count: int) -> dict:
     """recall and precision over dropped rows, orphans, pairs left among the kept rows.
 
-    What should go is the greedy choice in text order over the exact pairs. A drop is right when a better row at the
-    threshold exists; an orphan has no such row among the kept ones."""
+    What should go is the greedy choice in text order over the exact pairs. A drop is right when a
+    better row at the threshold exists; an orphan has no such row among the kept ones."""
     from lib import stats
 
     near: dict[int, set[int]] = {}
@@ -211,25 +260,37 @@ def quality(drops: dict[int, int], pairs: dict[tuple[int, int], float], count: i
             expected.add(row)
     right = sum(any(other < row for other in near.get(row, ())) for row in drops)
     recorded = [row for row, keeper in drops.items() if keeper >= 0]
-    recall, precision = (stats.proportion(hits, of) for hits, of in
-                         ((sum(row in drops for row in expected), len(expected)), (right, len(drops))))
-    return {"should_go": len(expected), "dropped": len(drops),
-            "recall": recall["value"], "recall_interval": [recall["low"], recall["high"]],
-            "precision": precision["value"], "precision_interval": [precision["low"], precision["high"]],
-            "orphans": sum(all(other in drops for other in near.get(row, ())) for row in drops),
-            "kept_pairs": sum(i not in drops and j not in drops for i, j in pairs),
-            "wrong_keepers": sum(drops[row] in drops or drops[row] not in near.get(row, ()) for row in recorded)}
+    recall, precision = (
+        stats.proportion(hits, of)
+        for hits, of in (
+            (sum(row in drops for row in expected), len(expected)),
+            (right, len(drops)),
+        )
+    )
+    return {
+        "should_go": len(expected),
+        "dropped": len(drops),
+        "recall": recall["value"],
+        "recall_interval": [recall["low"], recall["high"]],
+        "precision": precision["value"],
+        "precision_interval": [precision["low"], precision["high"]],
+        "orphans": sum(all(other in drops for other in near.get(row, ())) for row in drops),
+        "kept_pairs": sum(i not in drops and j not in drops for i, j in pairs),
+        "wrong_keepers": sum(
+            drops[row] in drops or drops[row] not in near.get(row, ()) for row in recorded
+        ),
+    }
 
 
 def fitted(sizes: dict[int, dict]) -> dict:
-    """CPU seconds = a n + b n^2 through the measured sizes: {"a", "b", "cpu_s_10m"}. Least squares of the seconds a
-    document, a and b not negative."""
+    """CPU seconds = a n + b n^2 through the measured sizes: {"a", "b", "cpu_s_10m"}. Least squares
+    of the seconds a document, a and b not negative."""
     import numpy as np
     from scipy.optimize import nnls
 
     n = np.array(sorted(sizes), float)
     measured = np.array([sizes[int(size)]["cpu_s"] for size in n])
-    terms = np.stack([np.ones(len(n)), n], axis=1)[:, :len(n)]  # one size says nothing of n^2
+    terms = np.stack([np.ones(len(n)), n], axis=1)[:, : len(n)]  # one size says nothing of n^2
     found = [*nnls(terms, measured / n)[0].tolist(), 0.0]
     return {"a": found[0], "b": found[1], "cpu_s_10m": found[0] * 1e7 + found[1] * 1e14}
 
@@ -259,14 +320,21 @@ def main() -> None:
             for name in engines:  # alternately: what else the machine does hits all of them
                 file = "quality" if name == "ours" else "sample"
                 record = measure(name, place / f"{file}.jsonl", place / "warm.jsonl")
-                speed[name].append((chosen.quality if name == "ours" else chosen.sample) / record["cpu_s"])
+                speed[name].append(
+                    (chosen.quality if name == "ours" else chosen.sample) / record["cpu_s"]
+                )
         texts = read(str(place / "quality.jsonl"))
         pairs = truth(texts)
         table = []
         for name in engines:
-            row = {"engine": name, "documents_per_cpu_s": max(speed[name]),
-                   "ratio_to_naive": max(speed[name]) / max(speed["datasketch update loop"])}
-            if name != "datasketch update loop":  # its answers are those of the generator, minutes later
+            row = {
+                "engine": name,
+                "documents_per_cpu_s": max(speed[name]),
+                "ratio_to_naive": max(speed[name]) / max(speed["datasketch update loop"]),
+            }
+            if (
+                name != "datasketch update loop"
+            ):  # its answers are those of the generator, minutes later
                 drops = measure(name, place / "quality.jsonl", place / "warm.jsonl")["drops"]
                 row |= quality(drops, pairs, len(texts))
             table.append(row)
@@ -286,38 +354,87 @@ def save(chosen, table: list[dict], sizes: dict[int, dict], pairs: int, mean: fl
     mine, full = table[0], sizes.get(640_637, {})
     packages = ("datasketch", "rensa", "numba", "numpy", "orjson")
     versions = {name: installed(name) for name in packages if installed(name)}
-    record = {"date": time.strftime("%Y-%m-%d"), "processor": processor(), "python": platform.python_version(),
-              "versions": versions, "data": "packaged" if chosen.data == "packaged" else "folder",
-              "documents": chosen.quality, "mean_characters": round(mean), "pairs_at_threshold": pairs,
-              "engines": table, "sizes": {str(count): found for count, found in sizes.items()},
-              **{key: mine[key] for key in ("ratio_to_naive", "recall", "precision", "orphans")}}
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "data": "packaged" if chosen.data == "packaged" else "folder",
+        "documents": chosen.quality,
+        "mean_characters": round(mean),
+        "pairs_at_threshold": pairs,
+        "engines": table,
+        "sizes": {str(count): found for count, found in sizes.items()},
+        **{key: mine[key] for key in ("ratio_to_naive", "recall", "precision", "orphans")},
+    }
     if full:  # a size that was not measured is absent
         record |= {"cpu_s_640k": full["cpu_s"], "peak_gb_640k": full["peak_gb"]}
     if sizes:
         record["growth"] = fitted(sizes)
     atomic_write_json(chosen.out / "dedup.json", record)
     about = f"{record['date']}, {record['processor']}, Python {record['python']}, "
-    lines = ["# Near-duplicate engines", "", about + ", ".join(
-        f"{name} {number}" for name, number in versions.items()) + f". {chosen.quality:,} documents of {mean:,.0f} "
-        f"characters with {pairs:,} pairs at Jaccard {THRESHOLD} or above; one thread, CPU seconds of the process from "
-        "JSON lines to the set of dropped rows; best of the rounds; sizes, best of two.", ""]
-    keys = ["engine", "documents_per_cpu_s", "ratio_to_naive", "recall", "precision", "orphans", "kept_pairs"]
-    lines += ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * len(keys) + "|"]
+    lines = [
+        "# Near-duplicate engines",
+        "",
+        about
+        + ", ".join(f"{name} {number}" for name, number in versions.items())
+        + f". {chosen.quality:,} documents of {mean:,.0f} characters with {pairs:,} pairs at"
+        f" Jaccard {THRESHOLD} or above; one thread, CPU seconds of the process from JSON lines"
+        " to the set of dropped rows; best of the rounds; sizes, best of two.",
+        "",
+    ]
+    keys = [
+        "engine",
+        "documents_per_cpu_s",
+        "ratio_to_naive",
+        "recall",
+        "precision",
+        "orphans",
+        "kept_pairs",
+    ]
+    lines += [
+        "| " + " | ".join(key.replace("_", " ") for key in keys) + " |",
+        "|---" * len(keys) + "|",
+    ]
     for row in table:
         cells = [row.get(key, "") for key in keys]
         for key, of in (("recall", "should_go"), ("precision", "dropped")):
             if key in row:
                 low, high = row[f"{key}_interval"]
                 cells[keys.index(key)] = f"{row[key]:.4f} [{low:.4f}, {high:.4f}], n {row[of]:,}"
-        lines.append("| " + " | ".join(f"{c:,.4g}" if isinstance(c, float) and c < 1000 else f"{c:,.0f}"
-                                       if isinstance(c, float) else str(c) for c in cells) + " |")
-    lines += ["", "| documents | CPU seconds | us a document | peak GB | dropped |", "|---|---|---|---|---|"]
-    lines += [f"| {count:,} | {found['cpu_s']:.1f} | {1e6 * found['cpu_s'] / count:.1f} | {found['peak_gb']:.2f} | "
-              f"{found['drops']:,} |" for count, found in sizes.items()]
+        lines.append(
+            "| "
+            + " | ".join(
+                (
+                    f"{c:,.4g}"
+                    if isinstance(c, float) and c < 1000
+                    else f"{c:,.0f}"
+                    if isinstance(c, float)
+                    else str(c)
+                )
+                for c in cells
+            )
+            + " |"
+        )
+    lines += [
+        "",
+        "| documents | CPU seconds | us a document | peak GB | dropped |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {count:,} | {found['cpu_s']:.1f} | {1e6 * found['cpu_s'] / count:.1f} |"
+        f" {found['peak_gb']:.2f} | {found['drops']:,} |"
+        for count, found in sizes.items()
+    ]
     if sizes:
         fit = record["growth"]
-        lines += ["", f"CPU seconds = {fit['a'] * 1e6:.2f} us n + {fit['b'] * 1e12:.3f} ps n^2: "
-                  f"{fit['cpu_s_10m']:,.0f} s for ten million documents (extrapolated)."]
+        lines += [
+            "",
+            (
+                f"CPU seconds = {fit['a'] * 1e6:.2f} us n + {fit['b'] * 1e12:.3f} ps n^2: "
+                f"{fit['cpu_s_10m']:,.0f} s for ten million documents (extrapolated)."
+            ),
+        ]
     atomic_write_text(chosen.out / "dedup.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,11 +1,14 @@
-"""A corpus for timing curation: deterministic, of any size, made of real sentences, with known near-duplicates.
+"""A corpus for timing curation: deterministic, of any size, made of real sentences, with known
+near-duplicates.
 
-    python tests/bench/dedup_corpus.py out.jsonl [--documents 640637] [--data packaged|FOLDER] [--layout text|alpaca]
+    python tests/bench/dedup_corpus.py out.jsonl [--documents 640637] [--data packaged|FOLDER]
+    [--layout text|alpaca]
 
-Documents are sentences of the training rows of `data`, drawn at random until a length drawn from a log-normal
-distribution (mean 1.4 KB) is reached. One in ten is an edited copy of an earlier document (words replaced, dropped
-and added, text put before or behind it, the end cut off), aimed at Jaccard similarities from 0.62 to 0.99; one in
-fifty is an exact copy. Memory does not grow with the number of documents.
+Documents are sentences of the training rows of `data`, drawn at random until a length drawn from a
+log-normal distribution (mean 1.4 KB) is reached. One in ten is an edited copy of an earlier
+document (words replaced, dropped and added, text put before or behind it, the end cut off), aimed
+at Jaccard similarities from 0.62 to 0.99; one in fifty is an exact copy. Memory does not grow with
+the number of documents.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ SENTENCE = re.compile(r"(?<=[.!?;:])\s+|\n+")
 
 
 def sentences(data: str = "packaged", seed: int = 1) -> list[str]:
-    """Distinct sentences of 20 to 400 characters of the training rows of `data`, in the order of the files."""
+    """Distinct sentences of 20 to 400 characters of the training rows of `data`, in the order of
+    the files."""
     from lib.curation import normalise, sources
     from lib.evaluation import tasks
     from lib.packaged import training_files
@@ -47,7 +51,8 @@ def sentences(data: str = "packaged", seed: int = 1) -> list[str]:
 
 
 def edited(dice: random.Random, text: str, wanted: float, words: list[str]) -> str:
-    """A copy of a text, changed so much that its Jaccard similarity is about `wanted` (measured, it scatters)."""
+    """A copy of a text, changed so much that its Jaccard similarity is about `wanted` (measured, it
+    scatters)."""
     kind = dice.random()
     if kind < 0.15:  # new text before or behind
         more, size = [], len(text) * (1 - wanted) / wanted * 1.3
@@ -78,7 +83,9 @@ def documents(pool: list[str], count: int, seed: int = 1) -> Iterator[tuple[str,
     originals: list[tuple[int, str]] = []  # a sample of earlier documents, to be copied
     made = 0
     while made < count:
-        lengths = np.exp(draw.normal(np.log(MEAN_CHARS) - SPREAD**2 / 2, SPREAD, 4096)).clip(80, 10_000)
+        lengths = np.exp(draw.normal(np.log(MEAN_CHARS) - SPREAD**2 / 2, SPREAD, 4096)).clip(
+            80, 10_000
+        )
         picks = draw.integers(0, len(pool), 4096 * 64).tolist()
         for length in lengths.tolist():
             if made == count:
@@ -107,8 +114,9 @@ def documents(pool: list[str], count: int, seed: int = 1) -> Iterator[tuple[str,
 
 
 def write(path: Path, pool: list[str], count: int, seed: int = 1, layout: str = "text") -> dict:
-    """Write a corpus as JSON lines; {"documents", "bytes", "copies"}. Layout "text" has id, text and of; "alpaca"
-    has the first sentence as instruction and the rest as output, as a training set would."""
+    """Write a corpus as JSON lines; {"documents", "bytes", "copies"}. Layout "text" has id, text
+    and of; "alpaca" has the first sentence as instruction and the rest as output, as a training set
+    would."""
     from lib.files import replacing
 
     copies = size = 0
@@ -118,8 +126,11 @@ def write(path: Path, pool: list[str], count: int, seed: int = 1, layout: str = 
             row = {"id": number, "text": text, "of": of}
             if layout == "alpaca":
                 at = text.find(" ", 60)
-                row = {"instruction": text[:at], "input": "", "output": text[at + 1 :]} if at > 0 else {
-                    "instruction": "Go on with this text.", "input": "", "output": text}
+                row = (
+                    {"instruction": text[:at], "input": "", "output": text[at + 1 :]}
+                    if at > 0
+                    else {"instruction": "Go on with this text.", "input": "", "output": text}
+                )
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
     return {"documents": count, "bytes": size, "copies": copies}
 
@@ -134,8 +145,11 @@ def main() -> None:
     chosen = parser.parse_args()
     pool = sentences(chosen.data)
     made = write(chosen.out, pool, chosen.documents, chosen.seed, chosen.layout)
-    print(f"{len(pool):,} sentences; {made['documents']:,} documents, {made['bytes'] / made['documents']:,.0f} bytes "
-          f"on average, {made['copies']:,} copies: {chosen.out}")
+    print(
+        f"{len(pool):,} sentences; {made['documents']:,} documents,"
+        f" {made['bytes'] / made['documents']:,.0f} bytes on average, {made['copies']:,} copies:"
+        f" {chosen.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The near-duplicate job on Ray with one worker and with two, beside the one-machine engine: seconds and memory.
+"""The near-duplicate job on Ray with one worker and with two, beside the one-machine engine:
+seconds and memory.
 
-    python tests/bench/dedup_ray.py [--documents 150000 640637] [--shards 16] [--data packaged|FOLDER]
+    python tests/bench/dedup_ray.py [--documents 150000 640637] [--shards 16] [--data
+    packaged|FOLDER]
 
-Needs the extra `cluster`. Each side is a process of its own and reads the same JSON lines; a side of n workers has n
-processors and no more. The drops must be the same rows. A worker's memory is the largest resident size that any of its
-processes had, without what it shares with others (libraries, Ray's object store), looked at four times a second.
-Writes results/dedup_ray.md and .json.
+Needs the extra `cluster`. Each side is a process of its own and reads the same JSON lines; a side
+of n workers has n processors and no more. The drops must be the same rows. A worker's memory is the
+largest resident size that any of its processes had, without what it shares with others (libraries,
+Ray's object store), looked at four times a second. Writes results/dedup_ray.md and .json.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ def child(workers: int, folder: str) -> dict:
 
     named = shards.find([folder])
     if not workers:
+
         def texts():
             for path in named:
                 with open(path.removeprefix("file://"), "rb") as handle:
@@ -72,8 +75,12 @@ def child(workers: int, folder: str) -> dict:
     with tempfile.TemporaryDirectory() as out:
         stats = cluster_job.run([folder], out, suffix=".jsonl")
         seconds = time.perf_counter() - start
-        gone = [row for path in shards.find([f"{out}/drops"]) for chunk in shards.chunks([path])
-                for _, _, row in shards.read(chunk)]  # fmt: skip
+        gone = [
+            row
+            for path in shards.find([f"{out}/drops"])
+            for chunk in shards.chunks([path])
+            for _, _, row in shards.read(chunk)
+        ]
         kept = sum(path.read_bytes().count(b"\n") for path in Path(out).glob("part-*.jsonl"))
     stop.set()
     thread.join()
@@ -85,9 +92,14 @@ def child(workers: int, folder: str) -> dict:
                 at += 1
     order = {path: number for number, path in enumerate(named)}
     assert kept + len(gone) == at, f"{kept} kept and {len(gone)} dropped of {at}"
-    return {"seconds": seconds, "partitions": stats["partitions"], "parts": stats["seconds"],
-            "worker_gb": max(peaks.values()) / 1e9, "processes": len(peaks),
-            "drops": sorted(place[order[row["path"]], row["number"]] for row in gone)}
+    return {
+        "seconds": seconds,
+        "partitions": stats["partitions"],
+        "parts": stats["seconds"],
+        "worker_gb": max(peaks.values()) / 1e9,
+        "processes": len(peaks),
+        "drops": sorted(place[order[row["path"]], row["number"]] for row in gone),
+    }
 
 
 def main() -> None:
@@ -123,13 +135,20 @@ def sides(count: int, parts: Path) -> list[dict]:
         command = [sys.executable, __file__, "--child", str(workers), str(parts)]
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "NUMBA")}
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads | {"PYTHONPATH": paths})
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=os.environ | threads | {"PYTHONPATH": paths},
+        )
         if done.returncode:
             raise RuntimeError(f"{workers} workers failed:\n{done.stderr[-3000:]}")
         found = json.loads(done.stdout.splitlines()[-1])
         drops = found.pop("drops")
         truth = truth if workers else drops
-        assert drops == truth, f"{workers} workers drop {len(drops)} rows, one machine {len(truth)}, not the same"
+        assert drops == truth, (
+            f"{workers} workers drop {len(drops)} rows, one machine {len(truth)}, not the same"
+        )
         rows.append({"documents": count, "workers": workers, "dropped": len(drops), **found})
     return rows
 
@@ -137,25 +156,53 @@ def sides(count: int, parts: Path) -> list[dict]:
 def save(chosen, rows: list[dict]) -> None:
     from lib.files import atomic_write_json, atomic_write_text
 
-    about = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "ray": version("ray"),
-             "shards": chosen.shards}
-    faster = {count: one["seconds"] / two["seconds"] for count in chosen.documents for one, two in
-              [[row for row in rows if row["documents"] == count and row["workers"]]]}
-    record = about | {"rows": rows, "speedup_two_workers": {str(count): ratio for count, ratio in faster.items()}}
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "ray": version("ray"),
+        "shards": chosen.shards,
+    }
+    faster = {
+        count: one["seconds"] / two["seconds"]
+        for count in chosen.documents
+        for one, two in [[row for row in rows if row["documents"] == count and row["workers"]]]
+    }
+    record = about | {
+        "rows": rows,
+        "speedup_two_workers": {str(count): ratio for count, ratio in faster.items()},
+    }
     atomic_write_json(chosen.out / "dedup_ray.json", record)
     told = ", ".join(f"{k} {v}" for k, v in about.items())
-    lines = ["# Near-duplicates on Ray", "", f"{told}. The same rows are dropped by all.", "",
-             "| documents | engine | seconds | dropped | partitions | GB of the largest worker | stages, seconds |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "# Near-duplicates on Ray",
+        "",
+        f"{told}. The same rows are dropped by all.",
+        "",
+        (
+            "| documents | engine | seconds | dropped | partitions | GB of the largest worker |"
+            " stages, seconds |"
+        ),
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         name = f"Ray, {row['workers']} workers" if row["workers"] else "one machine, one thread"
         stages = ", ".join(f"{k} {v:.1f}" for k, v in row.get("parts", {}).items())
         memory = f"{row['worker_gb']:.2f}" if "worker_gb" in row else ""
-        lines.append(f"| {row['documents']:,} | {name} | {row['seconds']:.1f} | {row['dropped']:,} | "
-                     f"{row.get('partitions', '')} | {memory} | {stages} |")
-    told = " and ".join(f"{ratio:.2f} times as fast as one at {count:,}" for count, ratio in faster.items())
-    lines += ["", f"Two workers are {told}. Seconds with Ray include starting its worker processes, reading, shuffling "
-              "through its object store and writing the rows that stay; starting the cluster is not in them."]
+        lines.append(
+            f"| {row['documents']:,} | {name} | {row['seconds']:.1f} | {row['dropped']:,} | "
+            f"{row.get('partitions', '')} | {memory} | {stages} |"
+        )
+    told = " and ".join(
+        f"{ratio:.2f} times as fast as one at {count:,}" for count, ratio in faster.items()
+    )
+    lines += [
+        "",
+        (
+            f"Two workers are {told}. Seconds with Ray include starting its worker processes,"
+            " reading, shuffling through its object store and writing the rows that stay; starting"
+            " the cluster is not in them."
+        ),
+    ]
     atomic_write_text(chosen.out / "dedup_ray.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,11 +1,13 @@
-"""LoRA training at the shape of Llama-3.1-8B, ours and its peers on one card, with random weights: one table.
+"""LoRA training at the shape of Llama-3.1-8B, ours and its peers on one card, with random weights:
+one table.
 
     python tests/bench/train_8b.py [--parts ours gradients trl unsloth fit scaling]
 
-Needs a CUDA card with 80 GB and no download. Peers (TRL, Unsloth) run where they are installed and are absent from the
-table where they are not. Every part is a process of its own and adds rows to <out>/rows.jsonl as it goes, so that a
-part that dies loses nothing; tests/bench/results/train_8b.md and .json are made from them. Lengths of real documents
-come from lengths.json beside this file. `--tiny` rehearses every line on a CPU with a toy shape; it writes no results.
+Needs a CUDA card with 80 GB and no download. Peers (TRL, Unsloth) run where they are installed and
+are absent from the table where they are not. Every part is a process of its own and adds rows to
+<out>/rows.jsonl as it goes, so that a part that dies loses nothing; tests/bench/results/train_8b.md
+and .json are made from them. Lengths of real documents come from lengths.json beside this file.
+`--tiny` rehearses every line on a CPU with a toy shape; it writes no results.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 RESULTS, LENGTHS = ROOT / "tests" / "bench" / "results", Path(__file__).with_name("lengths.json")
 PARTS = {"ours": 260, "gradients": 120, "fit": 150, "trl": 200, "unsloth": 150, "scaling": 260}
@@ -37,7 +43,9 @@ LAYERS = 2 if TINY else 32
 
 def emit(out: Path, row: dict) -> None:
     """One finished measurement: printed, and appended to rows.jsonl."""
-    row = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+    row = {
+        key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()
+    }
     print("ROW " + json.dumps(row), flush=True)
     with open(out / "rows.jsonl", "a") as handle:
         handle.write(json.dumps(row) + "\n")
@@ -47,19 +55,43 @@ def config():
     """The configuration of Llama-3.1-8B, or a toy of the same kind."""
     from transformers import LlamaConfig
 
-    toy = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-    full = {"hidden_size": 4096, "intermediate_size": 14_336, "num_attention_heads": 32, "num_key_value_heads": 8}
-    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    toy = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    full = {
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    }
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     return LlamaConfig(
-        vocab_size=VOCABULARY, num_hidden_layers=LAYERS, max_position_embeddings=131_072, rms_norm_eps=1e-5,
-        tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=None, rope_parameters=rope,
+        vocab_size=VOCABULARY,
+        num_hidden_layers=LAYERS,
+        max_position_embeddings=131_072,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=None,
+        rope_parameters=rope,
         **(toy if TINY else full),
-    )  # fmt: skip
+    )
 
 
 def build(adapters: bool = True, dropout: float = 0.0):
-    """A random bf16 model of the shape with peft's LoRA on the seven linears; B is not zero, as if trained a little."""
+    """A random bf16 model of the shape with peft's LoRA on the seven linears; B is not zero, as if
+    trained a little."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -69,7 +101,9 @@ def build(adapters: bool = True, dropout: float = 0.0):
     start = time.perf_counter()
     torch.manual_seed(0)
     with models.device():
-        model = LlamaForCausalLM._from_config(config(), dtype=torch.bfloat16, attn_implementation="sdpa")
+        model = LlamaForCausalLM._from_config(
+            config(), dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
     model.config.use_cache = False
     if adapters:
         with models.device():
@@ -138,14 +172,17 @@ def fixed(documents: int, length: int = 0, seed: int = 1):
 
 
 def stream(pairs, seed: int = 1):
-    """Random documents of (length, answer tokens) end to end: (input_ids, targets, lengths) on the device."""
+    """Random documents of (length, answer tokens) end to end: (input_ids, targets, lengths) on the
+    device."""
     import torch
 
     from lib import models
     from lib.training.conversations import IGNORED
 
     lengths = [length for length, _ in pairs]
-    ids = torch.randint(3, VOCABULARY, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        3, VOCABULARY, (sum(lengths),), generator=torch.Generator().manual_seed(seed)
+    )
     targets, end = ids.roll(-1), 0
     for length, answer in pairs:
         end += length
@@ -174,7 +211,8 @@ def real(tokens: int, steps: int, all_tokens: bool = False):
 
 
 def loop(out: Path, name: str, fast, batches, skip: int = 2, **extra) -> float:
-    """Train on the streams with AdamW and clipping as `fit` does; emits and returns tokens/s after `skip` steps."""
+    """Train on the streams with AdamW and clipping as `fit` does; emits and returns tokens/s after
+    `skip` steps."""
     import torch
 
     parameters = fast.adapters
@@ -191,9 +229,20 @@ def loop(out: Path, name: str, fast, batches, skip: int = 2, **extra) -> float:
     tokens = [len(ids) for ids, _, _ in batches]
     speed = sum(tokens[skip:]) / sum(seconds[skip:])
     spread = [round(t / s) for t, s in zip(tokens[skip:], seconds[skip:], strict=True)]
-    emit(out, {"name": name, "tok_s": speed, "tokens": max(tokens), "peak_gib": peak_gib(),
-               "loss": float(loss.detach()), "tflops_4n": 4 * products() * speed / 1e12, "first_s": seconds[0],
-               "spread": spread, **extra})  # fmt: skip
+    emit(
+        out,
+        {
+            "name": name,
+            "tok_s": speed,
+            "tokens": max(tokens),
+            "peak_gib": peak_gib(),
+            "loss": float(loss.detach()),
+            "tflops_4n": 4 * products() * speed / 1e12,
+            "first_s": seconds[0],
+            "spread": spread,
+            **extra,
+        },
+    )
     return speed
 
 
@@ -201,18 +250,32 @@ def ceilings(out: Path, model) -> None:
     """What the card does with the layers' own products alone, and with a copy."""
     import torch
 
-    weights = [p for name, p in model.named_parameters() if name.endswith("proj.weight") or "proj.base_layer" in name]
-    inputs = {w.shape[1]: torch.randn(8 * LENGTH // 2, w.shape[1], device=w.device, dtype=w.dtype) for w in weights}
+    weights = [
+        p
+        for name, p in model.named_parameters()
+        if name.endswith("proj.weight") or "proj.base_layer" in name
+    ]
+    inputs = {
+        w.shape[1]: torch.randn(8 * LENGTH // 2, w.shape[1], device=w.device, dtype=w.dtype)
+        for w in weights
+    }
     seconds, end = [], clock() + (0 if TINY else 4)
-    while not seconds or clock() < end:  # as long as it takes to get warm: a card slows down under load
+    while (
+        not seconds or clock() < end
+    ):  # as long as it takes to get warm: a card slows down under load
         start = clock()
         for weight in weights:
             inputs[weight.shape[1]] @ weight.T
         seconds.append(clock() - start)
     flops = 2 * products(layers_only=True) * 8 * LENGTH // 2
-    row = {"name": "ceiling", "first_tflops": flops / min(seconds[:5]) / 1e12,
-           "matmul_tflops": flops / statistics.median(seconds[len(seconds) // 2 :]) / 1e12}  # fmt: skip
-    source = torch.empty(2**20 if TINY else 2**32, dtype=torch.uint8, device=weights[0].device).random_(0, 255)
+    row = {
+        "name": "ceiling",
+        "first_tflops": flops / min(seconds[:5]) / 1e12,
+        "matmul_tflops": flops / statistics.median(seconds[len(seconds) // 2 :]) / 1e12,
+    }
+    source = torch.empty(
+        2**20 if TINY else 2**32, dtype=torch.uint8, device=weights[0].device
+    ).random_(0, 255)
     target, seconds = torch.empty_like(source), []
     for _ in range(6):
         start = clock()
@@ -222,11 +285,14 @@ def ceilings(out: Path, model) -> None:
 
 
 def apart(fast_lora):
-    """Replacements for `project` and `project_back` as separate products for base and adapters; returns a restorer."""
+    """Replacements for `project` and `project_back` as separate products for base and adapters;
+    returns a restorer."""
     import torch
 
     def narrow(group, i):
-        return slice(group.bounds[i], group.bounds[i + 1]), slice(i * group.rank, (i + 1) * group.rank)
+        return slice(group.bounds[i], group.bounds[i + 1]), slice(
+            i * group.rank, (i + 1) * group.rank
+        )
 
     def project(group, x, seen):
         base, low = x[:, : group.width], x[:, group.width :]
@@ -249,7 +315,10 @@ def apart(fast_lora):
 
     kept = fast_lora.project, fast_lora.project_back
     fast_lora.project, fast_lora.project_back = project, project_back
-    return lambda: (setattr(fast_lora, "project", kept[0]), setattr(fast_lora, "project_back", kept[1]))
+    return lambda: (
+        setattr(fast_lora, "project", kept[0]),
+        setattr(fast_lora, "project_back", kept[1]),
+    )
 
 
 def part_ours(out: Path) -> None:
@@ -263,10 +332,28 @@ def part_ours(out: Path) -> None:
     most = 8 if TINY else 6
     for documents in (2, 4, most):  # streams of 4,096 (for 40 GB cards), 8,192 and 12,288 tokens
         batches = [fixed(documents, seed=i) for i in range(6)]
-        attempt(out, "fixed", loop, out, f"fixed 2048, {documents} documents", fast, batches, kind="fixed")
+        attempt(
+            out,
+            "fixed",
+            loop,
+            out,
+            f"fixed 2048, {documents} documents",
+            fast,
+            batches,
+            kind="fixed",
+        )
     tokens = most * LENGTH
     attempt(out, "real", loop, out, "real lengths", fast, real(tokens, 8), kind="real")
-    attempt(out, "real", loop, out, "real lengths, loss on all tokens", fast, real(tokens, 6, True), kind="piece")
+    attempt(
+        out,
+        "real",
+        loop,
+        out,
+        "real lengths, loss on all tokens",
+        fast,
+        real(tokens, 6, True),
+        kind="piece",
+    )
     batches = [fixed(most, seed=i) for i in range(5)]
 
     def without(name, change, restore):
@@ -277,12 +364,22 @@ def part_ours(out: Path) -> None:
             restore()
 
     run = fast_lora.run
-    without("no compiled kernels", lambda: setattr(fast_lora, "run", lambda function, *a: function(*a)),
-            lambda: setattr(fast_lora, "run", run))  # fmt: skip
+    without(
+        "no compiled kernels",
+        lambda: setattr(fast_lora, "run", lambda function, *a: function(*a)),
+        lambda: setattr(fast_lora, "run", run),
+    )
     restore = []
-    without("base and adapter products apart", lambda: restore.append(apart(fast_lora)), lambda: restore.pop()())
-    without("every layer recomputed", lambda: setattr(fast, "recomputed", LAYERS),
-            lambda: setattr(fast, "recomputed", 0))  # fmt: skip
+    without(
+        "base and adapter products apart",
+        lambda: restore.append(apart(fast_lora)),
+        lambda: restore.pop()(),
+    )
+    without(
+        "every layer recomputed",
+        lambda: setattr(fast, "recomputed", LAYERS),
+        lambda: setattr(fast, "recomputed", 0),
+    )
 
 
 class Bare:
@@ -302,7 +399,8 @@ class Bare:
 
 
 def part_fit(out: Path) -> None:
-    """`lib.training.train.fit` itself, as notebook 10 calls it: Trainer, logging, clipping, real lengths, dropout.
+    """`lib.training.train.fit` itself, as notebook 10 calls it: Trainer, logging, clipping, real
+    lengths, dropout.
 
     Started by `torchrun` it measures as many GPUs as there are processes; the first one reports.
     """
@@ -323,15 +421,26 @@ def part_fit(out: Path) -> None:
         ids = torch.randint(3, VOCABULARY, (length,), generator=made).tolist()
         labels = [-100] * (length - answer) + ids[length - answer :]
         rows.append({"input_ids": ids, "labels": labels, "length": length})
-    settings = {"epochs": 1, "max_steps": steps, "learning_rate": 5e-6, "warmup_share": 0.1, "micro_tokens": 0,
-                "effective_batch": effective, "eval_steps": 10_000, "early_stopping_patience": 0, "seed": 1,
-                "dtype": "bfloat16"}  # fmt: skip
+    settings = {
+        "epochs": 1,
+        "max_steps": steps,
+        "learning_rate": 5e-6,
+        "warmup_share": 0.1,
+        "micro_tokens": 0,
+        "effective_batch": effective,
+        "eval_steps": 10_000,
+        "early_stopping_patience": 0,
+        "seed": 1,
+        "dtype": "bfloat16",
+    }
     dropout = float(os.environ.get("DROPOUT", "0.05"))
     model = build(dropout=dropout)
     fresh()
     marks = Clock()
     folder = Path(tempfile.mkdtemp())
-    result = train.fit(model, None, Bare(rows), Bare(rows[:8]), folder, settings, None, "x", callbacks=[marks])
+    result = train.fit(
+        model, None, Bare(rows), Bare(rows[:8]), folder, settings, None, "x", callbacks=[marks]
+    )
     seconds = [after - before for before, after in zip(marks.marks, marks.marks[1:], strict=False)]
     seen = [row["num_input_tokens_seen"] for row in result["history"] if "loss" in row]
     skip = 4
@@ -339,10 +448,21 @@ def part_fit(out: Path) -> None:
     if state.is_main_process:
         spread = [round((b - a) / s) for a, b, s in zip(seen, seen[1:], seconds[1:], strict=False)]
         kind = "scaling" if "STEP_TIMES" in os.environ else "fit"
-        emit(out, {"name": f"fit, real lengths, dropout {dropout}, {state.num_processes} GPU", "kind": kind,
-                   "gpus": state.num_processes, "tok_s": speed, "peak_gib": peak_gib(), "path": result["path"],
-                   "conversations_a_step": effective, "tokens_a_step": round(seen[-1] / len(seen)),
-                   "dropout": dropout, "spread": spread})  # fmt: skip
+        emit(
+            out,
+            {
+                "name": f"fit, real lengths, dropout {dropout}, {state.num_processes} GPU",
+                "kind": kind,
+                "gpus": state.num_processes,
+                "tok_s": speed,
+                "peak_gib": peak_gib(),
+                "path": result["path"],
+                "conversations_a_step": effective,
+                "tokens_a_step": round(seen[-1] / len(seen)),
+                "dropout": dropout,
+                "spread": spread,
+            },
+        )
     state.destroy_process_group()
 
 
@@ -352,14 +472,31 @@ def part_scaling(out: Path) -> None:
 
     gpus = torch.cuda.device_count() or 2
     for processes in sorted({1, min(2, gpus), gpus}):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                   __file__, "--part", "fit", "--out", str(out), *(["--tiny"] if TINY else [])]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            __file__,
+            "--part",
+            "fit",
+            "--out",
+            str(out),
+            *(["--tiny"] if TINY else []),
+        ]
         times = {"STEP_TIMES": str(2 * processes)}
-        subprocess.run(command, check=False, env=os.environ | times | ({"ACCELERATE_USE_CPU": "true"} if TINY else {}))
+        subprocess.run(
+            command,
+            check=False,
+            env=os.environ | times | ({"ACCELERATE_USE_CPU": "true"} if TINY else {}),
+        )
 
 
 def part_gradients(out: Path) -> None:
-    """Loss and gradients at full depth, ours and peft's under autocast, against float32 document by document."""
+    """Loss and gradients at full depth, ours and peft's under autocast, against float32 document by
+    document."""
     import torch
 
     from lib.training import fast_lora, train
@@ -381,9 +518,14 @@ def part_gradients(out: Path) -> None:
         total = 0.0
         for each, wanted in documents:
             with train.autocast(dtype):
-                hidden = model.get_base_model().model(input_ids=each[None], use_cache=False)[0][0][wanted >= 0]
+                hidden = model.get_base_model().model(input_ids=each[None], use_cache=False)[0][0][
+                    wanted >= 0
+                ]
                 logits = model.get_base_model().lm_head(hidden).float()
-            loss = torch.nn.functional.cross_entropy(logits, wanted[wanted >= 0], reduction="sum") / learned
+            loss = (
+                torch.nn.functional.cross_entropy(logits, wanted[wanted >= 0], reduction="sum")
+                / learned
+            )
             loss.backward()
             total += float(loss.detach())
         return total, taken()
@@ -404,16 +546,29 @@ def part_gradients(out: Path) -> None:
     for name, (loss, grads) in found.items():
         errors = [float((a - b).norm() / b.norm()) for a, b in zip(grads, exact, strict=True)]
         total = sum((a - b).square().sum() for a, b in zip(grads, exact, strict=True)).sqrt() / norm
-        emit(out, {"name": f"gradients, {name}", "kind": "gradients", "loss": loss, "reference_loss": reference,
-                   "documents": len(lengths), "tokens": sum(lengths), "relative_error": float(total),
-                   "median_tensor": statistics.median(errors), "worst_tensor": max(errors)})  # fmt: skip
+        emit(
+            out,
+            {
+                "name": f"gradients, {name}",
+                "kind": "gradients",
+                "loss": loss,
+                "reference_loss": reference,
+                "documents": len(lengths),
+                "tokens": sum(lengths),
+                "relative_error": float(total),
+                "median_tensor": statistics.median(errors),
+                "worst_tensor": max(errors),
+            },
+        )
 
 
 def part_curve(out: Path, steps: int = 200) -> None:
-    """Loss over 200 steps of the real SmolLM2 on its packaged conversations: peft's forward against ours, on a CPU too.
+    """Loss over 200 steps of the real SmolLM2 on its packaged conversations: peft's forward against
+    ours, on a CPU too.
 
-    Both start from one adapter, see the same batches without dropout and run in bf16 products (ours wholly in bf16).
-    How far two runs of peft itself part that differ by rounding alone, float32 against bf16, is the noise beside it.
+    Both start from one adapter, see the same batches without dropout and run in bf16 products (ours
+    wholly in bf16). How far two runs of peft itself part that differ by rounding alone, float32
+    against bf16, is the noise beside it.
     """
     import numpy as np
     import torch
@@ -423,18 +578,31 @@ def part_curve(out: Path, steps: int = 200) -> None:
 
     rows = [json.loads(line) for line in Path(os.environ["CURVE_ROWS"]).read_text().splitlines()]
     curves = {}
-    for name, base in (("peft bf16", "float32"), ("ours bf16", "bfloat16"), ("peft float32", "float32")):
+    for name, base in (
+        ("peft bf16", "float32"),
+        ("ours bf16", "bfloat16"),
+        ("peft float32", "float32"),
+    ):
         model, tokenizer = models.load("smollm2-135m-instruct", base)
-        encoded = [conversations.encode(tokenizer, conversations.messages_of(row), 160) for row in rows]
+        encoded = [
+            conversations.encode(tokenizer, conversations.messages_of(row), 160) for row in rows
+        ]
         encoded = [each for each in encoded if any(label >= 0 for label in each["labels"])]
         model = train.add_lora(model, 16, 32, 0.0, 1).train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.0)
-        fast, losses, start = fast_lora.FastLoRA(model) if name.startswith("ours") else None, [], time.process_time()
+        fast, losses, start = (
+            fast_lora.FastLoRA(model) if name.startswith("ours") else None,
+            [],
+            time.process_time(),
+        )
         for step in range(steps):
             batch = streams.flat([encoded[(2 * step + i) % len(encoded)] for i in range(2)])
             piece = streams.cut(batch, 10**6, padded=False)[0]
-            piece = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in piece.items()}
+            piece = {
+                key: value.to(model.device) if torch.is_tensor(value) else value
+                for key, value in piece.items()
+            }
             if fast:
                 loss = fast.loss(**piece)
             else:
@@ -448,12 +616,28 @@ def part_curve(out: Path, steps: int = 200) -> None:
             if step % 20 == 19:
                 print(f"{name}: step {step + 1}, loss {np.mean(losses[-20:]):.4f}", flush=True)
         curves[name] = losses
-        emit(out, {"name": f"curve, {name}", "kind": "curve", "first_20": float(np.mean(losses[:20])),
-                   "last_20": float(np.mean(losses[-20:])), "cpu_s": time.process_time() - start})  # fmt: skip
+        emit(
+            out,
+            {
+                "name": f"curve, {name}",
+                "kind": "curve",
+                "first_20": float(np.mean(losses[:20])),
+                "last_20": float(np.mean(losses[-20:])),
+                "cpu_s": time.process_time() - start,
+            },
+        )
     for one, two in (("ours bf16", "peft bf16"), ("peft float32", "peft bf16")):
         gap = np.abs(np.array(curves[one]) - np.array(curves[two]))
-        emit(out, {"name": f"curve, {one} against {two}", "kind": "curve", "mean_gap": float(gap.mean()),
-                   "largest_gap": float(gap.max()), "last_20_gap": float(gap[-20:].mean())})  # fmt: skip
+        emit(
+            out,
+            {
+                "name": f"curve, {one} against {two}",
+                "kind": "curve",
+                "mean_gap": float(gap.mean()),
+                "largest_gap": float(gap.max()),
+                "last_20_gap": float(gap[-20:].mean()),
+            },
+        )
     (out / "curve.json").write_text(json.dumps(curves))
 
 
@@ -478,27 +662,51 @@ class Clock:
         return Marks()
 
 
-def sft(out: Path, name: str, model, micro: int, documents, steps: int, packing: bool = False, **options) -> None:
-    """TRL's SFTTrainer on documents of (length, answer tokens); tokens are those of documents, never padding."""
+def sft(
+    out: Path, name: str, model, micro: int, documents, steps: int, packing: bool = False, **options
+) -> None:
+    """TRL's SFTTrainer on documents of (length, answer tokens); tokens are those of documents,
+    never padding."""
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from tests import tiny
 
-    for owner in (model, model.get_base_model()):  # what an earlier Trainer left on the model would turn autocast off
+    for owner in (
+        model,
+        model.get_base_model(),
+    ):  # what an earlier Trainer left on the model would turn autocast off
         for key in ("forward", "_original_forward", "_is_accelerate_prepared"):
             owner.__dict__.pop(key, None)
     made = torch.Generator().manual_seed(1)
-    rows = [torch.randint(3, VOCABULARY, (length,), generator=made).tolist() for length, _ in documents]
+    rows = [
+        torch.randint(3, VOCABULARY, (length,), generator=made).tolist() for length, _ in documents
+    ]
     arguments = SFTConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=micro, max_steps=steps, max_length=LENGTH, bf16=True,
-        packing=packing, save_strategy="no", report_to="none", learning_rate=1e-4, logging_strategy="no",
-        disable_tqdm=True, use_cpu=TINY, include_num_input_tokens_seen="no", **options,
-    )  # fmt: skip
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=micro,
+        max_steps=steps,
+        max_length=LENGTH,
+        bf16=True,
+        packing=packing,
+        save_strategy="no",
+        report_to="none",
+        learning_rate=1e-4,
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=TINY,
+        include_num_input_tokens_seen="no",
+        **options,
+    )
     marks = Clock()
-    trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_dict({"input_ids": rows}),
-                         processing_class=tiny.tokenizer(), callbacks=[marks])  # fmt: skip
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        processing_class=tiny.tokenizer(),
+        callbacks=[marks],
+    )
     seen, collate = [], trainer.data_collator
 
     def counted(examples):
@@ -510,8 +718,19 @@ def sft(out: Path, name: str, model, micro: int, documents, steps: int, packing:
     seconds = [after - before for before, after in zip(marks.marks, marks.marks[1:], strict=False)]
     skip = 2 if steps > 3 else 1
     speed = sum(seen[skip:steps]) / sum(seconds[skip:])
-    emit(out, {"name": name, "kind": "peer", "tok_s": speed, "tokens": micro * LENGTH, "peak_gib": peak_gib(),
-               "spread": [round(t / s) for t, s in zip(seen[skip:steps], seconds[skip:], strict=False)]})  # fmt: skip
+    emit(
+        out,
+        {
+            "name": name,
+            "kind": "peer",
+            "tok_s": speed,
+            "tokens": micro * LENGTH,
+            "peak_gib": peak_gib(),
+            "spread": [
+                round(t / s) for t, s in zip(seen[skip:steps], seconds[skip:], strict=False)
+            ],
+        },
+    )
 
 
 def part_trl(out: Path) -> None:
@@ -525,8 +744,19 @@ def part_trl(out: Path) -> None:
     attempt(out, "trl", sft, out, "TRL packing, real lengths", model, 4, pairs, 10, packing=True)
     attempt(out, "trl", sft, out, "TRL default (padded), real lengths", model, 8, pairs, 8)
     model.gradient_checkpointing_disable()
-    attempt(out, "trl", sft, out, "TRL with Liger, nothing recomputed, fixed 2048", model, 4, whole, 5,
-            use_liger_kernel=True, gradient_checkpointing=False)  # fmt: skip
+    attempt(
+        out,
+        "trl",
+        sft,
+        out,
+        "TRL with Liger, nothing recomputed, fixed 2048",
+        model,
+        4,
+        whole,
+        5,
+        use_liger_kernel=True,
+        gradient_checkpointing=False,
+    )
 
 
 def part_unsloth(out: Path) -> None:
@@ -545,13 +775,24 @@ def part_unsloth(out: Path) -> None:
     del model
     fresh()
     model, _ = FastLanguageModel.from_pretrained(
-        folder, max_seq_length=LENGTH, dtype=torch.bfloat16, load_in_4bit=False, fix_tokenizer=False,
+        folder,
+        max_seq_length=LENGTH,
+        dtype=torch.bfloat16,
+        load_in_4bit=False,
+        fix_tokenizer=False,
         local_files_only=True,
-    )  # fmt: skip
+    )
     model = FastLanguageModel.get_peft_model(
-        model, r=RANK, target_modules=train.LINEARS, lora_alpha=2 * RANK, lora_dropout=0, bias="none",
-        use_gradient_checkpointing=False, random_state=1, max_seq_length=LENGTH,
-    )  # fmt: skip
+        model,
+        r=RANK,
+        target_modules=train.LINEARS,
+        lora_alpha=2 * RANK,
+        lora_dropout=0,
+        bias="none",
+        use_gradient_checkpointing=False,
+        random_state=1,
+        max_seq_length=LENGTH,
+    )
     FastLanguageModel.for_training(model, use_gradient_checkpointing=False)
 
     class Peer:
@@ -565,47 +806,85 @@ def part_unsloth(out: Path) -> None:
 
     for documents in (2, 4):
         batches = [fixed(documents, seed=i) for i in range(6)]
-        attempt(out, "unsloth", loop, out, f"Unsloth {unsloth.__version__}, fixed 2048, {documents} documents", Peer,
-                batches, kind="unsloth")  # fmt: skip
+        attempt(
+            out,
+            "unsloth",
+            loop,
+            out,
+            f"Unsloth {unsloth.__version__}, fixed 2048, {documents} documents",
+            Peer,
+            batches,
+            kind="unsloth",
+        )
 
 
 def write(out: Path, folder: Path) -> None:
-    """train_8b.md and .json from the rows of one or more calls; a peer that did not run is absent."""
+    """train_8b.md and .json from the rows of one or more calls; a peer that did not run is
+    absent."""
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     for row in rows:
         row["call"] = row.get("call", "")
 
     def best(start: str, kind: str = "") -> float | None:
-        found = [r for r in rows if r["name"].startswith(start) and r.get("kind") == (kind or r.get("kind"))]
+        found = [
+            r
+            for r in rows
+            if r["name"].startswith(start) and r.get("kind") == (kind or r.get("kind"))
+        ]
         return max((r["tok_s"] for r in found if "tok_s" in r), default=None)
 
     noted = out / "device.json"  # written on the machine that measured
     about = json.loads(noted.read_text()) if noted.exists() else device()
-    fastest = max((r for r in rows if r.get("kind") == "fixed"), key=lambda r: r["tok_s"], default={})
+    fastest = max(
+        (r for r in rows if r.get("kind") == "fixed"), key=lambda r: r["tok_s"], default={}
+    )
     record = about | {
-        "fixed_tok_s": best("fixed 2048"), "useful_tok_s": best("real lengths", "real"),
+        "fixed_tok_s": best("fixed 2048"),
+        "useful_tok_s": best("real lengths", "real"),
         "fit_tok_s": best("fit, real lengths, dropout 0.05", "fit"),
-        "peak_gib": fastest.get("peak_gib"), "trl_fixed_tok_s": best("TRL default, fixed"),
-        "trl_packed_tok_s": best("TRL packing"), "unsloth_tok_s": best("Unsloth"),
-        "matmul_ceiling_tflops": max((r["matmul_tflops"] for r in rows if "matmul_tflops" in r), default=None),
-    }  # fmt: skip
+        "peak_gib": fastest.get("peak_gib"),
+        "trl_fixed_tok_s": best("TRL default, fixed"),
+        "trl_packed_tok_s": best("TRL packing"),
+        "unsloth_tok_s": best("Unsloth"),
+        "matmul_ceiling_tflops": max(
+            (r["matmul_tflops"] for r in rows if "matmul_tflops" in r), default=None
+        ),
+    }
     record = {key: value for key, value in record.items() if value is not None}
     if scaled := {str(r["gpus"]): r["tok_s"] for r in rows if r.get("kind") == "scaling"}:
         record["scaling_tok_s"] = scaled
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train_8b.json").write_text(json.dumps(record, indent=1) + "\n")
-    lines = ["# LoRA training at the 8B's shape", "", ", ".join(f"{k} {v}" for k, v in about.items()) + ".", ""]
-    lines += ["| what | tokens/s | of the ceiling (4N) | peak GiB | steps, tokens/s | call |",
-              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = [
+        "# LoRA training at the 8B's shape",
+        "",
+        ", ".join(f"{k} {v}" for k, v in about.items()) + ".",
+        "",
+    ]
+    lines += [
+        "| what | tokens/s | of the ceiling (4N) | peak GiB | steps, tokens/s | call |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in (r for r in rows if "tok_s" in r):
         share = 4 * products() * row["tok_s"] / 1e12 / record["matmul_ceiling_tflops"]
         steps = " ".join(map(str, row["spread"]))
-        cells = [row["name"], f"{row['tok_s']:,.0f}", f"{share:.0%}", f"{row['peak_gib']:.1f}", steps, row["call"]]
+        cells = [
+            row["name"],
+            f"{row['tok_s']:,.0f}",
+            f"{share:.0%}",
+            f"{row['peak_gib']:.1f}",
+            steps,
+            row["call"],
+        ]
         lines += ["| " + " | ".join(cells) + " |"]
     lines += ["", "Other rows:", ""]
-    lines += [f"- {json.dumps({k: v for k, v in r.items() if v != ''})}" for r in rows if "tok_s" not in r]
+    lines += [
+        f"- {json.dumps({k: v for k, v in r.items() if v != ''})}" for r in rows if "tok_s" not in r
+    ]
     extra = out / "notes.md"
-    (folder / "train_8b.md").write_text("\n".join(lines) + "\n" + (extra.read_text() if extra.exists() else ""))
+    (folder / "train_8b.md").write_text(
+        "\n".join(lines) + "\n" + (extra.read_text() if extra.exists() else "")
+    )
 
 
 def device() -> dict:
@@ -626,9 +905,13 @@ def device() -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--part", choices=[*PARTS, "curve"], help="run this part here, in this process")
+    parser.add_argument(
+        "--part", choices=[*PARTS, "curve"], help="run this part here, in this process"
+    )
     parser.add_argument("--out", type=Path, help="folder of rows.jsonl; default: a temporary one")
-    parser.add_argument("--tiny", action="store_true", help="a toy shape on a CPU, to rehearse; writes no results")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a toy shape on a CPU, to rehearse; writes no results"
+    )
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
@@ -636,7 +919,9 @@ def main() -> None:
         globals()[f"part_{options.part}"](out)
         return
     for part in options.parts:
-        command = [sys.executable, __file__, "--part", part, "--out", str(out)] + ["--tiny"] * options.tiny
+        command = [sys.executable, __file__, "--part", part, "--out", str(out)] + [
+            "--tiny"
+        ] * options.tiny
         try:
             subprocess.run(command, timeout=PARTS[part] * 2, check=False)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,5 @@
-"""Loss on assistant positions alone against the model's own loss: seconds of a training step, both sides in one run.
+"""Loss on assistant positions alone against the model's own loss: seconds of a training step, both
+sides in one run.
 
     python tests/bench/training.py [--model smollm2-135m-instruct] [--length 100] [--answer 0.28]
 
@@ -38,7 +39,10 @@ def main() -> None:
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     best = {}
     for _ in range(3):
-        sides = {"model": lambda: adapted(**batch).loss, "ours": lambda: streams.plain_loss(adapted, **flat)}
+        sides = {
+            "model": lambda: adapted(**batch).loss,
+            "ours": lambda: streams.plain_loss(adapted, **flat),
+        }
         for name, loss in sides.items():
             start = clock()
             with train.autocast("bfloat16"):
@@ -48,8 +52,9 @@ def main() -> None:
                 torch.cuda.synchronize()
             best[name] = max(best.get(name, 0.0), ids.numel() / (clock() - start))
     print(
-        f"{options.model}, {options.length} tokens, {options.answer:.0%} with loss: model's own {best['model']:.0f}, "
-        f"ours {best['ours']:.0f} tokens/s, ratio {best['ours'] / best['model']:.2f}"
+        f"{options.model}, {options.length} tokens, {options.answer:.0%} with loss: model's own"
+        f" {best['model']:.0f}, ours {best['ours']:.0f} tokens/s, ratio"
+        f" {best['ours'] / best['model']:.2f}"
     )
 
 
