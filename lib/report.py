@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lib import plots
+from lib.estimates import words
 from lib.files import ROOT, atomic_write_text
 from lib.workbook import gates, page, record, state
 from lib.workbook.page import Badge, Link
@@ -76,9 +77,7 @@ def _lead(status: dict, records: dict, judged: list[dict]) -> str:
         )
     sentences.append(record.verdict(judged))
     systems = record.systems(records)
-    quality = [
-        f"{s} {gates.written(systems[s]['quality'])}" for s in systems if "quality" in systems[s]
-    ]
+    quality = [f"{s} {words(systems[s]['quality'])}" for s in systems if "quality" in systems[s]]
     if quality:
         sentences.append(f"Quality: {'; '.join(quality)}.")
     return " ".join(sentences)
@@ -93,9 +92,7 @@ def _systems(records: dict) -> list[tuple]:
     rows = []
     for name in sorted(systems, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS)):
         columns = {"quality": None, "bytes": "bytes", "speed": None, "cost": "USD"}
-        rows.append(
-            [name, *(gates.written(systems[name].get(c), unit) for c, unit in columns.items())]
-        )
+        rows.append([name, *(words(systems[name].get(c), unit) for c, unit in columns.items())])
     absent = [name for name in SYSTEMS if name not in systems]
     blocks: list[tuple] = [("h2", "Systems")]
     if rows:
@@ -130,7 +127,7 @@ def _gates(judged: list[dict], records: dict) -> list[tuple]:
     for gate in judged:
         _, _, more = gates.verdict_text(gate).rstrip(")").partition(" (")
         more += " threshold changed since it ran" if gate["id"] in moved else ""
-        measured = gates.written(gate["measured"], gate["unit"]) if gate["measured"] else ""
+        measured = words(gate["measured"], gate["unit"]) if gate["measured"] else ""
         badge = Badge(gate["verdict"], gate["verdict"].replace(" ", "-"), more.strip())
         rows.append(
             [gate["notebook"][:2], badge, gate["statement"], gates.threshold_text(gate), measured]

@@ -1,5 +1,4 @@
-"""The frame of a notebook (`start`, `say`, `show`, `finish`) and the command line `python -m
-lib.run`."""
+"""The frame of a notebook (`answer`, `start`, `say`, `show`, `finish`), and `python -m lib.run`."""
 
 from __future__ import annotations
 
@@ -13,8 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lib import params, plots
+from lib.estimates import Estimate, words
 from lib.files import ROOT, atomic_write_json
-from lib.workbook import gates, provenance
+from lib.markdown import folded, quote, table
+from lib.workbook import gates, provenance, record
+
+__all__ = ["Job", "answer", "finish", "quote", "say", "show", "start", "table"]
+ANSWER = "answer"  # names the display below the title
 
 
 @dataclass
@@ -45,68 +49,93 @@ class Job:
         """A path of a parameter, relative to the repository whatever the working directory."""
         return self.root / Path(text).expanduser()
 
-    def read(self, name: str) -> Path:
-        """The artifacts of an earlier notebook of this run. FileNotFoundError tells which to run
-        first."""
-        folder = self.out / "artifacts" / name
+    def read(self, step: str) -> Path:
+        """The artifacts of an earlier step. FileNotFoundError tells which step to run first."""
+        folder = self.out / "artifacts" / step
         if not folder.is_dir():
             shown = params.shown(folder, self.root)
-            raise FileNotFoundError(f"{shown} is missing: run notebook {name} first")
+            raise FileNotFoundError(f"{shown} is missing: run {step} first")
         return folder
 
-    def metrics(self, name: str) -> dict:
-        """The metrics of an earlier notebook of this run, {key: estimate}. FileNotFoundError
-        likewise."""
-        path = self.out / "metrics" / f"{name}.json"
+    def metrics(self, step: str) -> dict:
+        """{key: Estimate} that an earlier step of this run measured. FileNotFoundError likewise."""
+        found = self._record(step)["metrics"]
+        return {key: Estimate(value) for key, value in found.items()}
+
+    def settings(self, step: str) -> dict:
+        """The parameters that an earlier step ran with, so that none is typed twice."""
+        return self._record(step)["provenance"]["params"]
+
+    def model(self, name: str) -> dict:
+        """What an earlier step handed over as systems={name: {"path": ...}}: {"name", "path", ...}.
+
+        Its paths are absolute, as `evaluation.systems.answer` takes them. Raises FileNotFoundError
+        when no step made it, ValueError when its maker is older than what it was made from.
+        """
+        return record.handed_over(self.out, name)
+
+    def _record(self, step: str) -> dict:
+        path = self.out / "metrics" / f"{step}.json"
         if not path.exists():
-            raise FileNotFoundError(
-                f"{params.shown(path, self.root)} is missing: run notebook {name} first"
-            )
-        return json.loads(path.read_text(encoding="utf-8"))["metrics"]
-
-    def settings(self, name: str) -> dict:
-        """The parameters that an earlier notebook of this run was executed with, so that none is
-        typed twice."""
-        path = self.out / "metrics" / f"{name}.json"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{params.shown(path, self.root)} is missing: run notebook {name} first"
-            )
-        return json.loads(path.read_text(encoding="utf-8"))["provenance"]["params"]
+            shown = params.shown(path, self.root)
+            raise FileNotFoundError(f"{shown} is missing: run {step} first")
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
-def say(text: str) -> None:
-    """Display Markdown."""
+def answer() -> None:
+    """The place below the title where `finish` puts the answer, so that a reader meets it first."""
     from IPython.display import Markdown, display
 
-    display(Markdown(text))
+    waiting = "*Not answered yet: the answer appears here when the notebook has run to its end.*"
+    display(Markdown(waiting), display_id=ANSWER)
 
 
-def table(rows: list[dict]) -> str:
-    """Rows with the same keys as a Markdown table."""
-    if not rows:
-        return "*(no rows)*"
-    keys = list(rows[0])
-    cells = [
-        [str(row.get(key, "")).replace("|", "\\|").replace("\n", " ") for key in keys]
-        for row in rows
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [keys, ["---"] * len(keys), *cells])
+def say(*parts: str | list[dict]) -> None:
+    """Display Markdown; a list of rows becomes a table."""
+    from IPython.display import Markdown, display
+
+    display(Markdown("\n\n".join(p if isinstance(p, str) else table(p) for p in parts)))
 
 
-def start(name: str, values: dict, *, root: Path = ROOT) -> Job:
-    """Check and print the parameters of notebook `name`, with commit, device and versions; make its
-    folders.
+def start(name: str, values: dict, *, variant: str = "", root: Path = ROOT) -> Job:
+    """Check the parameters of notebook `name`, print them with commit, device and versions.
 
-    values: the notebook's globals(). Raises ParameterError for a wrong type, and for a parameter
-    injected by papermill that the notebook does not declare (papermill itself only logs a warning).
+    values: the notebook's globals(). variant: run as step <name>.<variant>. Makes the folders.
+    Raises ParameterError for a wrong type, and for a parameter injected by papermill that the
+    notebook does not declare (papermill itself only logs a warning).
     """
     # plain progress lines are wanted, so the missing widget library is no news
     warnings.filterwarnings("ignore", message="IProgress not found")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks the Hub for a faster kernel
     declared = params.declared(params.notebook_path(name, root), root)
+    chosen = _checked(name, declared, values)
+    origin = {
+        "commit": provenance.commit(root),
+        "device": provenance.device(),
+        "versions": provenance.versions(),
+        "earlier_seconds": float(os.environ.get("WORKBOOK_EARLIER_SECONDS", 0)),
+    }
+    if chosen.get("dtype") == "auto":  # decided once, here: all that follows sees what it came to
+        chosen["dtype"] = values["dtype"] = origin["device"]["fast_dtype"]
+    out = root / Path(chosen["out"]).expanduser()
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    step = f"{name}.{variant}" if variant else name
+    job = Job(step, chosen, root, out, began, time.monotonic(), origin)
+    job.artifacts.mkdir(parents=True, exist_ok=True)
+    plots.style()
+    rows = [_row(parameter, chosen[parameter.name]) for parameter in declared.values()]
+    changed = sum(bool(row["default, if changed"]) for row in rows)
+    say(
+        folded(f"{len(rows)} parameters, {changed} changed from their defaults", table(rows)),
+        folded(f"Commit {origin['commit']}, device, versions", provenance.text(origin)),
+    )
+    return job
+
+
+def _checked(name: str, declared: dict, values: dict) -> dict:
+    """The notebook's own values of what it declares, checked."""
     for key in _injected(values):
-        if key not in declared:
+        if key not in declared and key not in params.COMMON:
             near = params.nearest(key, declared)
             raise params.ParameterError(f"notebook {name} has no parameter {key!r}; {near}")
     missing = [key for key in declared if key not in values]
@@ -114,35 +143,13 @@ def start(name: str, values: dict, *, root: Path = ROOT) -> Job:
         raise params.ParameterError(
             f"notebook {name}: run the parameters cell first, it sets {missing[0]}"
         )
-    here = {
-        key: params.check(f"notebook {name}", key, values[key], p.default)
-        for key, p in declared.items()
+    where = f"notebook {name}"
+    chosen = {
+        key: params.check(where, key, values[key], parameter.default)
+        for key, parameter in declared.items()
     }
-    params.known_dtype(f"notebook {name}", here)
-    record = {
-        "commit": provenance.commit(root),
-        "device": provenance.device(),
-        "versions": provenance.versions(),
-    }
-    if (
-        here.get("dtype") == "auto"
-    ):  # decided once, here; all that follows and the record see what it came to
-        here["dtype"] = values["dtype"] = record["device"]["fast_dtype"]
-    out = root / Path(here.get("out", "outputs/smollm2")).expanduser()
-    record["earlier_seconds"] = float(os.environ.get("WORKBOOK_EARLIER_SECONDS", 0))
-    began = datetime.now(UTC).isoformat(timespec="seconds")
-    job = Job(name, here, root, out, began, time.monotonic(), record)
-    job.artifacts.mkdir(parents=True, exist_ok=True)
-    plots.style()
-    device = record["device"]
-    gpu = f", {', '.join(device['gpu'])}" if "gpu" in device else ", no GPU"
-    versions = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
-    say(
-        f"**Commit** {record['commit']}  \n**Device** {device['cpu']}, {device['cores']} cores, "
-        f"{device.get('memory_gib', '?')} GiB{gpu}  \n**Versions** {versions}"
-    )
-    say(table([_row(p, here[p.name]) for p in declared.values()]))
-    return job
+    params.known_dtype(where, chosen)
+    return chosen
 
 
 def _row(parameter: params.Parameter, value) -> dict:
@@ -168,18 +175,18 @@ def _injected(values: dict) -> list[str]:
 
 
 def show(job: Job, fig, name: str, caption: str = "") -> None:
-    """Save a figure as figures/<number>_<name>.png and display that very picture with its
-    caption."""
+    """Save a figure as figures/<number>_<name>.png; display that very picture and its caption."""
     from IPython.display import Image, display
 
-    path = job.figures / f"{job.name.split('_')[0]}_{name}.png"
+    notebook, _, variant = job.name.partition(".")
+    parts = [notebook.partition("_")[0], variant, name]
+    path = job.figures / f"{'_'.join(part for part in parts if part)}.png"
     plots.save(fig, path)
     display(Image(filename=str(path), alt=caption or name))
     if caption:
         say(f"*{caption}*")
-    job.shown = [f for f in job.shown if f["file"] != path.name] + [
-        {"file": path.name, "caption": caption}
-    ]
+    others = [figure for figure in job.shown if figure["file"] != path.name]
+    job.shown = [*others, {"file": path.name, "caption": caption}]
 
 
 def finish(
@@ -189,52 +196,57 @@ def finish(
     metrics: dict,
     systems: dict | None = None,
     tables: dict | None = None,
+    transcripts: list[dict] | None = None,
     stands_in: list[str] | None = None,
     api_spend: float = 0.0,
 ) -> None:
-    """Judge this notebook's gates, write metrics/<name>.json atomically, display gates and
-    headline.
+    """Judge the gates of this step, write metrics/<step>.json atomically, display gates and answer.
 
-    A failed gate is a result and does not raise. A metric of None is left out as not measured; NaN
-    raises ValueError. api_spend: USD. The cost is seconds / 3600 * hourly_rate + api_spend.
+    headline: the answer, one sentence with one interval; it also appears below the title.
+    metrics: {key: Estimate or number}; one that was not measured is left out, NaN raises
+    ValueError. systems: {name: columns of the report's table ("quality", "bytes", "speed", "cost"),
+    and what a later step loads by `Job.model(name)`: "path", "adapter", "tokenizer", "revision"}.
+    transcripts: rows of `answers.transcripts`, for transcripts/<step>.html. api_spend: USD; the
+    cost is seconds / 3600 * hourly_rate + api_spend. A failed gate is a result and does not raise.
     """
-    kept = {
-        key: entry
-        for key, value in metrics.items()
-        if (entry := gates.estimate(key, value)) is not None
-    }
-    seconds = time.monotonic() - job.clock
-    paid = (
-        (seconds + job.provenance["earlier_seconds"])
-        / 3600
-        * float(job.params.get("hourly_rate", 0.0))
-    )
+    from IPython.display import Markdown, update_display
+
+    kept = {key: known for key, value in metrics.items() if (known := gates.estimate(key, value))}
     judged = [gates.judge(g, kept) for g in gates.load(job.root) if g["notebook"] == job.name]
-    record = {
+    if transcripts:
+        from lib.workbook import transcripts as pages
+
+        pages.write(job.out, job.name, transcripts)
+    found = {
         "notebook": job.name,
         "headline": headline,
         "metrics": kept,
-        "systems": _systems(systems or {}),
+        "systems": {name: _system(job, name, entry) for name, entry in (systems or {}).items()},
         "tables": {title: _rows(rows) for title, rows in (tables or {}).items()},
         "figures": job.shown,
         "stands_in": list(stands_in or []),
         "gates": judged,
-        "provenance": (
-            job.provenance
-            | {
-                "params": job.params,
-                "started": job.started,
-                "seconds": round(seconds, 1),
-                "machine_cost": round(paid, 4),
-                "api_spend": float(api_spend),
-                "cost": round(paid + float(api_spend), 4),
-            }
-        ),
+        "provenance": _provenance(job, float(api_spend)),
     }
-    atomic_write_json(job.out / "metrics" / f"{job.name}.json", gates.plain(record))
+    atomic_write_json(job.out / "metrics" / f"{job.name}.json", gates.plain(found))
     if judged:
-        say(table(gate_rows(judged)))
+        say(gate_rows(judged))
     say(f"**{headline}**")
+    update_display(Markdown(f"**{headline}**"), display_id=ANSWER)
+
+
+def _provenance(job: Job, api_spend: float) -> dict:
+    seconds = time.monotonic() - job.clock
+    rate = float(job.params.get("hourly_rate", 0.0))
+    machine = (seconds + job.provenance["earlier_seconds"]) / 3600 * rate
+    return job.provenance | {
+        "params": job.params,
+        "started": job.started,
+        "seconds": round(seconds, 1),
+        "machine_cost": round(machine, 4),
+        "api_spend": api_spend,
+        "cost": round(machine + api_spend, 4),
+    }
 
 
 def gate_rows(judged: list[dict]) -> list[dict]:
@@ -243,7 +255,7 @@ def gate_rows(judged: list[dict]) -> list[dict]:
         {
             "gate": gate["statement"],
             "threshold": gates.threshold_text(gate),
-            "measured [95 % interval], n": gates.written(gate["measured"], gate["unit"]),
+            "measured [95 % interval], n": words(gate["measured"], gate["unit"]),
             "verdict": gates.verdict_text(gate),
         }
         for gate in judged
@@ -251,25 +263,27 @@ def gate_rows(judged: list[dict]) -> list[dict]:
 
 
 COLUMNS = ("quality", "bytes", "speed", "cost")  # of the report's table of systems
+HANDED_OVER = ("path", "adapter", "tokenizer", "revision")  # what `Job.model` reads
 
 
-def _systems(systems: dict) -> dict:
-    result = {}
-    for system, entry in systems.items():
-        for key in entry.keys() - set(COLUMNS):
-            raise ValueError(
-                f"system {system!r}: unknown column {key!r}; {params.nearest(key, COLUMNS)}"
-            )
-        numbers = {key: gates.estimate(f"{system}.{key}", value) for key, value in entry.items()}
-        result[system] = {key: value for key, value in numbers.items() if value is not None}
-    return result
+def _system(job: Job, name: str, entry: dict) -> dict:
+    for key in entry.keys() - {*COLUMNS, *HANDED_OVER}:
+        near = params.nearest(key, (*COLUMNS, *HANDED_OVER))
+        raise ValueError(f"system {name!r}: unknown column {key!r}; {near}")
+    numbers = {key: gates.estimate(f"{name}.{key}", entry.get(key)) for key in COLUMNS}
+    columns = {key: value for key, value in numbers.items() if value}
+    texts = {key: entry[key] for key in HANDED_OVER if entry.get(key)}
+    return columns | {key: record.relative(job.out, value) for key, value in texts.items()}
 
 
 def _rows(rows) -> list[dict]:
     """A small table as JSON rows; NaN of a DataFrame is a missing value and becomes null."""
     if hasattr(rows, "to_json"):
         return json.loads(rows.to_json(orient="records"))
-    return gates.plain(list(rows))
+    return [
+        {key: str(v) if isinstance(v, Estimate) else gates.plain(v) for key, v in row.items()}
+        for row in rows
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from math import ceil, comb, log2
 
+from lib.estimates import Estimate
+
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 LARGE = (
@@ -18,7 +20,7 @@ LARGE = (
 )
 
 
-def proportion(k: int, n: int, unit: str = "share") -> dict:
+def proportion(k: int, n: int, unit: str = "share") -> Estimate:
     """Share k of n with Wilson's 95 % interval, which has width also at k 0 and k n.
 
     ValueError for n 0 and for k outside 0..n.
@@ -41,7 +43,7 @@ def mean_ci(
     clusters: Sequence | None = None,
     bounds: tuple[float, float] | None = None,
     unit: str = "mean",
-) -> dict:
+) -> Estimate:
     """Mean with a BCa bootstrap interval.
 
     clusters: one label a value (the prompt of a sample); whole clusters are then resampled, because
@@ -69,7 +71,7 @@ def paired_difference(
     clusters: Sequence | None = None,
     bounds: tuple[float, float] | None = None,
     unit: str = "difference",
-) -> dict:
+) -> Estimate:
     """mean(a) - mean(b) over the same items in the same order; positive when a is higher.
 
     Bootstrap of the differences. ValueError when the lengths differ.
@@ -93,7 +95,7 @@ def difference(
     *,
     bounds: tuple[float, float] | None = None,
     unit: str = "difference",
-) -> dict:
+) -> Estimate:
     """mean(a) - mean(b) of two independent groups, each resampled; n is the smaller group."""
     x, y = _array(a, "difference"), _array(b, "difference")
     if bounds is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
@@ -195,14 +197,6 @@ def n_to_decide(estimate: dict, threshold: float) -> int | None:
     return max(n + 1, ceil(n * (half / (value - threshold)) ** 2))
 
 
-def text(estimate: dict, digits: int = 3) -> str:
-    """ "0.620 [0.550, 0.690], n 80": how an estimate is written in a sentence."""
-    value, *ends = (
-        f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high") if key in estimate
-    )
-    return f"{value} [{', '.join(ends)}], n {estimate['n']}" if ends else value
-
-
 def _interval(
     samples: list,
     value: float,
@@ -212,7 +206,7 @@ def _interval(
     *,
     paired: bool = False,
     statistic=None,
-) -> dict:
+) -> Estimate:
     """Bootstrap interval for one sample, for (cluster sums, cluster counts) `paired`, or for two
     groups."""
     import warnings
@@ -300,15 +294,10 @@ def _array(values, caller: str):
     return x
 
 
-def _estimate(value, low, high, n, unit, method) -> dict:
-    return {
-        "value": float(value),
-        "low": float(low),
-        "high": float(high),
-        "n": int(n),
-        "unit": unit,
-        "method": method,
-    }
+def _estimate(value, low, high, n, unit, method) -> Estimate:
+    return Estimate(
+        value=float(value), low=float(low), high=float(high), n=int(n), unit=unit, method=method
+    )
 
 
 def _z() -> float:

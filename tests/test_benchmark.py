@@ -232,7 +232,12 @@ def test_a_sample_is_shown_verbatim_and_cut():
     text = answers.sample_text(one, {"tuned": (answer, verdict), "base": (answer, None)}, limit=100)
     assert all(
         part in text
-        for part in ("    # title", "more characters", "wrong (last: `x`)", "no checker")
+        for part in (
+            '<pre style="white-space: pre-wrap">\n# title',
+            "more characters",
+            "wrong (last: `x`)",
+            "no checker",
+        )
     )
     assert judge.pair_key("a", "b", "c") != judge.pair_key("a", "c", "b")
 

@@ -162,31 +162,31 @@ def test_each_method_repairs_overconfidence_on_other_answers(method):
 
 
 def test_ece_brier_and_risk_of_cases_worked_by_hand():
-    confidence, right = [0.9, 0.8, 0.3, 0.2], [True, True, False, False]
-    assert confidence.ece(confidence, right, 2) == pytest.approx((abs(1.7 - 2) + abs(0.5 - 0)) / 4)
-    assert confidence.measures(confidence, right)["brier"]["value"] == pytest.approx(
+    chances, right = [0.9, 0.8, 0.3, 0.2], [True, True, False, False]
+    assert confidence.ece(chances, right, 2) == pytest.approx((abs(1.7 - 2) + abs(0.5 - 0)) / 4)
+    assert confidence.measures(chances, right)["brier"]["value"] == pytest.approx(
         (0.01 + 0.04 + 0.09 + 0.04) / 4
     )
-    assert confidence.risk_coverage(confidence, right) == [
+    assert confidence.risk_coverage(chances, right) == [
         (0.25, 0),
         (0.5, 0),
         (0.75, pytest.approx(1 / 3)),
         (1.0, 0.5),
     ]
-    assert confidence.risk_area(confidence, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert confidence.risk_area(chances, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
     tied = confidence.risk_coverage([0.5, 0.5], [True, False])
     assert tied == [(1.0, 0.5)], "equal confidences cannot be told apart"
-    threshold = confidence.best_threshold(confidence, right)
-    assert threshold == 0.8 and all(confidence.decisions(confidence, right, threshold))
+    threshold = confidence.best_threshold(chances, right)
+    assert threshold == 0.8 and all(confidence.decisions(chances, right, threshold))
     assert confidence.best_threshold([0.9, 0.8], [False, False]) == math.inf
 
 
 def test_auroc_is_scikit_learn_s_with_ties_too():
     from sklearn.metrics import roc_auc_score
 
-    confidence, right = drawn(300)
-    confidence = np.round(confidence, 1)
-    assert confidence.auroc(confidence, right) == pytest.approx(roc_auc_score(right, confidence))
+    chances, right = drawn(300)
+    chances = np.round(chances, 1)
+    assert confidence.auroc(chances, right) == pytest.approx(roc_auc_score(right, chances))
 
 
 def test_nothing_is_fitted_to_answers_that_are_all_right_or_to_an_unknown_method():

@@ -155,7 +155,7 @@ def test_runs_are_those_of_a_plain_search(questions, row):
         for size in range(minimum, n + 1)
         for i in range(len(row) - size + 1)
     }
-    expected = {str(i) for i, q in enumerate(questions) if word_runs(q) & padded}
+    expected = {str(i) for i, q in enumerate(questions) if runs(q) & padded}
     found = {name for name, reason in index.match("| " + text + " |") if reason != "whole question"}
     whole = {name for name, reason in index.match("| " + text + " |") if reason == "whole question"}
     assert found | whole == expected

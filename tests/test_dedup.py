@@ -384,21 +384,19 @@ def test_a_full_disk_is_named(monkeypatch):
 def test_works_where_no_cache_can_be_written(tmp_path):
     """Package folder and home both unwritable (for root too: files stand where folders would have
     to be)."""
-    package = tmp_path / "lib" / "curation"
+    package = tmp_path / "lib" / "dedup"
     package.mkdir(parents=True)
     for name in (
         "../__init__",
         "__init__",
         "bands",
-        "dedup",
+        "near_duplicates",
         "minhash",
         "resolve",
         "templates",
         "textfile",
     ):
-        (package / f"{name}.py").write_bytes(
-            (ROOT / "lib" / "curation" / f"{name}.py").read_bytes()
-        )
+        (package / f"{name}.py").write_bytes((ROOT / "lib" / "dedup" / f"{name}.py").read_bytes())
     (package / "__pycache__").write_text("in the way")
     (tmp_path / "file").write_text("in the way")
     environment = {
@@ -407,7 +405,8 @@ def test_works_where_no_cache_can_be_written(tmp_path):
         "XDG_CACHE_HOME": str(tmp_path / "file"),
     }
     environment.pop("NUMBA_CACHE_DIR", None)
-    code = "from lib.curation import dedup; print(len(dedup.near_duplicates(['same text'] * 3)[0]))"
+    find = "from lib.dedup.near_duplicates import near_duplicates as find"
+    code = f"{find}; print(len(find(['same text'] * 3)[0]))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib import stats
+from lib.estimates import number
 from lib.params import ParameterError
 from lib.workbook import gates
 
@@ -183,4 +184,4 @@ def test_the_thresholds_are_those_of_the_plan():
     ],
 )
 def test_numbers_as_a_reader_wants_them(value, unit, text):
-    assert gates.number(value, unit) == text
+    assert number(value, unit) == text

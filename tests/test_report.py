@@ -32,7 +32,7 @@ def first(project):
     return project
 
 
-def written(project, **options):
+def words(project, **options):
     report.write(project.out, root=project.root, names=NAMES, **options)
     return (project.out / "README.md").read_text(), (project.out / "index.html").read_text()
 
@@ -47,7 +47,7 @@ def external(html: str) -> list[str]:
 
 
 def test_the_page_says_what_was_measured_and_what_was_not(first):
-    for text in written(first):
+    for text in words(first):
         plain = text.replace("\u00a0", " ")
         assert "Of 3 gates 1 are measured: 1 pass, 0 fail, 0 inconclusive." in plain
         assert "40.0 % [30.0 %, 50.0 %], n 90" in plain and "5.0 MB" in plain
@@ -56,13 +56,13 @@ def test_the_page_says_what_was_measured_and_what_was_not(first):
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(first):
-    _, html = written(first)
+    _, html = words(first)
     assert "<script" not in html and external(html) == [] and "data:image/png;base64" in html
     assert "A &lt;line&gt; &amp; more" in html
 
 
 def test_markdown_tables_keep_their_columns(first):
-    text, _ = written(first)
+    text, _ = words(first)
     for block in re.findall(r"(?:^\|.*\n?)+", text, flags=re.M):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.strip().splitlines()}
         assert len(widths) == 1, block
@@ -72,7 +72,7 @@ def test_markdown_tables_keep_their_columns(first):
 def test_numbers_of_an_unfinished_notebook_stay_out(first, how):
     if how != "pending":
         state.mark(first.out, "01_first", how, parts={"upstream": {}}, failure="it broke")
-    text, _ = written(first, pending=["01_first"] if how == "pending" else [])
+    text, _ = words(first, pending=["01_first"] if how == "pending" else [])
     assert "None of the 3 gates is measured yet." in text and "40.0 %" not in text
     assert f"**{how}**" in text
     assert ("it broke" in text) == (how != "pending")
@@ -83,14 +83,14 @@ def test_a_record_without_states_counts_as_done(first):
 
 
 def test_nothing_measured_is_a_page_too(project):
-    text, html = written(project)
+    text, html = words(project)
     assert "None of the 3 gates is measured yet." in text and "<img" not in html
 
 
 def test_a_threshold_changed_after_the_run_is_said(first):
     gates_file = first.root / "params/gates.yaml"
     gates_file.write_text(gates_file.read_text().replace("threshold: 2", "threshold: 1"))
-    text, _ = written(first)
+    text, _ = words(first)
     assert "threshold changed since it ran" in text
 
 

@@ -66,7 +66,7 @@ def test_start_before_the_parameters_cell(project):
 def test_reading_what_has_not_run_says_what_to_run(project):
     job = start(project)
     for read in (job.read, job.metrics, job.settings):
-        with pytest.raises(FileNotFoundError, match="run notebook 00_curate first"):
+        with pytest.raises(FileNotFoundError, match="run 00_curate first"):
             read("00_curate")
 
 

@@ -13,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar as oracle_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from lib import stats
+from lib.estimates import NOT_MEASURED, Estimate
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -208,5 +209,6 @@ def test_n_to_decide_edges():
 def test_estimates_are_plain_json_and_readable():
     estimate = stats.mean_ci(np.float32([0.5, 1, 0]), seed=np.int64(3))
     assert json.loads(json.dumps(estimate)) == estimate
-    assert stats.text(stats.proportion(8, 10)) == "0.800 [0.490, 0.943], n 10"
-    assert stats.text({"value": 2.0}, 1) == "2.0"
+    assert f"{stats.proportion(8, 10)}" == "80.0 % [49.0 %, 94.3 %], n 10"
+    assert str(Estimate(value=2.0, unit="bits")) == "2 bits" and f"{NOT_MEASURED}" == "not measured"
+    assert f"{Estimate(value=0.031, low=0.0, high=0.1):share}" == "3.1 % [0.0 %, 10.0 %]"

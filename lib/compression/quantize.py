@@ -98,17 +98,16 @@ def reload(folder: Path, compute_dtype: str):
     import torch
     import transformers
 
-    from lib import models
+    from lib import attention, models
     from lib.compression.oneshot import quiet
-    from lib.generation import decoding
 
-    decoding.register_attention()
+    attention.register()
     transformers.utils.logging.disable_progress_bar()
     with quiet(folder.parent / "oneshot.log"):  # three progress bars a load
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, compute_dtype),
-            attn_implementation=decoding.ATTENTION,
+            attn_implementation=attention.ATTENTION,
             quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
         )
     return model.to(models.device()).eval()

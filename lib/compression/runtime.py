@@ -4,10 +4,15 @@ every token."""
 from __future__ import annotations
 
 import ctypes as c
+import hashlib
+import sys
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from lib.compression import llamacpp
+from lib.generation import generate as cache
 
 
 class Gguf:
@@ -145,7 +150,7 @@ class Gguf:
             [self.decode([(ids[i], i, 0, i >= start) for i in piece]) for piece in pieces]
         )
 
-    def generate(
+    def samples(
         self,
         prompts: list[list[int]],
         *,
@@ -153,48 +158,51 @@ class Gguf:
         n: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
-    ) -> list[list[dict]]:
-        """n samples a prompt (token ids), `sequences` of them decoded together.
+    ) -> Iterator[tuple[int, int, dict]]:
+        """(prompt, sample, row) of n samples a prompt (token ids), as they are finished.
 
-        A prompt is computed once for its samples. The random numbers of a sample depend on (seed,
-        prompt, index) alone. Returns for each prompt n dicts {ids (without end token), finish
-        ("stop" or "length"), logprobs (natural, at temperature 1, of every token written, end token
-        included), seconds (share of the wall time)}. Raises ValueError for a prompt that does not
-        fit the context.
+        `sequences` of them are decoded together; a prompt is computed once for its samples. The
+        random numbers of a sample depend on (seed, prompt, index) alone. Rows: {ids (without end
+        token), finish ("stop" or "length"), logprobs (natural, at temperature 1, of every token
+        written, end token included), seconds (share of the wall time)}. Raises ValueError for a
+        prompt that does not fit the context.
         """
-        import hashlib
-
-        import numpy as np
-
-        jobs, found = [], [[None] * n for _ in prompts]
         for number, ids in enumerate(prompts):
-            if len(ids) + max_new_tokens > self.context // 1:
+            if len(ids) + max_new_tokens > self.context:
                 raise ValueError(
                     f"prompt {number}: {len(ids)} tokens and {max_new_tokens} new ones exceed"
                     f" {self.context} cells"
                 )
-            for sample in range(n):
-                name = f"{seed} {sample} {ids}".encode()
-                source = np.random.default_rng(
-                    int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
-                )
-                jobs.append({"prompt": number, "sample": sample, "ids": ids, "draw": source})
-        while jobs:
-            group, cells = [], 0
-            while jobs and len(group) < self.sequences:
-                need = len(jobs[0]["ids"]) + max_new_tokens
-                if group and (
-                    cells + need > self.context
-                    or sum(len(j["ids"]) for j in group) + need > self.capacity
-                ):
-                    break
-                group.append(jobs.pop(0))
-                cells += need
+        waiting = deque(
+            {"prompt": number, "sample": sample, "ids": ids, "draw": _dice(seed, sample, ids)}
+            for number, ids in enumerate(prompts)
+            for sample in range(n)
+        )
+        while waiting:
+            group = self._next_group(waiting, max_new_tokens)
             for job in self._group(group, max_new_tokens, temperature):
-                found[job["prompt"]][job["sample"]] = {
-                    key: job[key] for key in ("ids", "finish", "logprobs", "seconds")
-                }
+                row = {key: job[key] for key in ("finish", "logprobs", "seconds")}
+                yield job["prompt"], job["sample"], {"ids": job["out"], **row}
+
+    def generate(self, prompts: list[list[int]], **settings) -> list[list[dict]]:
+        """All of `samples`, for each prompt its n rows in order."""
+        found = [[None] * settings.get("n", 1) for _ in prompts]
+        for prompt, sample, row in self.samples(prompts, **settings):
+            found[prompt][sample] = row
         return found
+
+    def _next_group(self, waiting: deque, max_new_tokens: int) -> list[dict]:
+        """As many jobs as fit the cache and one batch of prompts, taken off the front."""
+        group, cells, tokens = [], 0, 0
+        while waiting and len(group) < self.sequences:
+            length = len(waiting[0]["ids"])
+            need = length + max_new_tokens
+            if group and (cells + need > self.context or tokens + need > self.capacity):
+                break
+            group.append(waiting.popleft())
+            cells += need
+            tokens += length
+        return group
 
     def _group(self, group: list[dict], max_new_tokens: int, temperature: float) -> list[dict]:
         import numpy as np
@@ -243,7 +251,62 @@ class Gguf:
                 )
             active = going
         share = (time.perf_counter() - began) / len(group)
-        return [job | {"ids": job["out"], "seconds": share} for job in group]
+        return [job | {"seconds": share} for job in group]
+
+
+def generate(
+    gguf: Gguf,
+    tokenizer,
+    prompts: list,
+    *,
+    n: int = 1,
+    temperature: float = 0.0,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    store: Path | None = None,
+    model_key: str = "",
+    progress: str = "",
+) -> list[list[dict]]:
+    """`lib.generation.generate.generate` for a GGUF: n samples a prompt, kept in `store`.
+
+    Rows: {text, tokens, finish, seconds, logprobs, pieces (the text of each token)}.
+    """
+    from tqdm import tqdm
+
+    chats = [cache.as_messages(prompt) for prompt in prompts]
+    settings = (temperature, 1.0, max_new_tokens, seed)
+    keys = [[cache.request_key(model_key, chat, *settings, k) for k in range(n)] for chat in chats]
+    done = cache.load_store(store)
+    wanted = [number for number, row in enumerate(keys) if not done.keys() >= set(row)]
+    texts = [cache.render(tokenizer, chats[number]) for number in wanted]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    options = {"max_new_tokens": max_new_tokens, "n": n, "temperature": temperature, "seed": seed}
+    shown = {"file": sys.stdout, "mininterval": 5, "ascii": True, "unit": "sample"}
+    finished = gguf.samples(ids, **options)
+    bar = tqdm(finished, total=n * len(ids), desc=progress or "llama.cpp", **shown)
+    with cache.appending(store) as append:
+        for place, sample, row in bar:
+            made = {
+                "key": keys[wanted[place]][sample],
+                "text": tokenizer.decode(row["ids"], skip_special_tokens=True),
+                "tokens": len(row["logprobs"]),
+                "finish": row["finish"],
+                "seconds": row["seconds"],
+                "logprobs": [round(value, 5) for value in row["logprobs"]],
+                "pieces": [tokenizer.decode([token]) for token in row["ids"]],
+            }
+            append(made)
+            done[made["key"]] = made
+    fields = ("text", "tokens", "finish", "seconds", "logprobs", "pieces")
+    return [[{field: done[key][field] for field in fields} for key in row] for row in keys]
+
+
+def _dice(seed: int, sample: int, ids: list[int]):
+    """Random numbers that depend on the sample alone, not on what is decoded beside it."""
+    import numpy as np
+
+    digest = hashlib.sha256(f"{seed} {sample} {ids}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 def log_softmax(logits):

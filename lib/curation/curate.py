@@ -9,7 +9,6 @@ text. A killed run keeps the sources it has ingested.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from lib import meaning
 from lib.curation import filters, language, normalise, parallel, sources
 from lib.dedup import near_duplicates
 from lib.files import atomic_write_json, content_hash, replacing
@@ -36,10 +36,7 @@ CODE = ("normalise", "filters", "language", "readers", "decontaminate", "word_ru
 def code_key() -> str:
     """Hash of the modules that decide about a row, so that stage files of older rules are not
     reused."""
-    digest = hashlib.sha256()
-    for name in CODE:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return digest.hexdigest()[:16]
+    return meaning.of_files(Path(__file__).with_name(f"{name}.py") for name in CODE)
 
 
 def ingest(

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from lib.files import content_hash, read_jsonl, write_jsonl
+from lib import meaning
+from lib.files import ROOT, content_hash, read_jsonl, write_jsonl
 
 RULES = ("lib/evaluation/grade.py", "lib/evaluation/extract.py", "lib/evaluation/code_check.py")
 
@@ -76,9 +77,7 @@ def ask(
 def _rules() -> str:
     """Hash of the modules that decide what is right, so that stored grades never outlive their
     rules."""
-    from lib.files import ROOT, sha256_file
-
-    return content_hash(*(sha256_file(ROOT / name) for name in RULES))
+    return meaning.of_files(ROOT / name for name in RULES)
 
 
 def _row(item: dict, answer: dict, verdict: dict) -> dict:
@@ -101,7 +100,7 @@ def by_task(rows: list[dict]) -> list[dict]:
     """A row a task for a reader: asked, failed, share failed with its interval, unreadable and cut
     answers."""
     from lib import stats
-    from lib.workbook.gates import written
+    from lib.estimates import words
 
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
@@ -112,7 +111,7 @@ def by_task(rows: list[dict]) -> list[dict]:
                 "task": task,
                 "category": mine[0]["category"],
                 "asked": len(mine),
-                "failed": written(stats.proportion(failed, len(mine))),
+                "failed": words(stats.proportion(failed, len(mine))),
                 "no answer found": sum(row["grade"]["answer"] is None for row in mine),
                 "cut": sum(row["answer"]["finish"] == "length" for row in mine),
             }

@@ -131,7 +131,7 @@ def measure(groups: dict[str, list[str]], graded: dict[str, dict], seed: int) ->
 
 def table(measured: dict[str, dict]) -> list[dict]:
     """`measure` as rows for a reader."""
-    from lib.workbook.gates import number, written
+    from lib.estimates import number, words
 
     rows = []
     for name, entry in measured.items():
@@ -140,13 +140,11 @@ def table(measured: dict[str, dict]) -> list[dict]:
             "n": entry["distilled"]["n"],
             "right before": number(entry["distilled"]["before"]["value"], "share"),
             "right after": number(entry["distilled"]["after"]["value"], "share"),
-            "gain": written(entry["distilled"]["gain"], "share"),
+            "gain": words(entry["distilled"]["gain"], "share"),
             "McNemar p": f"{entry['distilled']['p_value']:.2g}",
         }
         for label in ("re-asked", "control", "over control"):
-            row[f"gain, {label}"] = (
-                written(entry[label]["gain"], "share") if label in entry else "-"
-            )
+            row[f"gain, {label}"] = words(entry[label]["gain"], "share") if label in entry else "-"
         rows.append(row)
     return rows
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lib.evaluation import grade, judge
 from lib.files import read_jsonl, write_jsonl
+from lib.markdown import quote
 
 OPEN = "open"  # the checker of items that only a judge can decide
 
@@ -169,6 +170,35 @@ def speed(answers: dict[str, dict]) -> dict | None:
     }
 
 
+def transcripts(items: list[dict], systems: dict[str, tuple[dict, dict]]) -> list[dict]:
+    """Rows for `run.finish(transcripts=...)`: what each system was asked, said, and got for it.
+
+    systems: {name: ({item id: answer row}, {item id: grade})}, as `read` and `graded` give them.
+    Rows: {system, category, task, prompt, gold, text, extracted, verdict}; verdict is "right",
+    "wrong" or "no checker".
+    """
+    rows = []
+    for system, (given, grades) in systems.items():
+        for item in items:
+            if item["id"] not in given:
+                continue
+            grade_row = grades.get(item["id"])
+            right = {None: "no checker", True: "right", False: "wrong"}
+            rows.append(
+                {
+                    "system": system,
+                    "category": item["category"],
+                    "task": item["task"],
+                    "prompt": item["prompt"],
+                    "gold": item["gold"],
+                    "text": given[item["id"]]["text"],
+                    "extracted": grade_row["answer"] if grade_row else None,
+                    "verdict": right[grade_row["correct"] if grade_row else None],
+                }
+            )
+    return rows
+
+
 def sample_text(item: dict, shown: dict[str, tuple[dict, dict | None]], limit: int = 500) -> str:
     """One item as Markdown: the prompt, then each system's answer and grade, verbatim, cut at
     `limit`.
@@ -176,20 +206,12 @@ def sample_text(item: dict, shown: dict[str, tuple[dict, dict | None]], limit: i
     shown: {system: (answer row, grade row or None)}.
     """
 
-    def block(text: str) -> str:
-        cut = (
-            text
-            if len(text) <= limit
-            else f"{text[:limit]} [... {len(text) - limit} more characters]"
-        )
-        return "\n".join("    " + line for line in cut.splitlines() or [""])
-
     gold = (
         f"gold answer `{item['gold']}`"
         if item["gold"] and item["checker"] != "code"
         else item["checker"]
     )
-    parts = [f"**{item['category']}, {item['task']}** ({gold})", block(item["prompt"])]
+    parts = [f"**{item['category']}, {item['task']}** ({gold})", quote(item["prompt"], limit)]
     for system, (answer, verdict) in shown.items():
         if verdict is None:
             state = "no checker"
@@ -202,5 +224,5 @@ def sample_text(item: dict, shown: dict[str, tuple[dict, dict | None]], limit: i
                 f"{verdict['extractor']}: `{verdict['answer']}`" if readable else verdict["reason"]
             )
             state = ("right" if verdict["correct"] else "wrong") + (f" ({found})" if found else "")
-        parts += [f"*{system}*, {answer['tokens']} tokens, {state}:", block(answer["text"])]
+        parts += [f"*{system}*, {answer['tokens']} tokens, {state}:", quote(answer["text"], limit)]
     return "\n\n".join(parts)

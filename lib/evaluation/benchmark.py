@@ -198,7 +198,7 @@ def accuracy_table(
     where all items of a category have them. `cut` is the share of answers that reached the token
     limit.
     """
-    from lib.workbook.gates import number, written
+    from lib.estimates import number, words
 
     known = {
         name: group
@@ -220,16 +220,14 @@ def accuracy_table(
         rows.append(
             {
                 "system": system,
-                "all checked items": written(accuracy(book)),
+                "all checked items": words(accuracy(book)),
                 **{
-                    name: written(accuracy(book, [item["id"] for item in group]))
+                    name: words(accuracy(book, [item["id"] for item in group]))
                     for name, group in known.items()
                 },
-                **{f"{name} alone": written(value) for name, value in readings[system].items()},
+                **{f"{name} alone": words(value) for name, value in readings[system].items()},
                 "cut": (
-                    written(stats.proportion(cut, len(answered[system])))
-                    if answered[system]
-                    else "-"
+                    words(stats.proportion(cut, len(answered[system]))) if answered[system] else "-"
                 ),
             }
         )

@@ -153,14 +153,14 @@ def by_category(per_item, seed: int = 0) -> dict[str, dict[str, dict]]:
 
 def table(summaries: dict[str, dict[str, dict]]) -> list[dict]:
     """{label: `summarise`} as rows for a reader; a dash for what was not measured."""
-    from lib.workbook.gates import number, written
+    from lib.estimates import number, words
 
     rows = []
     for label, found in summaries.items():
         row = {
             "": label,
             "prompts": found["consistency"]["n"],
-            "consistency": written({k: v for k, v in found["consistency"].items() if k != "n"}),
+            "consistency": words({k: v for k, v in found["consistency"].items() if k != "n"}),
         }
         for name in list(METRICS)[1:]:
             estimate = found.get(name)

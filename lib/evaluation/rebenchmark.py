@@ -90,7 +90,7 @@ def table(frames: dict, changed: dict[str, dict]) -> list[dict]:
 
     frames: {system: frame of `measured`}; changed: {label: `changes`}.
     """
-    from lib.workbook.gates import number, written
+    from lib.estimates import number, words
 
     rows = []
     for name, (label, unit) in MEASURES.items():
@@ -105,7 +105,7 @@ def table(frames: dict, changed: dict[str, dict]) -> list[dict]:
                     system: "-" if value != value else number(float(value), unit)
                     for system, value in means.items()
                 },
-                **{what: written(found.get(name)) for what, found in changed.items()},
+                **{what: words(found.get(name)) for what, found in changed.items()},
             }
         )
     return rows
@@ -209,9 +209,9 @@ def direction(estimate: dict | None) -> str:
 
 def told(estimate: dict | None) -> str:
     """`direction` with the change and its interval, to be written after a noun."""
-    from lib.workbook.gates import written
+    from lib.estimates import words
 
-    return direction(estimate) + (f" ({written(estimate)})" if estimate else "")
+    return direction(estimate) + (f" ({words(estimate)})" if estimate else "")
 
 
 def figure(changed: dict[str, dict[str, dict]], accuracy: dict[str, dict], title: str):

@@ -1,52 +1,15 @@
-"""The batch while it is being decoded: grouped attention, a cache that grows in blocks, rows that
-come and go.
+"""The batch while it is being decoded: a cache that grows in blocks, rows that come and go.
 
-Uses transformers' own extension points (attention interface, cache layers).
+Uses transformers' own extension point (cache layers) and the attention of `lib.attention`.
 `lib.generation.generate` is what notebooks call; tests/bench/generation.py compares it with
 `model.generate`.
 """
 
 from __future__ import annotations
 
-ATTENTION = "grouped_sdpa"
 # ended rows stay in the batch until they are this part of it: taking rows out copies the whole
 # cache
 ENDED_PART = 8
-
-
-def grouped_attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs
-):
-    """SDPA that treats the query heads of one key/value head as extra query positions while
-    decoding.
-
-    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. Nothing is
-    repeated, so the cache is read once instead of heads / kv_heads times. Longer queries (prefill,
-    training) take transformers' SDPA.
-    """
-    from torch.nn.functional import scaled_dot_product_attention
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    batch, heads, length, width = query.shape
-    if length > 1:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
-    groups = heads // key.shape[1]
-    grouped = query.reshape(batch, heads // groups, groups, width)
-    if attention_mask is not None:
-        attention_mask = attention_mask[..., : key.shape[2]]
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(batch, 1, heads, width), None
-
-
-def register_attention() -> None:
-    """Make `attn_implementation=ATTENTION` known to transformers. Harmless when called twice."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(ATTENTION, grouped_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def _roomy_cache(config):

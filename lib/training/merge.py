@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from lib import models
+from lib import attention, models
 
 REFERENCE, REFERENCE_4BIT = (
     "adapter on base (reference)",
@@ -68,9 +68,7 @@ def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = Fal
     import torch
     import transformers
 
-    from lib.generation import decoding
-
-    decoding.register_attention()
+    attention.register()
     transformers.utils.logging.disable_progress_bar()
     options = {}
     if four_bit:
@@ -81,7 +79,7 @@ def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = Fal
         models.resolve(name),
         revision=revision or None,
         dtype=torch.float32 if four_bit else getattr(torch, dtype),
-        attn_implementation=decoding.ATTENTION,
+        attn_implementation=attention.ATTENTION,
         device_map={"": models.device()},
         **options,
     )
@@ -272,17 +270,15 @@ def audit_table(logits: dict, answers: dict, right: dict, seed: int) -> list[dic
                 np.average([row["mean_abs"] for row in compared], weights=positions)
             ),
             "KL (nats)": float(np.average([row["kl"] for row in compared], weights=positions)),
-            "same greedy token": stats.text(same),
+            "same greedy token": same,
         }
         if label in answers:
             equal = sum(a == b for a, b in zip(answers[reference], answers[label], strict=True))
             row |= {
-                "same answer text": stats.text(stats.proportion(equal, len(answers[label]))),
-                "task score": stats.text(
-                    stats.proportion(int(right[label].sum()), len(right[label]))
-                ),
-                "minus reference": stats.text(
-                    stats.paired_difference(right[label], right[reference], seed)
+                "same answer text": stats.proportion(equal, len(answers[label])),
+                "task score": stats.proportion(int(right[label].sum()), len(right[label])),
+                "minus reference": stats.paired_difference(
+                    right[label], right[reference], seed, unit="share"
                 ),
             }
         rows.append(row)

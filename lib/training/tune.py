@@ -74,7 +74,9 @@ def tune(
     """
     models.require_full_precision(base, revision)
     if values["four_bit"]:
-        model, tokenizer = models.load_four_bit(base, values["dtype"], revision)
+        model, tokenizer = models.load(
+            base, values["dtype"], revision, four_bit=True, trainable=True
+        )
     else:
         model, tokenizer = models.load(base, values["base_dtype"], revision)
     length, seed, cache = values["max_length"], values["seed"], folder / "cache"

@@ -6,6 +6,7 @@ import math
 import operator
 from pathlib import Path
 
+from lib.estimates import Estimate, number
 from lib.files import ROOT
 from lib.params import ParameterError, nearest, read_yaml
 
@@ -36,8 +37,8 @@ def load(root: Path = ROOT) -> list[dict]:
     if not isinstance(gates, list) or not all(isinstance(gate, dict) for gate in gates):
         raise ParameterError("params/gates.yaml must be a list of gates, each a mapping")
     seen = set()
-    for number, gate in enumerate(gates, 1):
-        where = f"params/gates.yaml, gate {gate.get('id', number)!r}"
+    for place, gate in enumerate(gates, 1):
+        where = f"params/gates.yaml, gate {gate.get('id', place)!r}"
         wanted = KEYS | ({"tolerance"} if gate.get("op") == "about" else set())
         for key in gate.keys() - wanted:
             raise ParameterError(f"{where}: unknown key {key!r}; {nearest(key, wanted)}")
@@ -58,7 +59,7 @@ def load(root: Path = ROOT) -> list[dict]:
     return gates
 
 
-def estimate(name: str, value) -> dict | None:
+def estimate(name: str, value) -> Estimate | None:
     """A metric as a dict with a finite `value`, and `low`, `high`, `n`, `unit`, `method` where they
     exist.
 
@@ -85,7 +86,7 @@ def estimate(name: str, value) -> dict | None:
         raise ValueError(
             f"metric {name!r}: the interval [{entry['low']}, {entry['high']}] is reversed"
         )
-    return entry
+    return Estimate(entry)
 
 
 def plain(value):
@@ -147,33 +148,6 @@ def judge_all(metrics_of: dict[str, dict], root: Path = ROOT) -> list[dict]:
     """Every gate judged against {notebook: metrics}; a notebook that did not run leaves `not
     measured`."""
     return [judge(gate, metrics_of.get(gate["notebook"], {})) for gate in load(root)]
-
-
-def number(value: float | int | None, unit: str = "") -> str:
-    """A number as a reader wants it: 1,234; 0.0123; 91.2 %; 1.2e-05; 93.1 MB; an absent one as a
-    dash."""
-    if value is None:
-        return "-"
-    if unit == "share":
-        return f"{100 * value:.1f} %"
-    if unit == "bytes":
-        return f"{value / 1e6:,.1f} MB"
-    if unit == "USD":
-        return f"{value:,.2f} USD"
-    whole = isinstance(value, int) or abs(value) >= 1000
-    text = f"{value:,.0f}" if whole else f"{value:.3g}"
-    return text if unit in SILENT else f"{text} {unit}"
-
-
-def written(measured: dict | None, unit: str | None = None) -> str:
-    """An estimate in words: value [low, high], n; in its own unit unless another is given."""
-    if measured is None:
-        return "not measured"
-    unit = measured.get("unit", "") if unit is None else unit
-    text = number(measured["value"], unit)
-    if "low" in measured and "high" in measured:
-        text += f" [{number(measured['low'], unit)}, {number(measured['high'], unit)}]"
-    return text + (f", n {measured['n']:,}" if "n" in measured else "")
 
 
 def threshold_text(gate: dict) -> str:

@@ -80,6 +80,18 @@ def device() -> dict:
     return result
 
 
+def text(origin: dict) -> str:
+    """Commit, device and versions as Markdown."""
+    device = origin["device"]
+    gpu = ", ".join(device.get("gpu", ["no GPU"]))
+    machine = (
+        f"{device['cpu']}, {device['cores']} cores, {device.get('memory_gib', '?')} GiB, {gpu}"
+    )
+    libraries = ", ".join(f"{library} {version}" for library, version in origin["versions"].items())
+    commit = f"**Commit** {origin['commit']}"
+    return f"{commit}  \n**Device** {machine}  \n**Versions** {libraries}"
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that decide results, and of Python."""
     found = {"python": platform.python_version()}

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from lib.files import content_hash, read_jsonl
+from lib.workbook import state
 
 # Targets of the plan that are no gates: shown beside what was measured.
 PLAN_USD = {"10_train_base": (36.0, 46.0)}
@@ -32,6 +33,41 @@ def load(out: Path, names: Iterable[str]) -> dict[str, dict]:
     return {
         name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths if path.exists()
     }
+
+
+def relative(out: Path, path: str | Path) -> str:
+    """A path inside a run as the record keeps it; a name of the Hub or an outer path as it is."""
+    return str(Path(path).relative_to(out)) if Path(path).is_relative_to(out) else str(path)
+
+
+def handed_over(out: Path, name: str) -> dict:
+    """The system `name` of a run as its maker handed it over: {"name", "path", ...}.
+
+    Paths are absolute. Raises FileNotFoundError when no step made it or its files are gone,
+    ValueError when two did or when what it was made from has been made anew since.
+    """
+    makers = {}
+    for file in sorted((out / "metrics").glob("*.json")):
+        entry = json.loads(file.read_text(encoding="utf-8"))["systems"].get(name, {})
+        if "path" in entry:
+            makers[file.stem] = entry
+    if not makers:
+        raise FileNotFoundError(
+            f"no step of {out.name} has made the model {name!r} yet; run it first"
+        )
+    if len(makers) > 1:
+        raise ValueError(f"the model {name!r} was made twice, by {' and '.join(makers)}")
+    [(step, entry)] = makers.items()
+    if state.statuses(out, [step])[step] == "stale":
+        raise ValueError(f"{step}, which made {name!r}, is older than what it reads: run it again")
+    system = {"name": name, "made_by": step, "revision": entry.get("revision", "")}
+    for key in ("path", "adapter", "tokenizer"):
+        if key in entry:
+            inside = out / entry[key]
+            system[key] = str(inside) if inside.exists() else entry[key]
+    if system["path"].startswith("artifacts/"):
+        raise FileNotFoundError(f"{out.name}/{system['path']} is missing: run {step} again")
+    return system
 
 
 def systems(records: dict[str, dict]) -> dict[str, dict]:

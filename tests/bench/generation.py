@@ -96,8 +96,8 @@ def small(options) -> None:
     """Both sides on a real model."""
     import torch
 
-    from lib import models
-    from lib.generation import decoding, generate
+    from lib import attention, models
+    from lib.generation import generate
 
     model, tokenizer = models.load(options.model)
     prompts = [f"{QUESTIONS[i % len(QUESTIONS)]} (question {i})" for i in range(options.prompts)]
@@ -114,7 +114,7 @@ def small(options) -> None:
             start = clock()
             count = theirs(model, tokenizer, texts, samples, options.tokens, temperature)
             speeds["transformers"] = max(speeds.get("transformers", 0), count / (clock() - start))
-            model.set_attn_implementation(decoding.ATTENTION)
+            model.set_attn_implementation(attention.ATTENTION)
             start = clock()
             rows = generate.generate(
                 model,
@@ -157,7 +157,8 @@ def shape_8b(options) -> None:
     import train_8b
     from transformers import GenerationConfig
 
-    from lib.generation import decoding, decoding_graph, generate
+    from lib import attention
+    from lib.generation import decoding_graph, generate
     from tests import tiny
 
     out, rows, tokenizer = options.out, [], tiny.tokenizer()
@@ -165,7 +166,7 @@ def shape_8b(options) -> None:
     prompt, new, batches = (24, 8, (4, 8)) if options.tiny else (256, 256, (128, 256, 512))
     model = train_8b.build(adapters=False).eval()
     model.config.use_cache = True
-    decoding.register_attention()
+    attention.register()
     empty = len(
         tokenizer(generate.render(tokenizer, generate.as_messages("")), add_special_tokens=False)[
             "input_ids"
@@ -235,7 +236,7 @@ def shape_8b(options) -> None:
         finally:
             decoding_graph.usable = usable
 
-    own, most = decoding.ATTENTION, batches[-1]
+    own, most = attention.ATTENTION, batches[-1]
     for batch in batches:
         measure("ours", "fixed", batch, batch, 0.0, own, ours)
     measure("ours, kernel by kernel", "fixed", batches[-2], batches[-2], 0.0, own, kernel_by_kernel)
