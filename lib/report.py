@@ -130,7 +130,7 @@ def _gates(judged: list[dict], records: dict) -> list[tuple]:
         measured = words(gate["measured"], gate["unit"]) if gate["measured"] else ""
         badge = Badge(gate["verdict"], gate["verdict"].replace(" ", "-"), more.strip())
         rows.append(
-            [gate["notebook"][:2], badge, gate["statement"], gates.threshold_text(gate), measured]
+            [gate["step"][:2], badge, gate["statement"], gates.threshold_text(gate), measured]
         )
     how = (
         "Thresholds are written before a run and judged from the 95 % interval: pass when all of it"

@@ -212,13 +212,13 @@ def finish(
     from IPython.display import Markdown, update_display
 
     kept = {key: known for key, value in metrics.items() if (known := gates.estimate(key, value))}
-    judged = [gates.judge(g, kept) for g in gates.load(job.root) if g["notebook"] == job.name]
+    judged = [gates.judge(g, kept) for g in gates.load(job.root) if g["step"] == job.name]
     if transcripts:
         from lib.workbook import transcripts as pages
 
         pages.write(job.out, job.name, transcripts)
     found = {
-        "notebook": job.name,
+        "step": job.name,
         "headline": headline,
         "metrics": kept,
         "systems": {name: _system(job, name, entry) for name, entry in (systems or {}).items()},

@@ -18,7 +18,7 @@ if (
 ):  # before torch starts its threads: two workers with all cores each only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-PARAMETERS = """out = "outputs/tiny"  # folder of this run
+PARAMETERS = """out = "outputs/tiny-local"  # folder of this run
 k = 3  # samples
 rate = 0.5  # learning rate, higher is faster
 data = "packaged"  # packaged, or a folder
@@ -29,9 +29,9 @@ job = run.start("{name}", globals(), root=Path("{root}"))"""
 FINISH = """run.finish(job, headline=f"{name} counts {{k}}", metrics={{"kept": k}},
            stands_in=["toys stand in"])"""
 GATES = """
-- {id: first, notebook: 01_first, metric: kept, op: ">=", threshold: 2, unit: rows, statement: "rows kept"}
-- {id: last, notebook: 02_second, metric: kept, op: ">=", threshold: 5, unit: rows, statement: "more rows"}
-- {id: absent, notebook: 02_second, metric: other, op: "<", threshold: 1, unit: "", statement: "others"}
+- {id: first, step: 01_first, metric: kept, op: ">=", threshold: 2, unit: rows, statement: "rows kept"}
+- {id: last, step: 02_second, metric: kept, op: ">=", threshold: 5, unit: rows, statement: "more rows"}
+- {id: absent, step: 02_second, metric: other, op: "<", threshold: 1, unit: "", statement: "others"}
 """  # noqa: E501
 
 
@@ -54,7 +54,7 @@ class Project:
 
     def __init__(self, root: Path):
         self.root = root
-        self.out = root / "outputs" / "tiny"
+        self.out = root / "outputs" / "tiny-local"
         self.write("params/gates.yaml", GATES)
         for file in ("common", *self.upstream):
             self.write(f"params/tiny/{file}.yaml", "{}\n")

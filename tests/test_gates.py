@@ -18,7 +18,7 @@ from lib.workbook import gates
 
 GATE = {
     "id": "g",
-    "notebook": "n",
+    "step": "n",
     "metric": "m",
     "op": ">=",
     "threshold": 0.5,

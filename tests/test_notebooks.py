@@ -111,13 +111,13 @@ def test_the_pipeline_knows_every_notebook_and_no_other():
     assert list(pipeline.UPSTREAM) == NAMES
     for position, name in enumerate(NAMES):
         assert set(pipeline.UPSTREAM[name]) <= set(NAMES[:position])
-    assert {gate["notebook"] for gate in gates.load()} <= set(NAMES)
+    assert {gate["step"] for gate in gates.load()} <= set(NAMES)
 
 
 @pytest.mark.parametrize("profile", params.profiles())
 def test_every_profile_is_complete_and_valid(profile):
     values = params.effective(profile, NAMES)
-    assert {own["out"] for own in values.values()} == {f"outputs/{profile}"}
+    assert {own["out"] for own in values.values()} == {f"outputs/{profile}-local"}
     for key in COMMON:
         assert len({own[key] for own in values.values()}) == 1, f"{key} differs between notebooks"
 

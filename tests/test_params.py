@@ -182,7 +182,8 @@ def test_an_override_is_for_the_notebooks_that_run_alone(project):
     """A name that another notebook uses for another type is no fault while that notebook does not
     run."""
     project.notebook(
-        "02_second", parameters="k = [1]  # samples\nout = 'outputs/tiny'  # folder of this run"
+        "02_second",
+        parameters="k = [1]  # samples\nout = 'outputs/tiny-local'  # folder of this run",
     )
     values = params.effective("tiny", NAMES, {"k": [4, 5]}, project.root, ["02_second"])
     assert values["02_second"]["k"] == [4, 5] and values["01_first"]["k"] == 3

@@ -172,7 +172,7 @@ def test_two_runs_of_one_folder_are_refused_and_a_dead_lock_is_taken_over(projec
     process = spawn(project)
     try:
         wait_for(lambda: state.read(project.out, "01_first").get("status") == "running")
-        with pytest.raises(state.Busy, match=f"tiny is being run by process {process.pid}"):
+        with pytest.raises(state.Busy, match=f"tiny-local is being run by process {process.pid}"):
             run(project)
         second = spawn(project)
         text, _ = second.communicate(timeout=60)

@@ -13,7 +13,7 @@ from lib.workbook import page, record, state
 
 NAMES = ["01_first", "02_second"]
 ESTIMATE = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 90, "unit": "share"}
-VALUES = {"out": "outputs/tiny", "k": 3, "rate": 0.5, "data": "packaged", "hourly_rate": 0.0}
+VALUES = {"out": "outputs/tiny-local", "k": 3, "rate": 0.5, "data": "packaged", "hourly_rate": 0.0}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from lib.params import ParameterError
 from lib.workbook import provenance
 from tests.conftest import PARAMETERS
 
-VALUES = {"out": "outputs/tiny", "k": 3, "rate": 0.5, "data": "packaged", "hourly_rate": 0.0}
+VALUES = {"out": "outputs/tiny-local", "k": 3, "rate": 0.5, "data": "packaged", "hourly_rate": 0.0}
 
 
 def start(project, **changed):

@@ -23,7 +23,7 @@ SILENT = (
     "difference",
     "score",
 )  # units that a reader does not want repeated after a number
-KEYS = {"id", "notebook", "metric", "op", "threshold", "unit", "statement"}
+KEYS = {"id", "step", "metric", "op", "threshold", "unit", "statement"}
 
 
 def load(root: Path = ROOT) -> list[dict]:
@@ -145,9 +145,9 @@ def _verdict(op: str, threshold: float, low: float, high: float) -> str:
 
 
 def judge_all(metrics_of: dict[str, dict], root: Path = ROOT) -> list[dict]:
-    """Every gate judged against {notebook: metrics}; a notebook that did not run leaves `not
+    """Every gate judged against {step: metrics}; a step that did not run leaves `not
     measured`."""
-    return [judge(gate, metrics_of.get(gate["notebook"], {})) for gate in load(root)]
+    return [judge(gate, metrics_of.get(gate["step"], {})) for gate in load(root)]
 
 
 def threshold_text(gate: dict) -> str:

@@ -109,7 +109,7 @@ def execute(
     names = list(upstream)
     if "out" in (overrides or {}):
         raise ParameterError("-p out: the folder is chosen by --run NAME, which means outputs/NAME")
-    run = profile if run is None else run
+    run = f"{profile}-local" if run is None else run
     if not run or Path(run).name != run or run.startswith("."):
         raise ParameterError(f"--run {run!r} must be one folder name")
     from lib.workbook import gates
@@ -199,7 +199,7 @@ def command(arguments: list[str] | None = None, *, root: Path = ROOT, upstream=N
     parser = argparse.ArgumentParser(prog="python -m lib.run", description=__doc__)
     parser.add_argument("profile", help=f"one of: {', '.join(params.profiles(root))}")
     parser.add_argument(
-        "--run", metavar="NAME", help="write to outputs/NAME (default: the profile's name)"
+        "--run", metavar="NAME", help="write to outputs/NAME (default: <profile>-local)"
     )
     parser.add_argument(
         "--from", dest="first", metavar="NOTEBOOK", help="start here; 12 is enough of a name"

@@ -172,6 +172,6 @@ def moved(judged: list[dict], records: dict[str, dict]) -> list[str]:
     return [
         gate["id"]
         for gate in judged
-        if gate["notebook"] in records
+        if gate["step"] in records
         and any(then.get(gate["id"], {}).get(key) != gate.get(key) for key in keys)
     ]
