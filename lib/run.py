@@ -214,8 +214,9 @@ def finish(
     kept = {key: known for key, value in metrics.items() if (known := gates.estimate(key, value))}
     judged = [gates.judge(g, kept) for g in gates.load(job.root) if g["step"] == job.name]
     if transcripts:
-        from lib.workbook import transcripts as pages
+        import importlib
 
+        pages = importlib.import_module("lib.workbook.transcripts")
         pages.write(job.out, job.name, transcripts)
     found = {
         "step": job.name,
