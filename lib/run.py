@@ -74,6 +74,16 @@ class Job:
         """
         return record.handed_over(self.out, name)
 
+    def has_model(self, name: str) -> bool:
+        """Whether a step of this run has handed `name` over; for what a notebook can do without.
+
+        Raises ValueError, as `model` does, when its maker is older than what it was made from.
+        """
+        try:
+            return bool(self.model(name))
+        except FileNotFoundError:
+            return False
+
     def _record(self, step: str) -> dict:
         path = self.out / "metrics" / f"{step}.json"
         if not path.exists():
