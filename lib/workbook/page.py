@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from html import escape as _escape
 from pathlib import Path
 
+# what a browser may load for a page of a record: nothing but the pictures and style inside it
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none';"
+    " form-action 'none'"
+)
+
 
 @dataclass(frozen=True)
 class Link:
@@ -38,21 +44,22 @@ def boxed(body: str) -> str:
     return body.replace("<table", '<div class="out"><table').replace("</table>", "</table></div>")
 
 
-def document(title: str, body: str) -> str:
-    """A whole HTML page around `body`."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+def document(title: str, body: str, style: str = "", kind: str = "") -> str:
+    """A whole HTML page around `body`. style: CSS after that of page.css; kind: class of main."""
+    common = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
 <title>{escape(title)}</title>
 <style>
-{style}</style>
+{common}{style}</style>
 </head>
 <body>
-<main>
+<main class="{kind}">
 {body}
 </main>
 </body>
