@@ -20,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib import models
+from lib.compression import runtime
 from lib.evaluation import answers
-from lib.files import write_jsonl
+from lib.files import content_hash, sha256_file, write_jsonl
+from lib.generation import generate
 
 # what `answer` reads of its settings; a system that does not need one ignores it
 SETTINGS = {
@@ -44,12 +46,15 @@ def opened(system: dict, settings: dict) -> Iterator[dict]:
 
     Raises ValueError for a path, adapter or file that does not fit, each with its reason.
     """
-    if "client" in system or "loaded" in system or "gguf" in system:
+    if "client" in system or "loaded" in system:
         yield system
     elif str(system["path"]).endswith(".gguf"):
+        if not system.get("tokenizer"):
+            raise ValueError(f"{system['name']}: a GGUF needs the folder of its `tokenizer`")
+        tokenizer = models.load_tokenizer(str(system["tokenizer"]))
         with _open_gguf(system, settings) as gguf:
-            tokenizer = models.load_tokenizer(str(system["tokenizer"]))
-            yield system | {"gguf": gguf, "loaded": (None, tokenizer), "key": gguf_key(system)}
+            key = gguf_key(system, tokenizer.chat_template)
+            yield system | {"gguf": gguf, "loaded": (None, tokenizer), "key": key}
     else:
         path, dtype = str(system["path"]), settings.get("dtype", "float32")
         revision, adapter = system.get("revision", ""), system.get("adapter", "")
@@ -62,26 +67,26 @@ def answer(system: dict, items: list[dict], settings: dict, label: str = "") -> 
     """Let a system answer items; raw answers go to generations-<name><label>.jsonl in the folder.
 
     settings: see SETTINGS. Rows: {"id", "sample", "text", "tokens", "finish", "seconds"}, from
-    llama.cpp also "logprobs" and "pieces" a token. What is finished is kept in a cache beside it:
-    a killed call, made again, goes on, and a paid answer is not paid for twice.
+    llama.cpp also "logprobs" and "pieces" a token; an endpoint tells no "seconds". What is finished
+    is kept in a cache beside it: a killed call, made again, goes on, and a paid answer is not paid
+    for twice.
     Returns {item id: error} of what an endpoint did not answer; these items have no row.
     """
     settings = {"n": 1, "temperature": 0.0, **settings}
     settings.setdefault("max_new_tokens_code", settings["max_new_tokens"])
     name = f"{system['name']}{label}"
+    Path(settings["folder"]).mkdir(parents=True, exist_ok=True)
     if "client" in system:
-        rows, errors = _ask_endpoint(system["client"], name, items, settings), {}
-        errors = {row["id"]: row["error"] for row in rows if "error" in row}
-        rows = [row for row in rows if "error" not in row]
+        samples, errors = _ask_endpoint(system["client"], name, items, settings)
     else:
         with opened(system, settings) as ready:
-            ask = _ask_gguf if "gguf" in ready else _ask_checkpoint
-            found, errors = ask(ready, name, items, settings), {}
-        rows = [
-            {"id": item["id"], "sample": number, **row}
-            for item in items
-            for number, row in enumerate(found[item["id"]])
-        ]
+            samples, errors = _ask_model(ready, name, items, settings), {}
+    rows = [
+        {"id": item["id"], "sample": number, **row}
+        for item in items
+        if item["id"] not in errors
+        for number, row in enumerate(samples[item["id"]])
+    ]
     write_jsonl(answers.path(settings["folder"], name), rows)
     return errors
 
@@ -95,104 +100,76 @@ def limits(items: list[dict], settings: dict) -> Iterator[tuple[int, str, list[d
             yield settings[limit], "code" if code else "all but code", group
 
 
-def _ask_checkpoint(system: dict, name: str, items: list[dict], settings: dict) -> dict:
-    """{item id: its samples} by transformers, code and the rest apart."""
-    from lib.generation.generate import generate
-
-    found = {}
-    for limit, which, group in limits(items, settings):
-        samples = generate(
-            *system["loaded"],
-            [item["prompt"] for item in group],
-            n=settings["n"],
-            temperature=settings["temperature"],
-            max_new_tokens=limit,
-            seed=settings["seed"],
-            batch_size=settings["batch_size"],
-            model_key=system["key"],
-            store=Path(settings["folder"]) / "store.jsonl",
-            progress=f"{name}, {which}",
-        )
-        found |= {item["id"]: rows for item, rows in zip(group, samples, strict=True)}
-    return found
+def _ask_model(system: dict, name: str, items: list[dict], settings: dict) -> dict:
+    """{item id: its samples} by llama.cpp or transformers, code and the rest apart."""
+    model, tokenizer = system["loaded"]
+    options = {"n": settings["n"], "temperature": settings["temperature"]}
+    options |= {"seed": settings["seed"], "model_key": system["key"]}
+    options |= {"store": Path(settings["folder"]) / "store.jsonl"}
+    samples = {}
+    for limit, kind, group in limits(items, settings):
+        prompts = [item["prompt"] for item in group]
+        options |= {"max_new_tokens": limit, "progress": f"{name}, {kind}"}
+        if "gguf" in system:
+            rows = runtime.generate(system["gguf"], tokenizer, prompts, **options)
+        else:
+            batch_size = settings["batch_size"]
+            rows = generate.generate(model, tokenizer, prompts, batch_size=batch_size, **options)
+        samples |= {item["id"]: row for item, row in zip(group, rows, strict=True)}
+    return samples
 
 
-def _ask_gguf(system: dict, name: str, items: list[dict], settings: dict) -> dict:
-    """{item id: its samples} by llama.cpp, with the log-probability of every token."""
-    from lib.compression.runtime import generate
+def _ask_endpoint(client, name: str, items: list[dict], settings: dict) -> tuple[dict, dict]:
+    """({item id: its samples}, {item id: error}); the client keeps what was paid for.
 
-    _, tokenizer = system["loaded"]
-    found = {}
-    for limit, which, group in limits(items, settings):
-        samples = generate(
-            system["gguf"],
-            tokenizer,
-            [item["prompt"] for item in group],
-            n=settings["n"],
-            temperature=settings["temperature"],
-            max_new_tokens=limit,
-            seed=settings["seed"],
-            model_key=system["key"],
-            store=Path(settings["folder"]) / "store.jsonl",
-            progress=f"{name}, {which}",
-        )
-        found |= {item["id"]: rows for item, rows in zip(group, samples, strict=True)}
-    return found
-
-
-def _ask_endpoint(client, name: str, items: list[dict], settings: dict) -> list[dict]:
-    """A row an item and sample, or {"id", "error"}; the client keeps what was paid for."""
+    An item with an error in one of its samples is an item with an error.
+    """
     limit = {item["id"]: most for most, _, group in limits(items, settings) for item in group}
-    asked = [(item, sample) for item in items for sample in range(settings["n"])]
+    asked = [(item, number) for item in items for number in range(settings["n"])]
     requests = [
         {
-            "messages": [{"role": "user", "content": item["prompt"]}],
+            "messages": generate.as_messages(item["prompt"]),
             "max_tokens": limit[item["id"]],
             "temperature": settings["temperature"],
-            **({"seed": settings["seed"] + sample} if settings["n"] > 1 else {}),
+            **({"seed": settings["seed"] + number} if settings["n"] > 1 else {}),
         }
-        for item, sample in asked
+        for item, number in asked
     ]
     replies = client.chat(requests, label=f"{name}, {client.model}")
-    rows = []
-    for (item, sample), reply in zip(asked, replies, strict=True):
-        row = {"id": item["id"], "sample": sample}
+    samples, errors = {item["id"]: [] for item in items}, {}
+    for (item, _), reply in zip(asked, replies, strict=True):
         if "error" in reply:
-            rows.append(row | {"error": reply["error"]})
+            errors[item["id"]] = reply["error"]
         else:
-            fields = {"text": "text", "tokens": "tokens_out", "finish": "finish"}
-            rows.append(row | {field: reply[source] for field, source in fields.items()})
-    return rows
+            row = {"text": reply["text"], "tokens": reply["tokens_out"], "finish": reply["finish"]}
+            samples[item["id"]].append(row)
+    return samples, errors
 
 
-def _adapters(system: dict) -> list[str]:
-    found = system.get("adapter") or []
-    return [str(each) for each in (found if isinstance(found, list) else [found])]
+def _adapters(system: dict) -> tuple[list[str], list[float]]:
+    """Adapter files of a GGUF system and their scales, 1 where none is given."""
+    paths = system.get("adapter") or []
+    paths = [str(path) for path in (paths if isinstance(paths, list) else [paths])]
+    scales = system.get("scales", [1.0] * len(paths))
+    if len(scales) != len(paths):
+        raise ValueError(f"{system['name']}: {len(paths)} adapters but {len(scales)} scales")
+    return paths, scales
 
 
-def _open_gguf(system: dict, settings: dict):
-    """The file of a system with its adapters on, each at its scale (1 where none is given)."""
-    from lib.compression.runtime import Gguf
-
-    adapters = _adapters(system)
-    gguf = Gguf(
-        system["path"],
-        context=settings.get("context", 4096),
-        sequences=settings.get("batch_size", 16),
-        threads=settings["threads"],
-        adapters=adapters,
-    )
-    if adapters:
-        gguf.set_adapters(system.get("scales", [1.0] * len(adapters)))
-    return gguf
+@contextmanager
+def _open_gguf(system: dict, settings: dict) -> Iterator[runtime.Gguf]:
+    """The file of a system with its adapters on, each at its scale."""
+    adapters, scales = _adapters(system)
+    options = {"context": settings.get("context", 4096), "threads": settings["threads"]}
+    options |= {"sequences": settings.get("batch_size", 16), "adapters": adapters}
+    with runtime.Gguf(system["path"], **options) as gguf:
+        if adapters:
+            gguf.set_adapters(scales)
+        yield gguf
 
 
-def gguf_key(system: dict) -> str:
-    """16 hex digits that change with the file, its adapters or their scales."""
-    from lib.files import content_hash, sha256_file
-
-    adapters = _adapters(system)
-    scales = system.get("scales", [1.0] * len(adapters))
-    return content_hash(
-        sha256_file(system["path"]), *(sha256_file(each) for each in adapters), repr(scales)
-    )
+def gguf_key(system: dict, chat_template: str) -> str:
+    """16 hex digits that change with the file, its adapters, their scales or the chat template."""
+    adapters, scales = _adapters(system)
+    hashes = [sha256_file(path) for path in (system["path"], *adapters)]
+    return content_hash(*hashes, repr(scales), chat_template)
