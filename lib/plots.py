@@ -196,20 +196,3 @@ def merge_audit(divergence: dict[str, float], norms):
     right.set(xlabel="layer", ylabel="norm of update / norm of weight", title="Size of the update")
     right.legend(fontsize=7)
     return fig
-
-
-def s_curves(axis, chosen: list[tuple[int, int]], at: float) -> None:
-    """How surely (bands, rows a band) find a pair, by its Jaccard similarity, with a line at the
-    threshold."""
-    from lib.dedup import bands
-
-    for count, rows in chosen:
-        curve = bands.s_curve(count, rows)
-        axis.plot(
-            [p["jaccard"] for p in curve],
-            [p["found"] for p in curve],
-            label=f"{count} bands of {rows}",
-        )
-    axis.axvline(at, color=QUIET, linewidth=0.8)
-    axis.set(title="Pairs that share a band", xlabel="Jaccard similarity", ylabel="share found")
-    axis.legend(fontsize=7)

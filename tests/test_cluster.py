@@ -65,12 +65,10 @@ def both(found, where, suffix, count=3, **options):
     named = shards.find([str(where)])
     for chunk in shards.chunks(named):
         keys += [chunk["shard"] << cluster.NUMBER | number for number, _, _ in shards.read(chunk)]
-    drops, stats = cluster.near_duplicates(
-        named, text, priority, partitions=4, piece=40_000, **options
-    )
+    drops, stats = cluster.find(named, text, priority, partitions=4, piece=40_000, **options)
     place = {key: at for at, key in enumerate(keys)}
     drops = drops.assign(row=drops["row"].map(place), keeper=drops["keeper"].map(place))
-    one, _ = near_duplicates.near_duplicates(
+    one, _ = near_duplicates.find(
         [row["text"] for row in found], [row["rank"] for row in found], **options
     )
     return drops, one, stats
@@ -220,7 +218,7 @@ def test_what_stays_is_written_as_shards(local, tmp_path, suffix):
     stats = cluster_job.run(
         [f"file://{tmp_path}/in"], out, suffix=suffix, partitions=4, piece=40_000
     )
-    drops, _ = near_duplicates.near_duplicates([row["text"] for row in found])
+    drops, _ = near_duplicates.find([row["text"] for row in found])
     gone = set(drops["row"].tolist())
     kept = [row for chunk in shards.chunks(shards.find([out])) for _, _, row in shards.read(chunk)]
     assert kept == [row for i, row in enumerate(found) if i not in gone]

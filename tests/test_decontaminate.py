@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lib.curation import decontaminate, word_runs
@@ -168,6 +168,10 @@ def test_runs_are_those_of_a_plain_search(questions, row):
     )
 )
 @settings(max_examples=300, deadline=None)
+@example("\r\n")  # one line end
+@example("\n\r")  # two
+@example("a\r\n\r\nb\r")
+@example("\u010d\nb")  # its second byte of UTF-8 is 0x8d, no "\r"
 def test_tokens_are_those_of_regular_expressions(text):
     hashes, kinds = decontaminate._tokens(text)
     inside = kinds != word_runs.BREAK

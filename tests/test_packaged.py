@@ -15,7 +15,7 @@ from lib.dedup import near_duplicates
 from lib.evaluation import tasks
 from lib.files import read_jsonl, sha256_file
 from lib.packaged import facts as packaged_facts
-from lib.packaged import faults, training_files
+from lib.packaged import faults, generated, training_files
 from lib.packaged import functions as packaged_code
 from lib.packaged import rows as packaged_rows
 
@@ -93,7 +93,7 @@ def test_truth_names_every_fault_by_its_line(built):
 
 
 def test_worked_answers_end_with_the_gold_answer_and_compute_rightly():
-    for category in tasks.FAMILIES:
+    for category in generated.FAMILIES:
         kinds = set()
         for item in itertools.islice(packaged_rows.gym(category, 5, 8), 60):
             kinds.add(item["kind"])
@@ -102,7 +102,7 @@ def test_worked_answers_end_with_the_gold_answer_and_compute_rightly():
                 left, sign, right = line.rpartition(" = ")
                 if sign and set(left) <= set("0123456789 +-x") and right.lstrip("-").isdigit():
                     assert eval(left.replace("x", "*")) == int(right), line  # noqa: S307 (digits and signs only)
-        assert kinds == {name for name, _ in tasks.FAMILIES[category]}
+        assert kinds == {name for name, _ in generated.FAMILIES[category]}
 
 
 def test_training_questions_come_from_training_seeds_only():

@@ -21,6 +21,7 @@ from lib import prompts
 from lib.evaluation import constraints, tasks, tasks_files
 from lib.files import ROOT
 from lib.packaged import generated as generated_items
+from lib.packaged import knowledge as knowledge_items
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -113,11 +114,11 @@ def test_errors_are_one_sentence_that_says_what_to_do(data, categories, split, s
 
 
 def test_the_pools_use_disjoint_seed_ranges(pools):
-    starts = sorted(tasks.SEEDS.values())
+    starts = sorted(generated_items.SEEDS.values())
     gaps = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
     assert min(gaps) > 100 * generated_items.POOL
-    assert set(tasks.FAMILIES) == {"math", "reasoning"}
-    families = {name for pairs in tasks.FAMILIES.values() for name, _ in pairs}
+    assert set(generated_items.FAMILIES) == {"math", "reasoning"}
+    families = {name for pairs in generated_items.FAMILIES.values() for name, _ in pairs}
     assert {item["task"] for item in pools["test"]["math"] + pools["test"]["reasoning"]} == families
 
 
@@ -210,9 +211,9 @@ def test_golds_agree_with_independent_solutions(pools):
             )
             assert found == item["gold"] or loose, (item["meta"]["question"], item["gold"], found)
             checked[item["task"]] += 1
-    assert set(checked) == {name for pairs in tasks.FAMILIES.values() for name, _ in pairs} - {
-        "number_sequence"
-    }
+    assert set(checked) == {
+        name for pairs in generated_items.FAMILIES.values() for name, _ in pairs
+    } - {"number_sequence"}
     assert min(checked.values()) > 80, checked
 
 
@@ -237,14 +238,15 @@ def test_items_do_not_depend_on_the_process():
 def test_no_fact_of_a_test_subject_is_in_the_training_rows(pools):
     subjects = {item["meta"]["subject"] for item in pools["test"]["knowledge"]}
     assert len(subjects) > 80
-    told = [response for _, response in tasks.knowledge_training(1)]
+    told = [response for _, response in knowledge_items.training(1)]
     assert len(told) > 100
     for response in told:
         assert not any(f" {subject} " in f" {response.rstrip('.')} " for subject in subjects), (
             response
         )
     parts = {
-        name: {i["meta"]["subject"] for i in tasks.packaged_knowledge(name)} for name in tasks.SEEDS
+        name: {item["meta"]["subject"] for item in knowledge_items.items(name)}
+        for name in generated_items.SEEDS
     }
     assert not parts["test"] & parts["train"] and not parts["probe"] & parts["train"]
 

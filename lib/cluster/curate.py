@@ -154,7 +154,7 @@ def run(
     rows = shards.find([f"{out}/rows"])
     order = list(dict.fromkeys(map(source_of, named)))
     first = [order.index(source_of(named[int(Path(path).name.split("-")[1])])) for path in rows]
-    drops, found_by = cluster.near_duplicates(
+    drops, found_by = cluster.find(
         rows,
         curate.evidence,
         partial(priority, first=first),

@@ -28,7 +28,7 @@ def write_kept(
     piece: int | None = None,
     folder: Callable[[dict], str] | None = None,
 ) -> dict[str, dict]:
-    """Write the rows of the shards `named` that are not in `drops` (of `cluster.near_duplicates`)
+    """Write the rows of the shards `named` that are not in `drops` (of `near_duplicates.find`)
     as shards into `out`, or into the folder of it that `folder` names for a row.
 
     Returns {folder: {"rows", "shards"}} of what was written, "" for `out` itself; a chunk that
@@ -123,11 +123,11 @@ def run(
     """Drop near-duplicates of the shards at `paths` and write what stays to `out`; returns the
     statistics.
 
-    options: those of `cluster.near_duplicates`. Needs a running Ray.
+    options: those of `near_duplicates.find`. Needs a running Ray.
     """
     check_out(out, suffix)  # before the work, not after it
     named = shards.find(paths)
-    drops, stats = cluster.near_duplicates(
+    drops, stats = cluster.find(
         named, partial(text_of, field=field), first_in_order, piece=piece, **options
     )
     stats |= {"kept": write_kept(named, drops, out, suffix, piece)[""]}

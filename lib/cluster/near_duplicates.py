@@ -1,5 +1,4 @@
-"""Near-duplicates beyond one machine: a job on Ray Data with the result of `dedup.near_duplicates`,
-row for row.
+"""Near-duplicates beyond one machine: a job on Ray Data with the result of `lib.dedup`.
 
     read and sign (map) -> shuffle by band key -> candidate pairs (group) -> shuffle by pair ->
     exact check (group) -> rounds over the pairs that are left (driver)
@@ -35,7 +34,7 @@ GROUPS = 8
 NUMBER = 44  # low bits of a row's key that hold its number in the shard, the shard stands above
 
 
-def near_duplicates(
+def find(
     shards: list[str],
     text: Callable[[dict], str],
     priority: Callable[[dict, int], tuple],
@@ -50,8 +49,7 @@ def near_duplicates(
     skip: frozenset[int] = frozenset(),
     piece: int | None = None,
 ):
-    """(drops, stats) of the rows of some shards, as `dedup.near_duplicates` gives them for the same
-    rows in order.
+    """(drops, stats) of the rows of some shards, as `lib.dedup` gives them for the rows in order.
 
     shards: from `shards.find`. text: what is compared of a row. priority: of a row and the number
     of its shard, two integers from 0 to 2^64 - 1; lower ones are kept first, the earlier row on a

@@ -278,12 +278,11 @@ def took(marks: list[tuple[str, tuple[float, float]]], rows: int) -> list[dict]:
 
 
 def projected(found_by: dict, text_bytes: float, sizes=(10**6, 10**7, 10**8, 10**9)) -> list[dict]:
-    """What the near-duplicate job needs at other sizes, from one run of `dedup.near_duplicates`; []
-    without its times.
+    """What the near-duplicate job needs at other sizes, from one run; [] without its times.
 
-    found_by: the statistics of that run. text_bytes: mean size of a text. The work a row is
-    constant but for sketches compared, which grow with the rows (taken as 10 ns each: a row of
-    memory out of cache). 73 bytes a band and row are shuffled; the driver holds 50 bytes a
+    found_by: the statistics of `near_duplicates.find`. text_bytes: mean size of a text. The
+    work a row is constant but for sketches compared, which grow with the rows (taken as 10 ns each:
+    a row of memory out of cache). 73 bytes a band and row are shuffled; the driver holds 50 bytes a
     near-duplicate pair. A core at 0.05 USD an hour is an assumption.
     """
     rows, table = found_by.get("texts", 0), []

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from lib import meaning
+from lib import domains, meaning
 from lib.curation import filters, language, normalise, parallel, sources
 from lib.dedup import near_duplicates
 from lib.files import atomic_write_json, content_hash, replacing
@@ -34,9 +34,9 @@ CODE = ("normalise", "filters", "language", "readers", "decontaminate", "word_ru
 
 
 def code_key() -> str:
-    """Hash of the modules that decide about a row, so that stage files of older rules are not
-    reused."""
-    return meaning.of_files(Path(__file__).with_name(f"{name}.py") for name in CODE)
+    """Hash of the modules that decide about a row: stage files of older rules are not reused."""
+    decide = [Path(__file__).with_name(f"{name}.py") for name in CODE]
+    return meaning.of_files([*decide, Path(domains.__file__)])
 
 
 def ingest(
@@ -281,7 +281,7 @@ def deduplicate(
         names = (
             stage.source.astype(np.int64) << cluster.NUMBER | stage.offsets
         )  # what the job calls each row
-        job, stats = cluster.near_duplicates(
+        job, stats = cluster.find(
             [f"file://{path.resolve()}" for path in stage.paths],
             evidence,
             importance,
@@ -298,7 +298,7 @@ def deduplicate(
         for number, row in zip(left, stage.rows(left), strict=True):
             yield int(number), evidence(row)
 
-    near, stats = near_duplicates.near_duplicates(texts, rank[left], threads=workers, **options)
+    near, stats = near_duplicates.find(texts, rank[left], threads=workers, **options)
     return exact, near, stats
 
 

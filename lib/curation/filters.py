@@ -13,7 +13,9 @@ from itertools import islice
 
 import re2
 
-DOMAINS = ("code", "math", "science", "creative", "reasoning", "conversation")  # earlier wins a tie
+from lib import domains
+
+DOMAINS = domains.TAGS  # earlier wins a tie
 # What a source is made for decides before any pattern does; matched as part of the source's name.
 SOURCE_DOMAINS = (
     ("metamath", "math"), ("gsm8k", "math"), ("math_", "math"), ("codealpaca", "code"),

@@ -46,6 +46,8 @@ def tokens(buffer, kinds):
             hashes[count], found[count] = word, WORD
             count += 1
             word, inside = uint64(0), False
+        if kind == BREAK and point == 10 and at > 1 and buffer[at - 2] == 13:
+            continue  # "\r\n" ends one line, and its "\r" has ended it
         if kind != SPACE:
             sign = uint64(point) * uint64(MIX)
             hashes[count] = uint64(0) if kind == BREAK else sign ^ (sign >> uint64(29))

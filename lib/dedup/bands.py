@@ -3,6 +3,8 @@ found."""
 
 from __future__ import annotations
 
+from lib import plots
+
 RECALL_WEIGHTS = (
     0.002,
     0.998,
@@ -39,6 +41,17 @@ def s_curve(bands: int, rows: int, step: float = 0.05) -> list[dict]:
     """Rows {"jaccard", "found"} of the S-curve from 0.5 to 1."""
     points = [round(0.5 + i * step, 6) for i in range(int(0.5 / step + 1e-9) + 1)]
     return [{"jaccard": j, "found": found_share(j, bands, rows)} for j in points]
+
+
+def s_curves(axis, chosen: list[tuple[int, int]], at: float) -> None:
+    """Draw how surely (bands, rows a band) find a pair, by Jaccard similarity; a line at `at`."""
+    for count, rows in chosen:
+        points = s_curve(count, rows)
+        similarity, share = ([point[key] for point in points] for key in ("jaccard", "found"))
+        axis.plot(similarity, share, label=f"{count} bands of {rows}")
+    axis.axvline(at, color=plots.QUIET, linewidth=0.8)
+    axis.set(title="Pairs that share a band", xlabel="Jaccard similarity", ylabel="share found")
+    axis.legend(fontsize=7)
 
 
 def most_different_bits(threshold: float, permutations: int) -> tuple[int, int]:

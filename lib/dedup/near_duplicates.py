@@ -21,7 +21,7 @@ from lib.dedup import textfile
 SHINGLES = ("char3", "word5")
 
 
-def near_duplicates(
+def find(
     texts: Iterable | Callable[[], Iterable],
     priority: Sequence[float] | None = None,
     *,
@@ -196,18 +196,6 @@ def signatures(
         *packed, word_characters(shingle), *minhash.permutations(permutations, seed), out
     )
     return out
-
-
-def strip_templates(texts: Sequence[str], min_rows: int = 50) -> list[str]:
-    """Each text without the beginning and ending that `min_rows` different texts share (see
-    templates.py)."""
-    from lib.dedup import templates
-
-    buffer, starts, ends = textfile.pack([textfile.encode(text) for text in texts])
-    spans = templates.spans(buffer, starts, ends, min_rows)
-    return [
-        bytes(buffer[a:b]).decode("utf-8", "surrogatepass") for a, b in zip(*spans, strict=True)
-    ]
 
 
 def _order(priority, count: int):

@@ -74,9 +74,7 @@ def clean(
             kept.append(item)
         seen.add(name)
     texts = [f"{item['prompt']}\n{item['meta']['worked']}" for item in kept]
-    drops, _ = near_duplicates.near_duplicates(
-        texts, threshold=threshold, permutations=permutations
-    )
+    drops, _ = near_duplicates.find(texts, threshold=threshold, permutations=permutations)
     keeper = dict(zip(drops["row"], drops["keeper"], strict=True))
     for row, other in keeper.items():
         rejects.append(

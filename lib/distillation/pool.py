@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from lib import prompts
+from lib import domains, prompts
 from lib.evaluation import extract, tasks, tasks_files
 from lib.files import content_hash, read_jsonl
 from lib.packaged import generated as generated_items
@@ -31,13 +31,7 @@ SEEDS = {
     "teacher": 5_000_000,
 }  # beside those of train, probe and test in tasks_packaged
 TEACHER_SHARE = 40  # per cent of the questions of a finite source that are kept for the teacher
-SOURCES = {
-    "generated": 6,
-    "knowledge": 2,
-    "code": 1,
-    "curated": 2,
-    "files": 6,
-}  # questions each gives in its turn
+SOURCES = domains.POOL  # questions each gives in its turn
 ROW = 10**9  # more than any source holds
 
 

@@ -62,7 +62,7 @@ def pool(where: str, wanted: dict[str, int], seed: int, curated: Path, threshold
                 reasons[item["id"]] = REFUSALS[2]
         texts = [(f"test {name}", question) for name, question, _ in tests]
         texts += [(item["id"], item["meta"]["question"]) for item in found]
-        drops, _ = near_duplicates.near_duplicates(texts, threshold=threshold)
+        drops, _ = near_duplicates.find(texts, threshold=threshold)
         for row, keeper in zip(drops["row"], drops["keeper"], strict=True):
             if not row.startswith("test ") and row not in reasons:
                 reasons[row] = REFUSALS[1] if keeper.startswith("test ") else REFUSALS[3]

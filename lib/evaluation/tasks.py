@@ -14,19 +14,16 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from lib import domains
 from lib.evaluation import tasks_files
 from lib.files import ROOT
 from lib.packaged import generated as generated_items
 from lib.packaged import knowledge as knowledge_items
 from lib.packaged import written as tasks_written
-from lib.packaged.generated import (
-    FAMILIES,  # noqa: F401
-    SEEDS,  # noqa: F401
-)  # noqa: F401  (training rows use the same families, other seeds)
 from lib.prompts import LETTERS
 
 PACKAGED = "packaged"
-CATEGORIES = ("math", "code", "reasoning", "knowledge", "instruction", "creativity")
+CATEGORIES = domains.CATEGORIES
 log = logging.getLogger(__name__)
 
 
@@ -88,20 +85,6 @@ def evaluation_texts(data: str) -> Iterator[tuple[str, str, str | None]]:
             yield f"{item['task']}/{item['id']}", item["meta"]["question"], _gold_text(item)
     if data != PACKAGED:
         yield from tasks_files.other_texts(_folder(data))
-
-
-def knowledge_training(seed: int) -> Iterator[tuple[str, str]]:
-    """(prompt, response) pairs from the packaged facts, about countries and elements that no item
-    asks about.
-    """
-    return knowledge_items.training(seed)
-
-
-def packaged_knowledge(split: str) -> list[dict]:
-    """The packaged knowledge items of "train", "probe" or "test"; `meta["statement"]` says the fact
-    in a sentence.
-    """
-    return list(knowledge_items.items(split))
 
 
 def _gold_text(item: dict) -> str | None:

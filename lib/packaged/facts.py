@@ -6,6 +6,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from lib.packaged import knowledge as knowledge_items
+
 OWN_LICENCE = "MIT (this project)"
 PYTHON_LICENCE = "PSF-2.0 (python)"
 _WORD_LIST = (
@@ -133,10 +135,7 @@ def text_tasks(seed: int) -> Iterator[dict]:
 
 def knowledge(seed: int) -> Iterator[dict]:
     """Questions on countries and elements that no evaluation item asks about."""
-    from lib.evaluation import tasks
-    from lib.packaged import knowledge as knowledge_items
-
-    for asked, said in tasks.knowledge_training(seed):
+    for asked, said in knowledge_items.training(seed):
         yield {
             "question": asked,
             "answer": said,

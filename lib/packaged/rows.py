@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from lib import prompts
-from lib.evaluation import tasks
+from lib.packaged import generated
 
 GYM_LICENCE = "Apache-2.0 (reasoning-gym)"
 # Families whose items differ in one or two numbers: a quarter as many, or most would be
@@ -35,10 +35,10 @@ def gym(category: str, seed: int, each: int) -> Iterator[dict]:
     import reasoning_gym
 
     checkers = {"math": "math", "reasoning": "reasoning_gym"}
-    start = tasks.SEEDS["train"] + seed % 400_000
+    start = generated.SEEDS["train"] + seed % 400_000
     sets = [
         (name, reasoning_gym.create_dataset(name, seed=start, size=each, **config))
-        for name, config in tasks.FAMILIES[category]
+        for name, config in generated.FAMILIES[category]
     ]
     seen: set[str] = set()
     for index in range(each):
@@ -67,9 +67,9 @@ def background(each: int = 600) -> Iterator[str]:
     contamination."""
     import reasoning_gym
 
-    for families in tasks.FAMILIES.values():
+    for families in generated.FAMILIES.values():
         for name, config in families:
-            seed = tasks.SEEDS["train"] + BACKGROUND
+            seed = generated.SEEDS["train"] + BACKGROUND
             for entry in reasoning_gym.create_dataset(name, seed=seed, size=each, **config):
                 yield entry["question"]
 

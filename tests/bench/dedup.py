@@ -51,7 +51,7 @@ def ours(path: str, **options):
             for line in handle:
                 yield orjson.loads(line)["text"]
 
-    drops, stats = near_duplicates.near_duplicates(texts, threshold=THRESHOLD, **options)
+    drops, stats = near_duplicates.find(texts, threshold=THRESHOLD, **options)
     return dict(zip(drops["row"].tolist(), drops["keeper"].tolist(), strict=True)), stats
 
 

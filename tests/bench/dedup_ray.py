@@ -62,9 +62,9 @@ def child(workers: int, folder: str) -> dict:
                     for line in handle:
                         yield orjson.loads(line)["text"]
 
-        near_duplicates.near_duplicates(["warm", "up"])
+        near_duplicates.find(["warm", "up"])
         start = time.perf_counter()
-        drops, _ = near_duplicates.near_duplicates(texts)
+        drops, _ = near_duplicates.find(texts)
         return {"seconds": time.perf_counter() - start, "drops": sorted(drops["row"].tolist())}
     os.sched_setaffinity(0, set(range(workers)))  # Ray counts processors and does not keep to them
     cluster.start(workers=workers)
