@@ -4,11 +4,14 @@ precision."""
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
 from lib import attention, packaged_model
 from lib.files import ROOT, sha256_file
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 def resolve(name: str) -> str:
@@ -203,3 +206,97 @@ def require_full_precision(name: str, revision: str = "") -> None:
                     f"{path}: holds {', '.join(sorted(bad))} tensors; a merge needs 16- or 32-bit"
                     " floats"
                 )
+
+
+def llama_shape(model: str | Path | dict) -> dict:
+    """Shape of a Llama, from its config.json as a dict, or from a checkpoint folder.
+
+    Of a folder everything is looked at that compression takes for granted. Returns {layers, hidden,
+    intermediate, heads, kv_heads, head_dim, vocab, tied}.
+    Raises ValueError for another architecture and, of a folder, for a quantised checkpoint, a
+    missing tokenizer, or output tables that contradict `tie_word_embeddings`; each message says
+    what to do.
+    """
+    config, name = (model, "config.json") if isinstance(model, dict) else _config(Path(model))
+    if config.get("model_type") != "llama":
+        raise ValueError(
+            f"{name} is a {config.get('model_type')!r} model; compression knows Llama alone (its"
+            " module names, grouped heads and gated MLP). Start from a Llama checkpoint, or convert"
+            " with llama.cpp's own converter."
+        )
+    heads, tied = config["num_attention_heads"], bool(config.get("tie_word_embeddings", False))
+    if not isinstance(model, dict):
+        _require_plain(Path(model), config)
+        _require_vocabulary_tables(Path(model), tied)
+    return {
+        "layers": config["num_hidden_layers"],
+        "hidden": config["hidden_size"],
+        "intermediate": config["intermediate_size"],
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "vocab": config["vocab_size"],
+        "tied": tied,
+    }
+
+
+def tensor_names(folder: Path) -> dict[str, Path]:
+    """{tensor name: file} of every safetensors file in a folder; reads headers alone."""
+    from safetensors import safe_open
+
+    files = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            files |= dict.fromkeys(tensors.keys(), path)
+    return files
+
+
+def _config(folder: Path) -> tuple[dict, str]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder.name}: no config.json; name a folder written by save_pretrained")
+    return json.loads(path.read_text(encoding="utf-8")), folder.name
+
+
+def _require_plain(folder: Path, config: dict) -> None:
+    if method := config.get("quantization_config"):
+        raise ValueError(
+            f"{folder.name} is already quantised ({method.get('quant_method', 'unknown method')});"
+            " rounding twice loses twice. Start from the 16-bit checkpoint."
+        )
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{folder.name}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); calibration text cannot"
+            " be encoded. Save it beside the weights with tokenizer.save_pretrained(folder)."
+        )
+
+
+def _require_vocabulary_tables(folder: Path, tied: bool) -> None:
+    names = tensor_names(folder)
+    if not names:
+        raise ValueError(
+            f"{folder.name}: no *.safetensors file; save the weights with save_pretrained"
+        )
+    has_head = "lm_head.weight" in names
+    if not tied and not has_head:
+        raise ValueError(
+            f"{folder.name}: config.json says the vocabulary tables are untied, but there is no"
+            " lm_head.weight, so the output table would be random. Set tie_word_embeddings to"
+            " true, or save the checkpoint again."
+        )
+    if tied and has_head and not _same_tables(names):
+        raise ValueError(
+            f"{folder.name}: config.json says the vocabulary tables are tied, but lm_head.weight"
+            " differs from the embeddings and would be dropped. Set tie_word_embeddings to false."
+        )
+
+
+def _same_tables(names: dict[str, Path]) -> bool:
+    import torch
+    from safetensors import safe_open
+
+    tables = []
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        with safe_open(names[name], "pt") as tensors:
+            tables.append(tensors.get_tensor(name))
+    return torch.equal(*tables)

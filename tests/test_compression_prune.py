@@ -1,17 +1,12 @@
 """Pruning against oracles: counted zeros, masks computed in numpy, layers dropped by hand, neurons
 that do nothing."""
 
-import json
-import shutil
-
-import datasets
 import numpy as np
 import pytest
 
 from lib import models
 from lib.compression import calibration, grid, measure, prune, recover, source, structured
 from lib.files import write_jsonl
-from lib.training import merge
 from tests import tiny
 
 torch = pytest.importorskip("torch")
@@ -30,7 +25,7 @@ def tokenizer(base):
 
 @pytest.fixture
 def model(base):
-    return merge.load_rounded(base, "float32")
+    return models.load(base, "float32")[0]
 
 
 def logits(model):
@@ -59,7 +54,7 @@ def test_the_asked_sparsity_is_reached_per_layer_type_and_tables_stay(
 def test_magnitude_is_that_of_torch(base, model, share):
     from torch.nn.utils import prune as torch_prune
 
-    theirs = merge.load_rounded(base, "float32")
+    theirs = models.load(base, "float32")[0]
     prune._magnitude(model, {"attention": share, "mlp": share}, "")
     for (name, ours), (_, other) in zip(prune.linears(model), prune.linears(theirs), strict=True):
         torch_prune.l1_unstructured(other, "weight", amount=share)
@@ -77,7 +72,7 @@ def test_two_of_every_four_neighbours_are_zero(model, tokenizer, method, tmp_pat
 def test_nothing_of_the_library_s_noise_reaches_the_reader(model, tokenizer, tmp_path, capfd):
     prune.prune(model, tokenizer, SEQUENCES, "wanda", 0.5, 0.5, "", tmp_path / "log")
     measure.save(model, tokenizer, tmp_path / "out", "float32")
-    assert "lm_head.weight" not in source.tensor_names(tmp_path / "out"), (
+    assert "lm_head.weight" not in models.tensor_names(tmp_path / "out"), (
         "one shared table, stored once"
     )
     assert sorted(path.name for path in (tmp_path / "out").glob("*.yaml")) == [], (
@@ -90,7 +85,7 @@ def test_nothing_of_the_library_s_noise_reaches_the_reader(model, tokenizer, tmp
 def test_wanda_s_mask_is_weight_times_input_norm_row_by_row(base, tokenizer, tmp_path):
     """Oracle in numpy. Layer 0 sees unpruned inputs; the input of layer 1 has been through the
     pruned layer 0."""
-    original, pruned = (merge.load_rounded(base, "float32") for _ in range(2))
+    original, pruned = (models.load(base, "float32")[0] for _ in range(2))
     prune.prune(pruned, tokenizer, SEQUENCES, "wanda", 0.5, 0.5, "", tmp_path / "log")
     for layer in (0, 1):
         seen = []
@@ -117,10 +112,10 @@ def test_wanda_s_mask_is_weight_times_input_norm_row_by_row(base, tokenizer, tmp
 
 
 def test_sparsegpt_errs_less_than_magnitude_on_its_own_calibration_text(base, tokenizer, tmp_path):
-    whole = logits(merge.load_rounded(base, "float32")).log_softmax(-1)
+    whole = logits(models.load(base, "float32")[0]).log_softmax(-1)
     kl = {}
     for method in ("sparsegpt", "magnitude"):
-        pruned = merge.load_rounded(base, "float32")
+        pruned = models.load(base, "float32")[0]
         prune.prune(pruned, tokenizer, SEQUENCES, method, 0.5, 0.5, "", tmp_path / "log")
         kl[method] = float((whole.exp() * (whole - logits(pruned).log_softmax(-1))).sum(-1).mean())
     assert kl["sparsegpt"] < kl["magnitude"], kl
@@ -135,7 +130,7 @@ def test_a_method_that_does_nothing_is_caught(model, tokenizer, monkeypatch, tmp
 def test_depth_pruning_is_dropping_layers_by_hand(base, model):
     keep = [0, 2]
     with torch.inference_mode():  # by hand: layer 1 hands its input on
-        whole = merge.load_rounded(base, "float32")
+        whole = models.load(base, "float32")[0]
         whole.model.layers[1].register_forward_hook(lambda module, args, output: args[0])
         expected = whole(input_ids=torch.tensor(SEQUENCES)).logits
     structured.drop_layers(model, keep)
@@ -188,7 +183,7 @@ def test_a_structured_checkpoint_loads_plainly_and_is_smaller(base, model, token
     measure.save(model, tokenizer, tmp_path / "out", "float32")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     assert (logits(again) - expected).abs().max() < 1e-4
-    shape = source.require_llama(tmp_path / "out")
+    shape = models.llama_shape(tmp_path / "out")
     assert (shape["layers"], shape["intermediate"], shape["heads"], shape["kv_heads"]) == (
         2,
         64,
@@ -268,30 +263,12 @@ def test_recovery_brings_the_student_nearer_and_keeps_its_zeros(base, model, tok
     assert (
         found["curve"][-1]["kl"] < 0.9 * found["curve"][0]["kl"] and found["tokens"] == 40 * 4 * 32
     )
-    again = merge.load_rounded(str(tmp_path / "out"), "float32")
+    again = models.load(str(tmp_path / "out"), "float32")[0]
     assert prune.sparsity(again)["all"] == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(ValueError, match="lower recover_steps"):
         recover.distil(
             tmp_path / "student", base, tokenizer, train[:3], SEQUENCES, settings, tmp_path / "out"
         )
-
-
-def test_losses_and_perplexity_equal_the_model_s_own(model, tokenizer):
-    lengths = (9, 32, 20)
-    rows = [
-        {"input_ids": ids[:n], "labels": [-100] * 5 + ids[5:n], "length": n}
-        for ids, n in zip(SEQUENCES[1:4], lengths, strict=True)
-    ]
-    examples = datasets.Dataset.from_list(rows)
-    found = measure.losses(model, examples, tokenizer.pad_token_id)
-    for place, row in enumerate(rows):
-        with torch.inference_mode():
-            own = model(
-                input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])
-            ).loss
-        assert found["nats"][place] / found["tokens"][place] == pytest.approx(float(own), rel=1e-4)
-    total = np.exp(sum(found["nats"]) / sum(found["tokens"]))
-    assert measure.perplexity(found, 0)["value"] == pytest.approx(total, rel=1e-6)
 
 
 def curated(path, count):
@@ -319,43 +296,6 @@ def test_calibration_has_the_asked_size_follows_the_seed_and_says_when_there_is_
         ValueError, match="500 calibration sequences of 64 tokens .* lower the number"
     ):
         calibration.sequences(file, tokenizer, 500, 64, 1)
-
-
-def change(folder, key, value):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, key: value}))
-
-
-def test_what_cannot_be_compressed_is_refused_with_what_to_do(base, tmp_path):
-    def copy(name):
-        return shutil.copytree(base, tmp_path / name)
-
-    change(other := copy("other"), "model_type", "gpt2")
-    change(untied := copy("untied"), "tie_word_embeddings", False)
-    change(quantised := copy("quantised"), "quantization_config", {"quant_method": "awq"})
-    (mute := copy("mute")).joinpath("tokenizer.json").unlink()
-    for folder, message in (
-        (other, "Start from a Llama"),
-        (untied, "no lm_head.weight"),
-        (mute, "no tokenizer"),
-        (quantised, "already quantised .awq"),
-        (tmp_path, "no config.json"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            source.require_llama(folder)
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(copy("two") / "model.safetensors")
-    head = weights["model.embed_tokens.weight"] + 1
-    save_file(
-        {**weights, "lm_head.weight": head},
-        tmp_path / "two" / "model.safetensors",
-        {"format": "pt"},
-    )
-    with pytest.raises(ValueError, match="differs from the embeddings"):
-        source.require_llama(tmp_path / "two")
-    change(tmp_path / "two", "tie_word_embeddings", False)
-    assert source.require_llama(tmp_path / "two")["tied"] is False
 
 
 def test_the_newest_trained_model_is_the_source(tmp_path):

@@ -5,7 +5,6 @@ import pytest
 
 from lib import models
 from lib.compression import quantize, sizes, source
-from lib.training import merge
 from tests import tiny
 
 torch = pytest.importorskip("torch")
@@ -46,7 +45,7 @@ def test_plain_rounding_equals_numpy_s_after_a_reload(base, symmetric, tmp_path)
     settings = SETTINGS | {"symmetric": symmetric}
     quantize.quantise(base, tokenizer, [], "rtn", settings, tmp_path / "rtn", tmp_path / "log")
     before, after = (
-        merge.load_rounded(base, "float32"),
+        models.load(base, "float32")[0],
         quantize.reload(tmp_path / "rtn", "float32"),
     )
     for layer in (0, 1):
@@ -56,7 +55,7 @@ def test_plain_rounding_equals_numpy_s_after_a_reload(base, symmetric, tmp_path)
                 for m in (before, after)
             ]
             assert np.abs(weights[1] - rounded(weights[0], 32, symmetric)).max() < 1e-6
-    assert "lm_head.weight" not in source.tensor_names(tmp_path / "rtn"), (
+    assert "lm_head.weight" not in models.tensor_names(tmp_path / "rtn"), (
         "one shared table, stored once"
     )
     assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)

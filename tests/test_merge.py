@@ -34,16 +34,16 @@ SEQUENCES = [[5, 9, 40, 41, 100, 7], [200, 3, 3, 90]]
 def test_merged_in_the_bases_precision_equals_the_adapter(trained):
     base, adapter, folder = trained
     merged = merge.merge(base, adapter, folder / "merged", "float32", "float32")
-    reference = merge.load_adapted(base, adapter, "float32")
-    rows = merge.compare_logits(reference, merge.load_rounded(str(merged), "float32"), SEQUENCES)
+    reference = models.load(base, "float32", adapter=adapter)[0]
+    rows = merge.compare_logits(reference, models.load(str(merged), "float32")[0], SEQUENCES)
     assert max(row["max_abs"] for row in rows) < 1e-3 and all(
         row["same_top"] == row["positions"] for row in rows
     )
-    base_rows = merge.compare_logits(reference, merge.load_rounded(base, "float32"), SEQUENCES)
+    base_rows = merge.compare_logits(reference, models.load(base, "float32")[0], SEQUENCES)
     assert min(row["kl"] for row in base_rows) > 1e-3  # the update is there to be lost
     rounded = merge.merge(base, adapter, folder / "rounded", "float32", "bfloat16")
     rounding = merge.compare_logits(
-        reference, merge.load_rounded(str(rounded), "bfloat16"), SEQUENCES
+        reference, models.load(str(rounded), "float32", weights="bfloat16")[0], SEQUENCES
     )
     assert max(row["max_abs"] for row in rows) < max(row["max_abs"] for row in rounding)
 
@@ -116,8 +116,8 @@ def test_merging_through_four_bit_loses_what_the_honest_merge_keeps(trained):
     pytest.importorskip("bitsandbytes")
     base, adapter, folder = trained
     merged = merge.merge(base, adapter, folder / "third", "float32", "float32")
-    reference = merge.load_adapted(base, adapter, "float32")
-    honest = merge.compare_logits(reference, merge.load_rounded(str(merged), "float32"), SEQUENCES)
+    reference = models.load(base, "float32", adapter=adapter)[0]
+    honest = merge.compare_logits(reference, models.load(str(merged), "float32")[0], SEQUENCES)
     wrong = merge.compare_logits(
         reference, merge.merge_through_four_bit(base, adapter, "float32"), SEQUENCES
     )

@@ -1,11 +1,16 @@
 """Where models come from, and what is refused."""
 
 import hashlib
+import json
+import shutil
 import zipfile
 
 import pytest
+import torch
+import transformers
 
-from lib import models, packaged_model
+from lib import attention, models, packaged_model
+from lib.training import train
 from tests import tiny
 
 
@@ -64,6 +69,98 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="no chat template"):
         models.load_tokenizer(str(tmp_path / "model"))
+
+
+def change(folder, key, value):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+
+
+def test_a_checkpoint_that_cannot_be_compressed_is_refused_with_what_to_do(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = tiny.checkpoint(tmp_path / "model")
+
+    def copy(name):
+        return shutil.copytree(base, tmp_path / name)
+
+    change(other := copy("other"), "model_type", "gpt2")
+    change(untied := copy("untied"), "tie_word_embeddings", False)
+    change(quantised := copy("quantised"), "quantization_config", {"quant_method": "awq"})
+    (mute := copy("mute")).joinpath("tokenizer.json").unlink()
+    for folder, message in (
+        (other, "Start from a Llama"),
+        (untied, "no lm_head.weight"),
+        (mute, "no tokenizer"),
+        (quantised, "already quantised .awq"),
+        (tmp_path, "no config.json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.llama_shape(folder)
+    weights = load_file(copy("two") / "model.safetensors")
+    head = weights["model.embed_tokens.weight"] + 1
+    save_file(
+        {**weights, "lm_head.weight": head},
+        tmp_path / "two" / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ValueError, match="differs from the embeddings"):
+        models.llama_shape(tmp_path / "two")
+    change(tmp_path / "two", "tie_word_embeddings", False)
+    assert models.llama_shape(tmp_path / "two")["tied"] is False
+
+
+def test_the_shape_of_a_llama_comes_from_its_config_too(tmp_path):
+    folder = tmp_path / "model"
+    tiny.checkpoint(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert models.llama_shape(config) == models.llama_shape(folder)
+    with pytest.raises(ValueError, match="is a 'gpt2' model; .* Start from a Llama"):
+        models.llama_shape(config | {"model_type": "gpt2"})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_weights_are_rounded_while_it_computes_in_float32(tmp_path, dtype):
+    """Against from_pretrained in `dtype` and .float(), which is what rounding by hand is."""
+    name = tiny.checkpoint(tmp_path / "model")
+    model, _ = models.load(name, "float32", weights=dtype)
+    by_hand = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+    for mine, theirs in zip(model.parameters(), by_hand.float().parameters(), strict=True):
+        assert mine.dtype == torch.float32 and torch.equal(mine, theirs)
+    assert not model.training and model.config._attn_implementation == attention.ATTENTION
+
+
+def test_an_adapter_is_switched_on_and_not_merged(tmp_path):
+    name = tiny.checkpoint(tmp_path / "model")
+    model, tokenizer = models.load(name, "float32")
+    adapted = train.add_lora(model, 4, 8, 0.0, 1)
+    for key, parameter in adapted.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    again, _ = models.load(name, "float32", adapter=tmp_path / "adapter")
+    ids = torch.arange(3, 12)[None]
+    with torch.inference_mode():
+        on, off = again(ids).logits, models.load(name, "float32")[0](ids).logits
+        with again.disable_adapter():
+            assert torch.equal(again(ids).logits, off)
+        assert torch.equal(on, adapted.eval()(ids).logits) and not torch.equal(on, off)
+    assert not again.training
+
+
+def test_four_bits_round_the_linears_and_keep_their_layout_where_they_are_trained(tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    name = tiny.checkpoint(tmp_path / "model")
+    for trainable in (False, True):
+        model, _ = models.load(name, "float32", four_bit=True, trainable=trainable)
+        linears = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+        assert len(linears) == 7 * model.config.num_hidden_layers
+        assert {m.weight.quant_type for m in linears} == {"nf4"}
+        assert model.get_input_embeddings().weight.dtype == torch.float32
+        if trainable:
+            assert not any(m.support_avx512bf16_for_cpu for m in linears)
+    with pytest.raises(AssertionError, match="not a float type"):
+        models.load(name, "int8")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lib import models
 from lib.files import ROOT, write_jsonl
-from lib.training import conversations, streams, throughput, train
+from lib.training import conversations, losses, streams, throughput, train
 from tests import tiny
 
 CHAT = [
@@ -104,7 +104,7 @@ def test_padding_changes_no_loss(tmp_path):
     data, _ = conversations.dataset(
         tmp_path / "train.jsonl", tokenizer, 200, 0, 0, tmp_path / "cache"
     )
-    batched = train.example_losses(model, data, tokenizer.pad_token_id, "float32")
+    batched = losses.means(losses.losses(model, data, tokenizer.pad_token_id))
     for example, loss in zip(data, batched, strict=True):
         with torch.inference_mode():
             nats = -model(torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
@@ -175,7 +175,8 @@ def test_every_gpu_gets_as_many_tokens():
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
-from lib import conversations, models, train
+from lib import models
+from lib.training import conversations, train
 folder, settings, slow = Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3])
 model, tokenizer = models.load(str(folder / "model"), "float32")
 data, _ = conversations.dataset(folder / "train.jsonl", tokenizer, 200, 0, 0, folder / sys.argv[4] / "cache")

@@ -4,12 +4,13 @@ tasks, speed."""
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 
-from lib import stats
-from lib.training.conversations import IGNORED, collate
+from lib import models, stats
+from lib.training.losses import losses, next_token, perplexity
+
+__all__ = ["losses", "next_token", "perplexity"]  # until their callers name lib.training.losses
 
 
 def open_model(folder: str, dtype: str, compute_dtype: str):
@@ -19,14 +20,8 @@ def open_model(folder: str, dtype: str, compute_dtype: str):
     float32 arithmetic on weights rounded to 16 bits is the fast way on processors without 16-bit
     matrix units, and leaves the weights' own loss as the only one.
     """
-    from lib import models
-    from lib.training import merge
-
-    return (
-        merge.load_rounded(folder, dtype)
-        if compute_dtype == "float32"
-        else models.load(folder, compute_dtype)[0]
-    )
+    weights = dtype if compute_dtype == "float32" else ""
+    return models.load(folder, compute_dtype, weights=weights)[0]
 
 
 def save(model, tokenizer, folder: Path, dtype: str) -> None:
@@ -99,83 +94,6 @@ def answer(
         max_new_tokens_code=settings["max_new_tokens"],
         batch_size=settings["batch_size"],
     )
-
-
-def losses(model, examples, pad_id: int, batch_tokens: int = 2048) -> dict[str, list]:
-    """Teacher-forced loss on the assistant's tokens: {"nats" (sum), "tokens", "right" (most likely
-    token is the written one)}, a number a conversation, in the order of `examples`.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    lengths = list(examples["length"])
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    found = {"nats": [0.0] * len(order), "tokens": [0] * len(order), "right": [0] * len(order)}
-    with torch.inference_mode():
-        while order:
-            take = 1
-            while take < len(order) and (take + 1) * lengths[order[take]] <= batch_tokens:
-                take += 1
-            index, order = order[:take], order[take:]
-            batch = {
-                k: v.to(model.device)
-                for k, v in collate([examples[i] for i in index], pad_id).items()
-            }
-            labels = batch.pop("labels")[:, 1:]
-            learned = labels != IGNORED
-            hidden = model.model(**batch)[0][:, :-1][
-                learned
-            ]  # the vocabulary table on positions with loss alone
-            logits, wanted = model.lm_head(hidden).float(), labels[learned]
-            rows = learned.nonzero()[:, 0].cpu()
-            nats = cross_entropy(logits, wanted, reduction="none").double().cpu()
-            right = (logits.argmax(-1) == wanted).cpu()
-            for place, number in enumerate(index):
-                mine = rows == place
-                found["nats"][number] = float(nats[mine].sum())
-                found["tokens"][number] = int(mine.sum())
-                found["right"][number] = int(right[mine].sum())
-    return found
-
-
-def perplexity(examples: dict[str, list], seed: int) -> dict:
-    """exp of the mean nats a token, with an interval over conversations (whole ones are
-    resampled)."""
-    import numpy as np
-
-    values, clusters = _by_token(examples, "nats")
-    found = stats.mean_ci(values, seed, clusters=clusters, bounds=(0.0, float("inf")))
-    ends = {name: math.exp(min(found[name], 80.0)) for name in ("value", "low", "high")}
-    return {
-        **ends,
-        "n": int(np.count_nonzero(examples["tokens"])),
-        "unit": "",
-        "method": f"exp of {found['method']}",
-    }
-
-
-def next_token(examples: dict[str, list], seed: int) -> dict:
-    """Share of the assistant's tokens that the model finds most likely, with an interval over
-    conversations."""
-    values, clusters = _by_token(examples, "right")
-    return {**stats.mean_ci(values, seed, clusters=clusters, bounds=(0.0, 1.0)), "unit": "share"}
-
-
-def next_token_loss(base: dict[str, list], other: dict[str, list], seed: int) -> dict:
-    """`next_token` of base minus other's, on the same conversations; positive where the other is
-    worse."""
-    (a, clusters), (b, _) = _by_token(base, "right"), _by_token(other, "right")
-    return stats.paired_difference(a, b, seed, clusters=clusters, bounds=(-1.0, 1.0), unit="share")
-
-
-def _by_token(examples: dict[str, list], field: str):
-    """Each conversation's mean repeated once a token, and its number: what clustered estimates
-    take."""
-    import numpy as np
-
-    tokens = np.array(examples["tokens"])
-    means = np.array(examples[field], float) / np.maximum(tokens, 1)
-    return np.repeat(means, tokens), np.repeat(np.arange(len(tokens)), tokens)
 
 
 def scores(

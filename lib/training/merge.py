@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from lib import attention, models
+from lib import models
 
 REFERENCE, REFERENCE_4BIT = (
     "adapter on base (reference)",
@@ -44,46 +44,12 @@ def check_base(adapter: Path, base: str, revision: str = "", allow_quantised: bo
     return record
 
 
-def load_adapted(base: str, adapter: Path, dtype: str, revision: str = "", four_bit: bool = False):
-    """Base with the adapter switched on, not merged. Weights are rounded to `dtype`, computation is
-    float32.
+def _rounded(name: str, dtype: str, revision: str = "", **options):
+    """Model whose weights are rounded to `dtype` while it computes in float32.
 
-    four_bit quantises the base's linears to NF4 first (bitsandbytes), the mistake that 11 shows
-    beside the merge.
+    The audit compares weights, not the noise of 16-bit arithmetic. options: of `models.load`.
     """
-    import peft
-
-    return peft.PeftModel.from_pretrained(
-        load_rounded(base, dtype, revision, four_bit), adapter
-    ).eval()
-
-
-def load_rounded(name: str, dtype: str, revision: str = "", four_bit: bool = False):
-    """Model whose weights are rounded to `dtype` (or NF4) while it computes in float32.
-
-    The audit compares weights, not the noise of 16-bit arithmetic. A 4-bit model is loaded anew for
-    each use: on CPUs with AVX512-BF16 the first forward of a bitsandbytes layer repacks its weights
-    in place.
-    """
-    import torch
-    import transformers
-
-    attention.register()
-    transformers.utils.logging.disable_progress_bar()
-    options = {}
-    if four_bit:
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-        )
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        models.resolve(name),
-        revision=revision or None,
-        dtype=torch.float32 if four_bit else getattr(torch, dtype),
-        attn_implementation=attention.ATTENTION,
-        device_map={"": models.device()},
-        **options,
-    )
-    return model.eval() if four_bit else model.float().eval()
+    return models.load(name, "float32", revision, weights=dtype, **options)[0]
 
 
 def merge(
@@ -104,7 +70,8 @@ def merge(
     import torch
 
     check_base(adapter, base, revision, allow_quantised)
-    merged = load_adapted(base, adapter, base_dtype, revision).merge_and_unload(safe_merge=True)
+    adapted = _rounded(base, base_dtype, revision, adapter=adapter)
+    merged = adapted.merge_and_unload(safe_merge=True)
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
     merged.to(getattr(torch, merged_dtype)).save_pretrained(scratch)
@@ -117,7 +84,7 @@ def merge(
 def merge_through_four_bit(base: str, adapter: Path, dtype: str, revision: str = ""):
     """The wrong way, kept to be measured: quantise the base to NF4, add the delta there, round to
     NF4 again."""
-    return load_adapted(base, adapter, dtype, revision, four_bit=True).merge_and_unload().eval()
+    return _rounded(base, dtype, revision, adapter=adapter, four_bit=True).merge_and_unload().eval()
 
 
 def compare_logits(reference, other, sequences: list[list[int]]) -> list[dict]:
@@ -183,24 +150,24 @@ def audit(
     quantised = check_base(adapter, base, revision, allow_quantised=True)["base_quantised"]
     reference = REFERENCE_4BIT if quantised else REFERENCE
     variants = {
-        reference: lambda: load_adapted(base, adapter, base_dtype, revision, four_bit=quantised),
-        "merged": lambda: load_rounded(str(merged), merged_dtype),
-        LOADED: lambda: load_rounded(str(merged), SERVED),
+        reference: lambda: _rounded(
+            base, base_dtype, revision, adapter=adapter, four_bit=quantised
+        ),
+        "merged": lambda: _rounded(str(merged), merged_dtype),
+        LOADED: lambda: _rounded(str(merged), SERVED),
     }
     if quantised:
-        variants["adapter on full-precision base"] = lambda: load_adapted(
-            base, adapter, base_dtype, revision
+        variants["adapter on full-precision base"] = lambda: _rounded(
+            base, base_dtype, revision, adapter=adapter
         )
     if wrong_ways:
-        variants["merged, then 4-bit"] = lambda: load_rounded(
-            str(merged), base_dtype, four_bit=True
-        )
+        variants["merged, then 4-bit"] = lambda: _rounded(str(merged), base_dtype, four_bit=True)
         if not quantised:
-            variants["adapter on 4-bit base"] = lambda: load_adapted(
-                base, adapter, base_dtype, revision, four_bit=True
+            variants["adapter on 4-bit base"] = lambda: _rounded(
+                base, base_dtype, revision, adapter=adapter, four_bit=True
             )
         variants[WRONG] = lambda: merge_through_four_bit(base, adapter, base_dtype, revision)
-    untouched = [load_rounded(base, kind, revision) for kind in (base_dtype, SERVED)]
+    untouched = [_rounded(base, kind, revision) for kind in (base_dtype, SERVED)]
     floor = compare_logits(*untouched, sequences)
     del untouched
     tokenizer, prompts = models.load_tokenizer(base, revision), [item["prompt"] for item in items]
@@ -290,7 +257,7 @@ def delta_norms(base: str, adapter: Path, dtype: str, revision: str = "") -> lis
     scale*B@A and of W."""
     import re
 
-    adapted = load_adapted(base, adapter, dtype, revision)
+    adapted = _rounded(base, dtype, revision, adapter=adapter)
     rows = []
     for name, module in adapted.named_modules():
         if not (hasattr(module, "lora_A") and hasattr(module, "base_layer")):

@@ -10,7 +10,8 @@ from pathlib import Path
 from lib import models
 from lib.files import atomic_write_json
 from lib.training import checkpoints, sharpen, streams
-from lib.training.conversations import IGNORED, collate
+from lib.training.conversations import IGNORED
+from lib.training.losses import autocast
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # what `fit` takes from a notebook's parameters
@@ -39,44 +40,6 @@ def add_lora(model, r: int, alpha: int, dropout: float, seed: int):
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LINEARS, task_type="CAUSAL_LM"
     )
     return peft.get_peft_model(model, config)
-
-
-def autocast(dtype: str):
-    """Context in which matrix products run in `dtype` while weights keep theirs."""
-    import torch
-
-    return torch.autocast(models.device().type, getattr(torch, dtype), enabled=dtype != "float32")
-
-
-def example_losses(model, examples, pad_id: int, dtype: str, batch_tokens: int = 4096):
-    """Mean negative log-likelihood a label token for each example, in nats. Returns float64 array
-    [examples]."""
-    import numpy as np
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    lengths = list(examples["length"])
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    losses, was_training = np.zeros(len(lengths)), model.training
-    model.eval()
-    with torch.inference_mode(), autocast(dtype):
-        while order:
-            take = max(1, min(len(order), batch_tokens // lengths[order[0]]))
-            while take > 1 and take * lengths[order[take - 1]] > batch_tokens:
-                take -= 1
-            index, order = order[:take], order[take:]
-            batch = {
-                k: v.to(model.device)
-                for k, v in collate([examples[i] for i in index], pad_id).items()
-            }
-            labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch).logits[:, :-1].float()
-            nats = cross_entropy(
-                logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-            )
-            losses[index] = (nats.sum(1) / (labels != IGNORED).sum(1)).cpu().numpy()
-    model.train(was_training)
-    return losses
 
 
 def fast_path(model, dtype: str):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lib import models
 from lib.files import content_hash, read_jsonl, sha256_file, write_jsonl
-from lib.training import conversations, merge, train
+from lib.training import conversations, losses, merge, train
 
 # what `tune` takes from a notebook's parameters, beyond train.SETTINGS
 SETTINGS = (
@@ -86,7 +86,7 @@ def tune(
         model, values["lora_r"], values["lora_alpha"], values["lora_dropout"], seed
     )
     with adapted.disable_adapter():
-        before = train.example_losses(adapted, validation, tokenizer.pad_token_id, values["dtype"])
+        before = losses.losses(adapted, validation, tokenizer.pad_token_id, values["dtype"])
     record = train.base_record(base, values["base_dtype"], revision, values["four_bit"])
     settings = {name: values[name] for name in SETTINGS}
     files = [sha256_file(path) for path in (rows, targets) if path is not None]
@@ -106,7 +106,7 @@ def tune(
     if values["four_bit"]:
         record |= {"base_quantisation": f"NF4 (bitsandbytes), products in {values['dtype']}"}
     train.save_adapter(adapted, tokenizer, folder / "adapter", record)
-    after = train.example_losses(adapted, validation, tokenizer.pad_token_id, values["dtype"])
+    after = losses.losses(adapted, validation, tokenizer.pad_token_id, values["dtype"])
     return result | {
         "adapter": folder / "adapter",
         "record": record,
@@ -114,8 +114,8 @@ def tune(
         "tokenizer": tokenizer,
         "parameters": model.num_parameters(),
         "held_out": validation,
-        "loss_before": before,
-        "loss_after": after,
+        "loss_before": losses.means(before),
+        "loss_after": losses.means(after),
     }
 
 

@@ -144,8 +144,10 @@ def main() -> None:
         )
         peak("merge", start, bytes=models.bytes_on_disk(str(merged)))
         start = time.time()
-        reference = merge.load_adapted(base, scratch / "adapter", profile["base_dtype"])
-        other = merge.load_rounded(str(merged), "bfloat16")
+        reference = models.load(
+            base, "float32", weights=profile["base_dtype"], adapter=scratch / "adapter"
+        )[0]
+        other = models.load(str(merged), "float32", weights="bfloat16")[0]
         compared = merge.compare_logits(reference, other, [list(range(3, 250))] * 2)
         peak(
             "audit",
