@@ -191,6 +191,69 @@ def test_samples_differ_repeat_and_follow_the_distribution(plain):
     assert share == pytest.approx(expected, abs=4 * (expected / 400) ** 0.5 + 0.01)
 
 
+class Killed:
+    """A `runtime.Gguf` whose samples stop after `left` of them; counts what it was asked for."""
+
+    def __init__(self, gguf, left):
+        self.gguf, self.left, self.count = gguf, left, 0
+
+    def samples(self, *prompts, **settings):
+        for finished in self.gguf.samples(*prompts, **settings):
+            if self.count == self.left:
+                raise KeyboardInterrupt
+            self.count += 1
+            yield finished
+
+
+def test_a_killed_generation_goes_on_and_repeats_nothing(plain, tmp_path):
+    tokenizer, store = bpe(), tmp_path / "store.jsonl"
+    settings = {"n": 3, "temperature": 0.9, "max_new_tokens": 6, "seed": 5, "model_key": "m"}
+    prompts = [*PROMPTS[:5], PROMPTS[0]]  # one of them twice: it is computed once
+    with runtime.Gguf(plain[1], threads=1, sequences=4, context=1024) as loaded:
+        whole = runtime.generate(loaded, tokenizer, prompts, **settings)
+        with pytest.raises(KeyboardInterrupt):
+            runtime.generate(Killed(loaded, 7), tokenizer, prompts, store=store, **settings)
+        with open(store, "a", encoding="utf-8") as handle:
+            handle.write('{"key": "torn')
+        rest = Killed(loaded, 99)
+        resumed = runtime.generate(rest, tokenizer, prompts, store=store, **settings)
+        again = runtime.generate(Killed(loaded, 0), tokenizer, prompts, store=store, **settings)
+    keys = [json.loads(line)["key"] for line in store.read_text().splitlines()]
+    assert rest.count == 15 - 7 and len(keys) == len(set(keys)) == 15
+    assert told(resumed) == told(whole) == told(again) and whole[0] == whole[5]
+    assert len({row["text"] for row in whole[0]}) > 1, "samples differ"
+
+
+def told(answers):
+    """What no kill may change; log-probabilities move with the rounding of a batch."""
+    return [[(row["text"], row["tokens"], row["finish"]) for row in rows] for rows in answers]
+
+
+def test_losses_on_written_answers_and_the_distance_from_a_source(plain, tmp_path):
+    ids = bpe()("What is two and two? It is four, as everybody knows.")["input_ids"]
+    examples = [
+        {"input_ids": ids[:count], "labels": [-100] * 12 + ids[12:count]} for count in (20, 31)
+    ]
+    with runtime.Gguf(plain[1], threads=1) as loaded:
+        logprobs = [runtime.log_softmax(loaded.logits(e["input_ids"], 11))[:-1] for e in examples]
+        np.save(tmp_path / "source.npy", np.concatenate(logprobs))
+        sums = runtime.answer_losses(loaded, examples, tmp_path / "source.npy")
+        plainly = runtime.answer_losses(loaded, examples)
+    assert sums["tokens"] == [8, 19] == sums["same"] and sums["kl"] == pytest.approx([0, 0])
+    expected = [
+        -sum(rows[place, token] for place, token in enumerate(e["input_ids"][12:]))
+        for rows, e in zip(logprobs, examples, strict=True)
+    ]
+    assert sums["nats"] == pytest.approx(expected, rel=1e-5) == plainly["nats"]
+    assert plainly.keys() == {"nats", "tokens", "right", "seconds"}
+
+
+def test_a_platform_without_a_known_library_is_named(monkeypatch):
+    monkeypatch.setattr(llamacpp.sys, "platform", "sunos5")
+    with pytest.raises(RuntimeError, match="linux, darwin, not on sunos5"):
+        llamacpp.library.__wrapped__()
+
+
 @pytest.mark.parametrize(
     "ftype",
     ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_M", "IQ2_XXS", "IQ1_S"],

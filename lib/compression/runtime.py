@@ -1,25 +1,24 @@
-"""A GGUF model that answers: logits of given tokens, and generation with the log-probability of
-every token."""
+"""A GGUF model that answers: logits of given tokens, losses on written answers, and generation with
+the log-probability of every token."""
 
 from __future__ import annotations
 
 import ctypes as c
-import hashlib
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from lib.compression import llamacpp
+from lib.compression import from_gguf, llamacpp, sampling
+from lib.compression.sampling import log_softmax
 from lib.generation import generate as cache
 
 
 class Gguf:
-    """A loaded GGUF file with its context; close it, or use `with`. LoRA adapters are loaded once
-    and set by scale.
+    """A loaded GGUF file with its context; close it, or use `with`.
 
     context: cells of the key/value cache, shared by `sequences` that are decoded together.
+    adapters: GGUF adapters, all off until `set_adapters` gives them a scale.
     Raises ValueError for a file that is not GGUF or that llama.cpp refuses.
     """
 
@@ -32,44 +31,46 @@ class Gguf:
         threads: int = 2,
         adapters: list | None = None,
     ):
-        from lib.compression.from_gguf import table
+        from_gguf.table(path)
+        self.llama, self.path = llamacpp.library(), Path(path)
+        self.sequences, self.context, self.capacity = sequences, context, min(context, 2048)
+        self.model, self.handle = self._open(threads)
+        self.vocab = self.llama.llama_model_get_vocab(self.model)
+        self.width = self.llama.llama_vocab_n_tokens(self.vocab)
+        self.batch = self.llama.llama_batch_init(self.capacity, 0, 1)
+        try:
+            self.adapters = [self._open_adapter(adapter) for adapter in adapters or []]
+        except ValueError:
+            self.close()
+            raise
+        self.set_adapters([0.0] * len(self.adapters))
 
-        table(path)
-        self.llama, self.path, self.sequences, self.context = (
-            llamacpp.library(),
-            Path(path),
-            sequences,
-            context,
-        )
-        self.model = self.llama.llama_model_load_from_file(
-            str(path).encode(), self.llama.llama_model_default_params()
-        )
-        if not self.model:
-            raise ValueError(f"{path}: llama.cpp does not load it: {' '.join(llamacpp._said[-3:])}")
+    def _open(self, threads: int) -> tuple[int, int]:
+        """llama.cpp's handles of the model and of its context."""
+        defaults = self.llama.llama_model_default_params()
+        model = self.llama.llama_model_load_from_file(str(self.path).encode(), defaults)
+        if not model:
+            reason = llamacpp.last_messages()
+            raise ValueError(f"{self.path}: llama.cpp does not load it: {reason}")
         params = self.llama.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_seq_max = context, min(context, 2048), sequences
+        params.n_ctx, params.n_batch, params.n_seq_max = self.context, self.capacity, self.sequences
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True  # one pool of cells, so that short and long sequences share it
-        self.handle = self.llama.llama_init_from_model(self.model, params)
-        if not self.handle:
-            self.llama.llama_model_free(self.model)
-            raise ValueError(
-                f"{path}: no context of {context} cells: {' '.join(llamacpp._said[-3:])}"
-            )
-        vocab = self.llama.llama_model_get_vocab(self.model)
-        self.vocab, self.width = vocab, self.llama.llama_vocab_n_tokens(vocab)
-        self.capacity = int(params.n_batch)
-        self.batch = self.llama.llama_batch_init(self.capacity, 0, 1)
-        self.adapters = []
-        for adapter in adapters or []:
-            table(adapter)
-            loaded = self.llama.llama_adapter_lora_init(self.model, str(adapter).encode())
-            if not loaded:
-                raise ValueError(
-                    f"{adapter}: does not fit {Path(path).name}: {' '.join(llamacpp._said[-3:])}"
-                )
-            self.adapters.append(loaded)
-        self.set_adapters([0.0] * len(self.adapters))
+        handle = self.llama.llama_init_from_model(model, params)
+        if not handle:
+            reason = llamacpp.last_messages()
+            self.llama.llama_model_free(model)
+            raise ValueError(f"{self.path}: no context of {self.context} cells: {reason}")
+        return model, handle
+
+    def _open_adapter(self, adapter: str | Path) -> int:
+        """llama.cpp's handle of an adapter; it is freed with the model."""
+        from_gguf.table(adapter)
+        handle = self.llama.llama_adapter_lora_init(self.model, str(adapter).encode())
+        if not handle:
+            reason = llamacpp.last_messages()
+            raise ValueError(f"{adapter}: does not fit {self.path.name}: {reason}")
+        return handle
 
     def __enter__(self):
         return self
@@ -86,12 +87,10 @@ class Gguf:
             self.handle = None
 
     def set_adapters(self, scales: list[float]) -> None:
-        """Scale of every adapter from now on, 0 for off; the cache is emptied, since it holds what
-        the old ones computed."""
+        """Scale of every adapter from now on, 0 for off; every sequence is forgotten."""
         assert len(scales) == len(self.adapters), (scales, len(self.adapters))
-        on = [
-            (adapter, scale) for adapter, scale in zip(self.adapters, scales, strict=True) if scale
-        ]
+        pairs = zip(self.adapters, scales, strict=True)
+        on = [(adapter, scale) for adapter, scale in pairs if scale]
         handles = (c.c_void_p * max(1, len(on)))(*(adapter for adapter, _ in on))
         strengths = (c.c_float * max(1, len(on)))(*(scale for _, scale in on))
         code = self.llama.llama_set_adapters_lora(self.handle, handles, len(on), strengths)
@@ -102,9 +101,17 @@ class Gguf:
         """Forget every sequence."""
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.handle), True)
 
+    def copy_sequence(self, origin: int, target: int) -> None:
+        """Let sequence `target` begin with all that `origin` holds."""
+        memory = self.llama.llama_get_memory(self.handle)
+        self.llama.llama_memory_seq_cp(memory, origin, target, -1, -1)
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends an answer."""
+        return self.llama.llama_vocab_is_eog(self.vocab, token)
+
     def tokenize(self, text: str, special: bool = True) -> list[int]:
-        """Token ids by llama.cpp's own tokenizer; special: read control tokens such as <|im_end|>
-        in the text."""
+        """Token ids by llama.cpp's own tokenizer; special: read control tokens (<|im_end|>) too."""
         raw = text.encode()
         room = (c.c_int32 * (len(raw) + 8))()
         count = self.llama.llama_tokenize(
@@ -114,8 +121,10 @@ class Gguf:
         return list(room[:count])
 
     def decode(self, rows: list[tuple[int, int, int, bool]]):
-        """Compute (token, position, sequence, wants logits) rows; returns float32 [those that want,
-        vocabulary], a copy."""
+        """Compute (token, position, sequence, wants logits) rows.
+
+        Returns float32 [rows that want them, vocabulary], a copy. At most `capacity` rows.
+        """
         import numpy as np
 
         assert len(rows) <= self.capacity, f"{len(rows)} tokens in one batch, {self.capacity} fit"
@@ -127,28 +136,21 @@ class Gguf:
             wanted += wants
         code = self.llama.llama_decode(self.handle, batch)
         if code:
-            raise RuntimeError(
-                f"llama.cpp could not decode ({code}): {' '.join(llamacpp._said[-3:])}; raise"
-                " `context`"
-            )
+            reason = llamacpp.last_messages()
+            raise RuntimeError(f"llama.cpp could not decode ({code}): {reason}; raise `context`")
         if not wanted:
             return np.zeros((0, self.width), np.float32)
-        return np.ctypeslib.as_array(
-            self.llama.llama_get_logits(self.handle), (wanted, self.width)
-        ).copy()
+        logits = self.llama.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(logits, (wanted, self.width)).copy()
 
     def logits(self, ids: list[int], start: int = 0):
-        """Logits [len(ids) - start, vocabulary] of one sequence at every position from `start`
-        on."""
+        """Logits [len(ids) - start, vocabulary] of one sequence at every position from `start`."""
         import numpy as np
 
         self.clear()
-        pieces = [
-            range(at, min(at + self.capacity, len(ids))) for at in range(0, len(ids), self.capacity)
-        ]
-        return np.concatenate(
-            [self.decode([(ids[i], i, 0, i >= start) for i in piece]) for piece in pieces]
-        )
+        rows = [(token, at, 0, at >= start) for at, token in enumerate(ids)]
+        parts = [rows[at : at + self.capacity] for at in range(0, len(rows), self.capacity)]
+        return np.concatenate([self.decode(part) for part in parts])
 
     def samples(
         self,
@@ -158,14 +160,16 @@ class Gguf:
         n: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
+        skip: set[tuple[int, int]] = frozenset(),
     ) -> Iterator[tuple[int, int, dict]]:
-        """(prompt, sample, row) of n samples a prompt (token ids), as they are finished.
+        """(prompt number, sample number, row) of n samples a prompt (token ids), as they finish.
 
         `sequences` of them are decoded together; a prompt is computed once for its samples. The
-        random numbers of a sample depend on (seed, prompt, index) alone. Rows: {ids (without end
-        token), finish ("stop" or "length"), logprobs (natural, at temperature 1, of every token
-        written, end token included), seconds (share of the wall time)}. Raises ValueError for a
-        prompt that does not fit the context.
+        random numbers of a sample depend on (seed, prompt, sample number) alone; `skip` holds
+        (prompt number, sample number) pairs that are not wanted.
+        Rows: {ids (without end token), finish ("stop" or "length"), logprobs (natural, at
+        temperature 1, of every token written, end token included), seconds (share of the wall
+        time)}. Raises ValueError for a prompt that does not fit the context.
         """
         for number, ids in enumerate(prompts):
             if len(ids) + max_new_tokens > self.context:
@@ -173,85 +177,23 @@ class Gguf:
                     f"prompt {number}: {len(ids)} tokens and {max_new_tokens} new ones exceed"
                     f" {self.context} cells"
                 )
-        waiting = deque(
-            {"prompt": number, "sample": sample, "ids": ids, "draw": _dice(seed, sample, ids)}
-            for number, ids in enumerate(prompts)
-            for sample in range(n)
-        )
+        waiting = sampling.waiting_samples(prompts, n, seed, skip)
         while waiting:
-            group = self._next_group(waiting, max_new_tokens)
-            for job in self._group(group, max_new_tokens, temperature):
-                row = {key: job[key] for key in ("finish", "logprobs", "seconds")}
-                yield job["prompt"], job["sample"], {"ids": job["out"], **row}
+            group = sampling.next_group(self, waiting, max_new_tokens)
+            sampling.decode_group(self, group, max_new_tokens, temperature)
+            for sample in group:
+                row = {key: getattr(sample, key) for key in ("finish", "logprobs", "seconds")}
+                yield sample.prompt, sample.sample, {"ids": sample.tokens, **row}
 
-    def generate(self, prompts: list[list[int]], **settings) -> list[list[dict]]:
+    def generate(self, prompts: list[list[int]], *, n: int = 1, **settings) -> list[list[dict]]:
         """All of `samples`, for each prompt its n rows in order."""
-        found = [[None] * settings.get("n", 1) for _ in prompts]
-        for prompt, sample, row in self.samples(prompts, **settings):
-            found[prompt][sample] = row
-        return found
+        answers = [[None] * n for _ in prompts]
+        for prompt, sample, row in self.samples(prompts, n=n, **settings):
+            answers[prompt][sample] = row
+        return answers
 
-    def _next_group(self, waiting: deque, max_new_tokens: int) -> list[dict]:
-        """As many jobs as fit the cache and one batch of prompts, taken off the front."""
-        group, cells, tokens = [], 0, 0
-        while waiting and len(group) < self.sequences:
-            length = len(waiting[0]["ids"])
-            need = length + max_new_tokens
-            if group and (cells + need > self.context or tokens + need > self.capacity):
-                break
-            group.append(waiting.popleft())
-            cells += need
-            tokens += length
-        return group
 
-    def _group(self, group: list[dict], max_new_tokens: int, temperature: float) -> list[dict]:
-        import numpy as np
-
-        began = time.perf_counter()
-        self.clear()
-        memory, first, rows = self.llama.llama_get_memory(self.handle), {}, []
-        for place, job in enumerate(group):
-            job |= {
-                "seq": place,
-                "out": [],
-                "logprobs": [],
-                "finish": "length",
-                "at": len(job["ids"]),
-            }
-            if job["prompt"] not in first:
-                first[job["prompt"]] = (place, len(first))
-                rows += [(t, i, place, i == len(job["ids"]) - 1) for i, t in enumerate(job["ids"])]
-        parts = [rows[at : at + self.capacity] for at in range(0, len(rows), self.capacity)]
-        logits = np.concatenate([self.decode(part) for part in parts])
-        for job in group:
-            origin, line = first[job["prompt"]]
-            job["row"] = line
-            if origin != job["seq"]:
-                self.llama.llama_memory_seq_cp(memory, origin, job["seq"], -1, -1)
-        active = group
-        while active:
-            chosen, logprobs = _choose(logits[[job["row"] for job in active]], active, temperature)
-            going = []
-            for job, token, logprob in zip(active, chosen, logprobs, strict=True):
-                job["logprobs"].append(float(logprob))
-                if self.llama.llama_vocab_is_eog(self.vocab, int(token)):
-                    job["finish"] = "stop"
-                    continue
-                job["out"].append(int(token))
-                if len(job["out"]) < max_new_tokens:
-                    going.append(job)
-            for line, job in enumerate(going):
-                job["row"] = line
-            if going:
-                logits = self.decode(
-                    [
-                        (job["out"][-1], job["at"] + len(job["out"]) - 1, job["seq"], True)
-                        for job in going
-                    ]
-                )
-            active = going
-        share = (time.perf_counter() - began) / len(group)
-        return [job | {"seconds": share} for job in group]
+FIELDS = ("text", "tokens", "finish", "seconds", "logprobs", "pieces")  # of a row of `generate`
 
 
 def generate(
@@ -267,9 +209,10 @@ def generate(
     model_key: str = "",
     progress: str = "",
 ) -> list[list[dict]]:
-    """`lib.generation.generate.generate` for a GGUF: n samples a prompt, kept in `store`.
+    """`lib.generation.generate.generate` for a GGUF: n samples a prompt.
 
-    Rows: {text, tokens, finish, seconds, logprobs, pieces (the text of each token)}.
+    Rows: {text, tokens, finish, seconds, logprobs, pieces (the text of each token)}. What stands
+    in `store` is not computed again: a killed call, made again, repeats no finished sample.
     """
     from tqdm import tqdm
 
@@ -277,63 +220,88 @@ def generate(
     settings = (temperature, 1.0, max_new_tokens, seed)
     keys = [[cache.request_key(model_key, chat, *settings, k) for k in range(n)] for chat in chats]
     done = cache.load_store(store)
-    wanted = [number for number, row in enumerate(keys) if not done.keys() >= set(row)]
-    texts = [cache.render(tokenizer, chats[number]) for number in wanted]
+    skip = _known_samples(keys, done)
+    texts = [cache.render(tokenizer, chat) for chat in chats]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     options = {"max_new_tokens": max_new_tokens, "n": n, "temperature": temperature, "seed": seed}
     shown = {"file": sys.stdout, "mininterval": 5, "ascii": True, "unit": "sample"}
-    finished = gguf.samples(ids, **options)
-    bar = tqdm(finished, total=n * len(ids), desc=progress or "llama.cpp", **shown)
+    finished = gguf.samples(ids, **options, skip=skip)
+    total = n * len(prompts) - len(skip)
     with cache.appending(store) as append:
-        for place, sample, row in bar:
-            made = {
-                "key": keys[wanted[place]][sample],
-                "text": tokenizer.decode(row["ids"], skip_special_tokens=True),
-                "tokens": len(row["logprobs"]),
-                "finish": row["finish"],
-                "seconds": row["seconds"],
-                "logprobs": [round(value, 5) for value in row["logprobs"]],
-                "pieces": [tokenizer.decode([token]) for token in row["ids"]],
-            }
+        for prompt, sample, row in tqdm(finished, progress or "llama.cpp", total, **shown):
+            made = {"key": keys[prompt][sample], **_answer_row(tokenizer, row)}
             append(made)
             done[made["key"]] = made
-    fields = ("text", "tokens", "finish", "seconds", "logprobs", "pieces")
-    return [[{field: done[key][field] for field in fields} for key in row] for row in keys]
+    return [[{name: done[key][name] for name in FIELDS} for key in row] for row in keys]
 
 
-def _dice(seed: int, sample: int, ids: list[int]):
-    """Random numbers that depend on the sample alone, not on what is decoded beside it."""
+def _known_samples(keys: list[list[str]], done: dict) -> set[tuple[int, int]]:
+    """(prompt number, sample number) of what is done, or stands earlier among the same keys."""
+    known, skip = set(done), set()
+    for prompt, row in enumerate(keys):
+        for sample, key in enumerate(row):
+            if key in known:
+                skip.add((prompt, sample))
+            known.add(key)
+    return skip
+
+
+def _answer_row(tokenizer, row: dict) -> dict:
+    """A row of `Gguf.samples` as text, with FIELDS."""
+    return {
+        "text": tokenizer.decode(row["ids"], skip_special_tokens=True),
+        "tokens": len(row["logprobs"]),
+        "finish": row["finish"],
+        "seconds": row["seconds"],
+        "logprobs": [round(value, 5) for value in row["logprobs"]],
+        "pieces": [tokenizer.decode([token]) for token in row["ids"]],
+    }
+
+
+def answer_places(example: dict) -> list[int]:
+    """Positions whose next token is the assistant's, in an example of `conversations.dataset`."""
+    return [place - 1 for place, label in enumerate(example["labels"]) if place and label >= 0]
+
+
+def answer_losses(gguf: Gguf, examples, source: Path | None = None) -> dict[str, list]:
+    """Teacher-forced losses on the assistant's tokens, summed a conversation, in order.
+
+    {"nats" (loss), "tokens", "right" (most likely token is the written one), "seconds"} lists; with
+    `source`, the file of `ladder.reference`, also "same" and "kl", see `answer_sums`.
+    """
     import numpy as np
 
-    digest = hashlib.sha256(f"{seed} {sample} {ids}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    table, at = np.load(source, mmap_mode="r") if source else None, 0
+    columns: dict[str, list] = {}
+    for example in examples:
+        places, ids = answer_places(example), list(example["input_ids"])
+        began = time.perf_counter()
+        logits = gguf.logits(ids[: places[-1] + 1], places[0])
+        seconds = time.perf_counter() - began
+        logprobs = log_softmax(logits[[place - places[0] for place in places]])
+        theirs = np.asarray(table[at : at + len(places)]) if source else None
+        at += len(places)
+        written = [ids[place + 1] for place in places]
+        for key, value in {**answer_sums(logprobs, written, theirs), "seconds": seconds}.items():
+            columns.setdefault(key, []).append(value)
+    return columns
 
 
-def log_softmax(logits):
-    """Natural log-probabilities of float32 logits [..., vocabulary]."""
+def answer_sums(logprobs, written: list[int], source=None) -> dict:
+    """Sums over the tokens of one answer, from log-probabilities [tokens, vocabulary].
+
+    {"nats", "tokens", "right"}; with `source`, log-probabilities of the source model, also "same"
+    (most likely token is the source's) and "kl" (nats from the source).
+    """
     import numpy as np
 
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def _choose(logits, jobs: list[dict], temperature: float):
-    """(tokens, their log-probabilities at temperature 1), one a row; argmax at 0, else inverse-CDF
-    sampling."""
-    import numpy as np
-
-    logprobs = log_softmax(logits)
-    if temperature == 0:
-        chosen = logits.argmax(-1)
-    else:
-        weights = np.exp(log_softmax(logits / temperature)).cumsum(-1, dtype=np.float64)
-        chosen = np.array(
-            [
-                min(
-                    int(np.searchsorted(row, job["draw"].random() * row[-1], side="right")),
-                    len(row) - 1,
-                )
-                for row, job in zip(weights, jobs, strict=True)
-            ]
-        )
-    return chosen, logprobs[np.arange(len(chosen)), chosen]
+    best = logprobs.argmax(-1)
+    sums = {
+        "nats": float(-logprobs[np.arange(len(written)), written].sum()),
+        "tokens": len(written),
+        "right": int((best == np.array(written)).sum()),
+    }
+    if source is not None:
+        sums["same"] = int((best == source.argmax(-1)).sum())
+        sums["kl"] = float((np.exp(source) * (source - logprobs)).sum())
+    return sums
