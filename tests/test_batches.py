@@ -218,7 +218,7 @@ def test_a_batch_left_by_another_step_is_kept_whatever_this_step_accepts(tmp_pat
 
 CHILD = """
     import sys
-    from lib import batches
+    from lib.endpoints import batches
     from lib.endpoints.client import Client
     c = Client("teacher", sys.argv[1], "m", 1.0, {"m": (1.0, 2.0)}, sys.argv[2], max_retries=0, timeout_s=60.0)
     asked = [{"messages": [{"role": "user", "content": f"word {i}"}], "max_tokens": 16} for i in range(9)]

@@ -194,7 +194,9 @@ def test_training_splits_of_a_folder(shared_data):
 SCRIPT = """
 import sys, json, time
 from pathlib import Path
-from lib import decoding, models, selfdistill
+from lib import models
+from lib.distillation import self_distill
+from lib.generation import decoding
 from lib.files import read_jsonl, write_jsonl
 folder, name, slow = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 step = decoding.step

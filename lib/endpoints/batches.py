@@ -1,5 +1,4 @@
-"""The Batch API: half the price for answers within a day, on the same cache, ledger and budget as
-`lib.endpoints.client`.
+"""The Batch API: half the price for answers within a day; cache, ledger and budget of `client`.
 
 What may go wrong here lasts for hours, so every step leaves a trace first: a batch stands on disk
 under a token of ours before it is sent, the token goes along as metadata, and the server's id is
@@ -14,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+from lib.endpoints import replies
 from lib.endpoints.client import Client, EndpointError
 
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -31,8 +31,7 @@ def ask(
     poll_s: float = 30.0,
     patience: int = 40,
 ) -> list[dict]:
-    """`Client.chat` through the Batch API: the same rows in the same order, the same cache, nothing
-    asked twice.
+    """`Client.chat` through the Batch API: the same rows, the same cache, nothing asked twice.
 
     discount: share of the chat price. poll_s: seconds between polls. patience: polls in a row that
     may fail before the run stops (the batch goes on without us; run again to collect it). The first
@@ -66,22 +65,19 @@ def ask(
                 missing = missing[sent["items"] :]
     rows = []
     for key in keys:
-        found = _stored(client, key, parse)
-        rows.append(
-            found | {"usd": found["usd"] if key not in before else 0.0, "cached": key in before}
-            if found
-            else {
-                "error": (
-                    errors.get(key) or f"{client.role}: no usable answer in {client.tries} batches"
-                )
-            }
-        )
+        answer = _stored(client, key, parse)
+        if not answer:
+            reason = errors.get(key) or f"{client.role}: no usable answer in {client.tries} batches"
+            rows.append({"error": reason})
+        elif key in before:
+            rows.append(answer | {"usd": 0.0, "cached": True})
+        else:
+            rows.append(answer | {"cached": False})
     return rows
 
 
 def _stored(client: Client, key: str, parse) -> dict | None:
-    """The stored answer if it is usable, with its "value" and, when a batch brought it, its
-    "usd"."""
+    """The stored answer if usable, with its "value" and, when a batch brought it, its "usd"."""
     known = client.store.get(key)
     if known is None:
         return None
@@ -92,8 +88,10 @@ def _stored(client: Client, key: str, parse) -> dict | None:
 
 
 def _send(client: Client, items: list[tuple[str, dict]], attempt: int, discount: float) -> dict:
-    """Put one batch on disk, then on its way: {"token", "batch", "items" (how many the budget and
-    the API allow)}."""
+    """Put one batch on disk, then on its way: {"token", "batch", "items"}.
+
+    items: how many of them the budget and the API allow.
+    """
     token, lines, size = uuid.uuid4().hex, [], 0
     for key, request in items[:MOST_REQUESTS]:
         line = json.dumps(
@@ -168,8 +166,7 @@ def _release(client: Client, token: str) -> None:
 
 
 def _resume(client, known: dict, parses: dict, discount, poll_s, patience, errors) -> None:
-    """Take up a batch that an earlier, killed run has left; its answers to other questions are
-    kept, too."""
+    """Take up a batch that a killed run has left; its answers to other questions are kept, too."""
     batch = known["batch"] or _find(client, known["token"])
     if batch is None:
         _release(client, known["token"])
@@ -183,8 +180,7 @@ def _collect(
 ) -> None:
     """Wait for a batch and settle all of it at once; what is refused for good goes into `errors`.
 
-    parses: {key: parse} of what is asked for now; an answer to anything else is kept as it is, for
-    who asks next.
+    parses: {key: parse} of what is asked for now; answers to anything else are kept as they are.
     """
     ended, files = _wait(client, batch, poll_s, patience)
     items, outcomes, settled = client.store.batch_items(token), [], set()
@@ -196,9 +192,8 @@ def _collect(
         request, attempt = items[key]
         response = line.get("response") or {}
         if response.get("status_code") == 200:
-            answer, _, problem, used = client.read(
-                client.clean(json.dumps(response.get("body"))), parses.get(key)
-            )
+            body = client.clean(json.dumps(response.get("body")))
+            answer, _, problem, used = replies.read(body, parses.get(key))
             usd = client.usd(used)
             usd = None if usd is None else usd * discount
             keep = None if problem else (key, client.whole(request), {**answer, "usd": usd})
@@ -220,8 +215,9 @@ def _collect(
         ]
     client.store.close_batch(token, outcomes)
     if ended.status == "failed":
-        words = [error.message for error in (ended.errors.data if ended.errors else None) or []]
-        reason = f"{client.role}: the batch was refused whole: {'; '.join(map(str, words[:3]))}"
+        errors_told = (ended.errors.data if ended.errors else None) or []
+        told = "; ".join(str(error.message) for error in errors_told[:3])
+        reason = f"{client.role}: the batch was refused whole: {told}"
         raise EndpointError(client.clean(reason))
 
 
@@ -235,10 +231,10 @@ def _wait(client, batch: str, poll_s: float, patience: int):
             state = api.batches.retrieve(batch)
             counts = state.request_counts
             done = f", {counts.completed} of {counts.total}" if counts else ""
-            words = f"{client.role}: batch {state.status}{done}"
-            if words != shown:
-                print(words, flush=True)
-                shown = words
+            progress = f"{client.role}: batch {state.status}{done}"
+            if progress != shown:
+                print(progress, flush=True)
+                shown = progress
             if state.status in ENDED:
                 names = [name for name in (state.output_file_id, state.error_file_id) if name]
                 return state, [
@@ -267,12 +263,12 @@ def _wait(client, batch: str, poll_s: float, patience: int):
 
 
 def _lines(text: str) -> list[dict]:
-    found = []
+    values = []
     for line in text.split("\n"):
         try:
             value = json.loads(line)
         except ValueError:
             continue  # a torn line settles nothing: its attempt goes on counting in full
         if isinstance(value, dict):
-            found.append(value)
-    return found
+            values.append(value)
+    return values

@@ -1,5 +1,4 @@
-"""Chat with any OpenAI-compatible endpoint: answers cached, retries bounded, cost known, budget
-hard.
+"""Chat with any OpenAI-compatible endpoint: answers cached, cost known, budget hard.
 
 The `openai` package does the protocol and retries what was refused (429 with Retry-After, 5xx,
 dropped connections); here are the cache, the ledger, the budget and the check that an answer is
@@ -20,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lib.endpoints import replies
 from lib.endpoints.ledger import BudgetExceeded, Store
 
-__all__ = ["BudgetExceeded", "Client", "EndpointError"]
+__all__ = ["BudgetExceeded", "Client", "EndpointError", "connect"]
 
 OPENAI_URL = "https://api.openai.com/v1"
 SETTINGS = {
@@ -34,14 +34,11 @@ SETTINGS = {
     "response_format",
     "reasoning_effort",
 }
-HOPELESS = (
-    5  # so many failures and not one answer: the endpoint is down or wrongly set, stop asking
-)
+HOPELESS = 5  # failures without one answer: the endpoint is down or wrongly set, stop asking
 
 
 class EndpointError(RuntimeError):
-    """The endpoint cannot be used as configured; the message says what to change and never holds
-    the key."""
+    """The endpoint cannot be used as configured; the message says what to change, never the key."""
 
 
 class _Failed(Exception):
@@ -95,9 +92,7 @@ class Client:
                 f"{role}: no key; set the environment variable {variable} or OPENAI_API_KEY"
             )
         self.concurrency, self.tries = max(1, int(concurrency)), max(1, int(tries))
-        self._unsupported: set[str] = (
-            set()
-        )  # settings this endpoint has refused: learnt once, then left out
+        self._unsupported: set[str] = set()  # settings the endpoint has refused: left out from then
         self._call = threading.local()  # key, worst cost and attempt of a thread's present request
         self.store = Store(cache_path)
         self._api = openai.OpenAI(
@@ -124,19 +119,16 @@ class Client:
         ).hexdigest()
 
     def worst_usd(self, request: dict) -> float:
-        """The most one attempt can cost, in USD: no tokenizer makes more tokens than there are
-        bytes."""
+        """The most one attempt can cost, in USD: there are never more tokens than bytes."""
         text = json.dumps([request["messages"], request.get("response_format")], ensure_ascii=False)
-        tokens_in = len(text.encode()) + 64 * len(
-            request["messages"]
-        )  # 64: room for the chat template
+        template = 64 * len(request["messages"])  # room for the chat template
+        tokens_in = len(text.encode()) + template
         return (tokens_in * self._price[0] + request["max_tokens"] * self._price[1]) / 1e6
 
     def chat(
         self, requests: list[dict], parse: Callable[[str], object] | None = None, label: str = ""
     ) -> list[dict]:
-        """Answers in the order of the requests; equal requests are asked once, known ones not at
-        all.
+        """Answers in the order of the requests; equal ones are asked once, known ones not at all.
 
         A request is {"messages", "max_tokens"} and any of "temperature", "top_p", "seed",
         "response_format". `parse` turns the text into a value or raises ValueError, whereupon the
@@ -181,8 +173,7 @@ class Client:
         return self.store.spent(self.role)
 
     def ledger(self) -> list[dict]:
-        """Rows {role, model, state, attempts, tokens_in, tokens_out, usd}; for the states see
-        `Store`."""
+        """Rows {role, model, state, attempts, tokens_in, tokens_out, usd}; states: see `Store`."""
         return self.store.rows(self.role)
 
     def _one(self, key: str, request: dict, parse: Callable | None) -> dict:
@@ -207,13 +198,10 @@ class Client:
             return {"error": self.clean(reason)}
 
     def body(self, request: dict, attempt: int = 0) -> dict:
-        """What is sent: the model and the request, less what the endpoint has refused; another seed
-        a try."""
-        body = {
-            "model": self.model,
-            **request,
-            **({"seed": request["seed"] + attempt} if "seed" in request else {}),
-        }
+        """What is sent: model and request, less what the endpoint refuses; another seed a try."""
+        body = {"model": self.model, **request}
+        if "seed" in request:
+            body["seed"] = request["seed"] + attempt
         for name in self._unsupported & set(body):
             value = body.pop(name)
             if name == "max_tokens":
@@ -221,8 +209,7 @@ class Client:
         return body
 
     def _send(self, key: str, request: dict, attempt: int) -> str:
-        """The body of a successful response. A setting the endpoint does not know is left out from
-        then."""
+        """The body of a successful response, without the settings that the endpoint refuses."""
         import openai
 
         self._call.key, self._call.worst = key, self.worst_usd(request)
@@ -242,11 +229,8 @@ class Client:
                 )
                 raise EndpointError(self.clean(reason)) from None
             except openai.OpenAIError as error:
-                name = (
-                    _unsupported(error, body)
-                    if getattr(error, "status_code", 0) in (400, 422)
-                    else None
-                )
+                complains = getattr(error, "status_code", 0) in (400, 422)
+                name = replies.unsupported(error, body) if complains else None
                 if not name:
                     reason = f"{self.role}: {type(error).__name__}: {error}"
                     raise _Failed(self.clean(reason)) from None
@@ -254,7 +238,7 @@ class Client:
 
     def _accept(self, key: str, request: dict, body: str, parse: Callable | None) -> dict:
         """Settle the attempt, and store and return the answer; ValueError if it cannot be used."""
-        answer, value, problem, used = self.read(body, parse)
+        answer, value, problem, used = replies.read(body, parse)
         usd = self.usd(used)
         keep = None if problem else (key, self.whole(request), answer)
         self.store.settle(
@@ -265,32 +249,8 @@ class Client:
         shown = {**answer, "usd": self._call.worst if usd is None else usd, "cached": False}
         return {**shown, "value": value} if parse else shown
 
-    def read(self, body: str, parse: Callable | None = None) -> tuple[dict, object, str, tuple]:
-        """(answer, parsed value, problem or "", (tokens in, tokens out)) of the JSON text of a
-        completion."""
-        used: tuple[int | None, int | None] = (None, None)
-        answer, value, problem = {}, None, ""
-        try:
-            data = json.loads(body)
-            used = _usage(data)
-            choice = data["choices"][0]
-            answer = {
-                "text": choice["message"]["content"],
-                "finish": choice.get("finish_reason"),
-                "model": data.get("model"),
-                "tokens_in": used[0],
-                "tokens_out": used[1],
-            }
-            if not isinstance(answer["text"], str):
-                raise ValueError(f"no text in it (finish_reason {answer['finish']})")
-            value = parse(answer["text"]) if parse else None
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-        return answer, value, problem, used
-
     def usd(self, used: tuple) -> float | None:
-        """USD of (tokens in, tokens out); None without usage: known is only that it is at most the
-        worst case."""
+        """USD of (tokens in, tokens out); None without usage: at most the worst case."""
         return None if None in used else (used[0] * self._price[0] + used[1] * self._price[1]) / 1e6
 
     def whole(self, request: dict) -> dict:
@@ -318,9 +278,29 @@ class Client:
         return text.replace(self._key, "[key]") if self._key else text
 
 
+def connect(
+    role: str,
+    model: str,
+    *,
+    base_url: str,
+    price: tuple[float, float] | list[float] | None,
+    budget_usd: float,
+    store: str | Path,
+    concurrency: int = 8,
+) -> Client | None:
+    """The client of a role as a notebook's parameters name it; None where `model` is empty.
+
+    price: USD a million tokens, in and out. store: the sqlite file of answers and costs. Connect
+    before any work: a missing key or price is an EndpointError here and now.
+    """
+    if not model:
+        return None
+    prices = {} if price is None else {model: tuple(price)}
+    return Client(role, base_url, model, budget_usd, prices, store, concurrency)
+
+
 def _metered(client: Client):
-    """An HTTP client that sets the worst cost of each attempt aside before it leaves, retries
-    included."""
+    """An HTTP client that sets the worst cost aside before each attempt leaves, retries too."""
     import httpx2
     import openai
 
@@ -341,19 +321,3 @@ def _metered(client: Client):
             return response
 
     return Metered()
-
-
-def _usage(data: dict) -> tuple[int | None, int | None]:
-    usage = data.get("usage") or {}
-    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    return counts if all(isinstance(n, int) and n >= 0 for n in counts) else (None, None)
-
-
-def _unsupported(error, body: dict) -> str | None:
-    """The optional setting that a 400 complains about, if that is what it complains about."""
-    text = str(error).lower()
-    for name in ("response_format", "max_tokens", "temperature", "seed", "reasoning_effort"):
-        named = name in body and (getattr(error, "param", None) == name or name in text)
-        if named and (name == "response_format" or "support" in text):
-            return name
-    return None

@@ -27,8 +27,7 @@ CREATE TABLE IF NOT EXISTS batch_items (token TEXT NOT NULL, key TEXT NOT NULL, 
 
 
 class BudgetExceeded(RuntimeError):
-    """Raised before a request is sent whose worst case would not fit into what is left of the
-    budget."""
+    """Raised before a request is sent whose worst case does not fit into what is left."""
 
 
 class Store:
@@ -59,8 +58,7 @@ class Store:
 
     @contextmanager
     def only_one(self, key: str) -> Iterator[None]:
-        """Hold the lock of a request, so that equal requests of threads and processes are paid for
-        once.
+        """Hold the lock of a request: equal ones of threads and processes are paid for once.
 
         256 lock files, chosen by two digits of the key; the system drops the lock of a killed
         process.
@@ -78,18 +76,17 @@ class Store:
         return json.loads(row[0]) if row else None
 
     def spent(self, role: str | None = None) -> float:
-        """USD that a role, or all of them, has cost so far; attempts without a known end count in
-        full."""
+        """USD that a role, or all, has cost so far; attempts without a known end count in full."""
         question = "SELECT coalesce(sum(usd), 0) FROM attempts WHERE role = coalesce(?, role)"
         with self._changed:
             return self._db.execute(question, (role,)).fetchone()[0]
 
     def reserve(self, key: str, role: str, model: str, worst_usd: float, budget_usd: float) -> int:
-        """Set `worst_usd` aside and return the attempt's number, waiting while those in flight may
-        free some.
+        """Set `worst_usd` aside and return the attempt's number.
 
-        The budget is that of the file: all roles, all runs. Raises BudgetExceeded when the request
-        cannot fit, whatever those in flight turn out to cost.
+        Waits while attempts in flight may free some. The budget is that of the file: all roles, all
+        runs. Raises BudgetExceeded when the request cannot fit, whatever those in flight turn out
+        to cost.
         """
         with self._changed:
             while True:
@@ -128,8 +125,7 @@ class Store:
         tokens_out: int | None = None,
         keep: tuple[str, dict, dict] | None = None,
     ) -> None:
-        """Close an attempt: `usd` None leaves the worst case standing; `keep` is (key, request,
-        answer)."""
+        """Close an attempt: `usd` None leaves the worst case; `keep` is (key, request, answer)."""
         with self._changed:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(
@@ -146,8 +142,7 @@ class Store:
             self._changed.notify_all()
 
     def lost(self, number: int) -> None:
-        """Nobody will settle this attempt any more: it stays `open`, and its worst case stays
-        spent."""
+        """Nobody will settle this attempt any more: it stays `open`, its worst case spent."""
         with self._changed:
             self._in_flight.discard(number)
             self._changed.notify_all()
@@ -155,12 +150,11 @@ class Store:
     def open_batch(
         self, token: str, role: str, model: str, items: list[tuple], budget_usd: float
     ) -> int:
-        """Set aside the worst cost of as many `items` (key, request, worst USD) as the budget
-        holds, as one batch.
+        """Set aside the worst cost of as many `items` as the budget holds, as one batch.
 
-        Returns how many those are; the batch stands on disk under `token` before anything is sent.
-        Unlike `reserve` this waits for nobody. Raises BudgetExceeded when not even the first item
-        fits.
+        items: (key, request, worst USD). Returns how many those are; the batch stands on disk under
+        `token` before anything is sent. Unlike `reserve` this waits for nobody. Raises
+        BudgetExceeded when not even the first item fits.
         """
         with self._changed:
             self._db.execute("BEGIN IMMEDIATE")
@@ -197,27 +191,25 @@ class Store:
         return fitting
 
     def batches(self, role: str) -> list[dict]:
-        """The batches of a role that are not closed: {"token", "batch" (the server's id, or None),
-        "state"}."""
+        """The open batches of a role: {"token", "batch" (the server's id, or None), "state"}."""
         with self._changed:
-            found = self._db.execute(
+            rows = self._db.execute(
                 "SELECT token, batch, state FROM batches WHERE role = ? AND state != 'closed' "
                 "ORDER BY rowid",
                 (role,),
             ).fetchall()
-        return [dict(zip(("token", "batch", "state"), row, strict=True)) for row in found]
+        return [dict(zip(("token", "batch", "state"), row, strict=True)) for row in rows]
 
     def batch_items(self, token: str) -> dict[str, tuple[dict, int]]:
         """{key: (request, attempt)} of a batch."""
         with self._changed:
-            found = self._db.execute(
+            rows = self._db.execute(
                 "SELECT key, request, attempt FROM batch_items WHERE token = ?", (token,)
             ).fetchall()
-        return {key: (json.loads(request), attempt) for key, request, attempt in found}
+        return {key: (json.loads(request), attempt) for key, request, attempt in rows}
 
     def name_batch(self, token: str, batch: str) -> None:
-        """Keep the server's id of a batch: from here on a restart polls instead of sending
-        again."""
+        """Keep the server's id of a batch: from here on a restart polls instead of sending."""
         with self._changed:
             self._db.execute(
                 "UPDATE batches SET batch = ?, state = 'sent' WHERE token = ?", (batch, token)
@@ -247,17 +239,16 @@ class Store:
             self._db.execute("COMMIT")
 
     def rows(self, role: str) -> list[dict]:
-        """The ledger of a role: one row per model and state with attempts, tokens_in, tokens_out
-        and usd."""
+        """The ledger of a role, a row a model and state: attempts, tokens_in, tokens_out, usd."""
         columns = ("role", "model", "state", "attempts", "tokens_in", "tokens_out", "usd")
         with self._changed:
-            found = self._db.execute(
+            rows = self._db.execute(
                 "SELECT role, model, state, count(*), coalesce(sum(tokens_in), 0), "
                 "coalesce(sum(tokens_out), 0), round(sum(usd), 6) FROM attempts WHERE role = ? "
                 "GROUP BY role, model, state ORDER BY model, state",
                 (role,),
             ).fetchall()
-        return [dict(zip(columns, row, strict=True)) for row in found]
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def close(self) -> None:
         """Close the file. The Store cannot be used afterwards."""
