@@ -13,7 +13,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BROWN = (
     "#8a6d3b",
 )
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, BROWN)
-VERDICTS = {"pass": GREEN, "FAIL": RED, "inconclusive": ORANGE, "not measured": QUIET}
 STYLE = {
     "figure.dpi": 100, "savefig.dpi": 110, "savefig.bbox": "tight", "figure.facecolor": "white",
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -67,66 +66,6 @@ def intervals(
     if line is not None:
         axes.axvline(line, color=INK, linewidth=1, linestyle="--")
     return fig
-
-
-def gates(judged: list[dict], title: str = "Gates: measured against threshold"):
-    """Each measured gate as its distance from the threshold, scaled so that unlike units share one
-    axis.
-
-    judged: rows of `gates.judge`. The threshold is the dashed line at 0; right of it satisfies the
-    gate. The scale of a row is the size of its threshold, or of its own interval where the
-    threshold is 0.
-    """
-    from matplotlib.lines import Line2D
-
-    rows = [gate for gate in judged if gate["measured"] is not None]
-    fig, axes = figure(height=1.6 + 0.3 * max(len(rows), 1))
-    for position, gate in enumerate(rows):
-        points = _distances(gate)
-        size = abs(gate["threshold"]) or max(abs(point) for point in points) or 1.0
-        low, middle, high = (max(-1.0, min(1.0, point / size)) for point in points)
-        colour = VERDICTS[gate["verdict"]]
-        axes.plot(
-            [low, high], [position, position], color=colour, linewidth=2.5, solid_capstyle="round"
-        )
-        axes.plot(middle, position, "o", color=colour, markersize=7)
-    axes.axvline(0, color=INK, linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(rows)), [gate["id"] for gate in rows])
-    axes.set_xticks(
-        [-1, 0, 1], ["misses by 100 %\nor more", "threshold", "clears by 100 %\nor more"]
-    )
-    axes.set_xlim(-1.08, 1.08)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.set_title(title, pad=26)
-    shown = [verdict for verdict in VERDICTS if any(gate["verdict"] == verdict for gate in rows)]
-    handles = [Line2D([], [], color=VERDICTS[v], marker="o", linewidth=2.5, label=v) for v in shown]
-    if handles:
-        axes.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=len(handles),
-            borderaxespad=0,
-        )
-    return fig
-
-
-def _distances(gate: dict) -> tuple[float, float, float]:
-    """How far the interval's worst end, the value and the best end lie on the satisfying side.
-
-    For `about` and `==` the best point of an interval that holds the threshold is the threshold
-    itself.
-    """
-    measured, threshold = gate["measured"], gate["threshold"]
-    low, high = measured.get("low", measured["value"]), measured.get("high", measured["value"])
-    if gate["op"] in ("about", "=="):
-        off = [abs(x - threshold) for x in (low, measured["value"], high)]
-        nearest = 0.0 if low <= threshold <= high else min(off)
-        return tuple(gate.get("tolerance", 0.0) - x for x in (max(off), off[1], nearest))
-    side = 1 if gate["op"].startswith(">") else -1
-    worst, best = (low, high) if side > 0 else (high, low)
-    return tuple(side * (x - threshold) for x in (worst, measured["value"], best))
 
 
 def training(history: list[dict], probe: list[dict], n: int):

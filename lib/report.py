@@ -1,33 +1,17 @@
-"""The page of a run: README.md, index.html and the code-free notebooks, from metrics/*.json
-alone."""
+"""The page of a run: README.md, index.html, notebooks without code; from metrics/*.json alone."""
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 from pathlib import Path
 
-from lib import plots
-from lib.estimates import words
+from lib import params, plots
 from lib.files import ROOT, atomic_write_text
-from lib.workbook import gates, page, record, state
-from lib.workbook.page import Badge, Link
-from lib.workbook.progress import clock
+from lib.workbook import gate_figure, gates, page, record, state, summary
 
-SYSTEMS = ("base", "tuned", "consistent", "distilled", "compressed", "routed")
 # one of each, in this order; where fewer than two of them have one, others stand in
-FIGURES = (
-    "12_benchmark",
-    "13_consistency",
-    "16_rebenchmark",
-    "20_prune",
-    "22_gguf",
-    "25_calibrate",
-)
-STATUS = {
-    "absent": "not run",
-    "stale": "older than what it reads",
-}  # where the word itself does not say it
+FIGURES = ("12_benchmark", "16_rebenchmark", "22_gguf")
 
 
 def collect(out: Path, root: Path, names: list[str], pending: list[str] | None = None) -> tuple:
@@ -51,143 +35,41 @@ def write(
     """Write outputs/<run>/README.md and index.html; see `collect` for `pending`."""
     status, records, judged = collect(out, root, names, pending)
     title = f"Run {out.name}: what was targeted, measured, and how sure we are"
-    standing = sorted({text for r in records.values() for text in r["stands_in"]})
-    blocks: list[tuple] = [("lead", _lead(status, records, judged))]
-    for word, verdict in (("Missed", "FAIL"), ("Undecided", "inconclusive")):
-        found = [
-            gate["statement"].partition(" (")[0] for gate in judged if gate["verdict"] == verdict
-        ]
-        blocks += [("p", f"{word}: {'; '.join(found)}.")] if found else []
-    blocks += (
-        [("p", f"What stood in for the real thing: {'; '.join(standing)}.")] if standing else []
-    )
-    blocks += _systems(records) + _figures(out, records, judged) + _gates(judged, records)
-    blocks += _notebooks(out, status, records) + _ledger(records) + _provenance(records)
+    blocks = [
+        *summary.lead(status, judged),
+        *summary.phases(out, status, records, judged),
+        *summary.stand_ins(records),
+        *summary.systems(records),
+        *_figures(out, records, judged),
+        *summary.gate_tables(judged, records),
+        *summary.steps(out, status, records),
+        *summary.cost(records),
+        *summary.provenance(records),
+    ]
     atomic_write_text(out / "README.md", page.markdown(title, blocks))
     atomic_write_text(out / "index.html", page.html(title, blocks, out))
 
 
-def _lead(status: dict, records: dict, judged: list[dict]) -> str:
-    ahead = [name for name, word in status.items() if word in ("running", "pending")]
-    broken = [name for name, word in status.items() if word in ("failed", "interrupted")]
-    sentences = [f"{', '.join(broken)} did not finish."] if broken else []
-    if ahead:
-        sentences.append(
-            f"This run is under way, {len(ahead)} of {len(status)} notebooks are ahead."
-        )
-    sentences.append(record.verdict(judged))
-    systems = record.systems(records)
-    quality = [f"{s} {words(systems[s]['quality'])}" for s in systems if "quality" in systems[s]]
-    if quality:
-        sentences.append(f"Quality: {'; '.join(quality)}.")
-    return " ".join(sentences)
-
-
-def _flat(text: str) -> str:
-    return re.sub(r"[*`]", "", text)
-
-
-def _systems(records: dict) -> list[tuple]:
-    systems = record.systems(records)
-    rows = []
-    for name in sorted(systems, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS)):
-        columns = {"quality": None, "bytes": "bytes", "speed": None, "cost": "USD"}
-        rows.append([name, *(words(systems[name].get(c), unit) for c, unit in columns.items())])
-    absent = [name for name in SYSTEMS if name not in systems]
-    blocks: list[tuple] = [("h2", "Systems")]
-    if rows:
-        blocks.append(
-            ("table", ["system", "quality [95 % interval], n", "on disk", "speed", "cost"], rows)
-        )
-    return blocks + (
-        [("note", f"Not measured in this run: {', '.join(absent)}.")] if absent else []
-    )
-
-
 def _figures(out: Path, records: dict, judged: list[dict]) -> list[tuple]:
-    found = [
-        ("figure", f"figures/{shown['file']}", f"{_title(name)}: {_flat(shown['caption'])}")
-        for name in dict.fromkeys((*FIGURES, *reversed(records)))
-        for shown in records.get(name, {}).get("figures", [])[:1]
-        if (out / "figures" / shown["file"]).exists()
-    ]
-    found = found[: max(2, len(records.keys() & set(FIGURES)))]
+    """Two or three figures; that of the gates stands in where the steps have drawn fewer."""
+    blocks = []
+    for step in dict.fromkeys((*FIGURES, *reversed(records))):
+        for shown in records.get(step, {}).get("figures", [])[:1]:
+            if (out / "figures" / shown["file"]).exists():
+                caption = f"{summary.title(step)}: {summary.flat(shown['caption'])}"
+                blocks.append(("figure", f"figures/{shown['file']}", caption))
+    blocks = blocks[: max(2, len(records.keys() & set(FIGURES)))]
     drawn = out / "figures" / "gates.png"
     drawn.unlink(missing_ok=True)
-    if len(found) < 2 and any(gate["measured"] for gate in judged):
-        plots.save(plots.gates(judged), drawn)
+    if len(blocks) < 2 and any(gate["measured"] for gate in judged):
+        plots.save(gate_figure.draw(judged), drawn)
         caption = "Gates: each measurement by its distance from the threshold, with its interval"
-        found.append(("figure", "figures/gates.png", caption))
-    return [("h2", "Figures"), *found] if found else []
-
-
-def _gates(judged: list[dict], records: dict) -> list[tuple]:
-    moved = record.moved(judged, records)
-    rows = []
-    for gate in judged:
-        _, _, more = gates.verdict_text(gate).rstrip(")").partition(" (")
-        more += " threshold changed since it ran" if gate["id"] in moved else ""
-        measured = words(gate["measured"], gate["unit"]) if gate["measured"] else ""
-        badge = Badge(gate["verdict"], gate["verdict"].replace(" ", "-"), more.strip())
-        rows.append(
-            [gate["step"][:2], badge, gate["statement"], gates.threshold_text(gate), measured]
-        )
-    how = (
-        "Thresholds are written before a run and judged from the 95 % interval: pass when all of it"
-        " satisfies, FAIL when all of it violates, inconclusive when it straddles. Not measured is"
-        " not zero."
-    )
-    columns = ["in", "verdict", "gate", "threshold", "measured [95 % interval], n"]
-    return [("h2", "Gates"), ("table", columns, rows), ("note", how)]
-
-
-def _title(name: str) -> str:
-    number, _, rest = name.partition("_")
-    return f"{number} {rest.replace('_', ' ').capitalize()}"
-
-
-def _notebooks(out: Path, status: dict, records: dict) -> list[tuple]:
-    rows = []
-    for name, word in status.items():
-        origin = records[name]["provenance"] if name in records else None
-        executed = (out / "html" / f"{name}.html").exists() and word not in ("pending", "running")
-        title = Link(_title(name), f"html/{name}.html") if executed else _title(name)
-        seconds = clock(origin["seconds"] + origin["earlier_seconds"]) if origin else ""
-        headline = records[name]["headline"] if origin else state.read(out, name).get("failure", "")
-        rows.append([title, Badge(STATUS.get(word, word), word), seconds, _flat(headline)])
-    return [("h2", "Notebooks"), ("table", ["notebook", "status", "time", "headline"], rows)]
-
-
-def _ledger(records: dict) -> list[tuple]:
-    rows = record.cost_ledger(records)
-    cells = [[f"{v:.3f}" if isinstance(v, float) else v for v in row.values()] for row in rows]
-    cells = [[name if name == "total" else _title(name), *rest] for name, *rest in cells]
-    return [("h2", "Cost"), ("table", list(rows[0]), cells)]
-
-
-def _provenance(records: dict) -> list[tuple]:
-    """One row for each combination of commit, device and versions, with the notebooks that share
-    it."""
-    groups: dict[tuple, list[str]] = {}
-    for name, entry in records.items():
-        origin, device = entry["provenance"], entry["provenance"]["device"]
-        gpu = ", ".join(device.get("gpu", ["no GPU"]))
-        machine = (
-            f"{device['cpu']}, {device['cores']} cores, {device.get('memory_gib', '?')} GiB, {gpu}"
-        )
-        versions = ", ".join(
-            f"{library} {version}" for library, version in origin["versions"].items()
-        )
-        when = origin["started"][:16].replace("T", " ")
-        groups.setdefault((origin["commit"], machine, versions), []).append(f"{name[:2]} ({when})")
-    rows = [[", ".join(who), *what] for what, who in groups.items()]
-    columns = ["notebook (start, UTC)", "commit", "device", "versions"]
-    return [("h2", "Provenance"), ("table", columns, rows)] if rows else []
+        blocks.append(("figure", "figures/gates.png", caption))
+    return [("h2", "Figures"), *blocks] if blocks else []
 
 
 def notebook_html(out: Path, name: str) -> Path:
-    """outputs/<run>/html/<name>.html: the executed notebook without code and warnings, no
-    script."""
+    """outputs/<run>/html/<name>.html: the executed notebook without code, warnings or script."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -205,26 +87,49 @@ def notebook_html(out: Path, name: str) -> Path:
         require_js_url="",
     )
     body, _ = exporter.from_notebook_node(notebook)
-    back = f'<a href="../index.html">Run {page.escape(out.name)}</a>'
-    head = (
-        f'<p class="note">{back}, code and warnings hidden; with both: <a'
-        f' href="../{name}.ipynb">{name}.ipynb</a></p>'
-    )
+    text = f'<p class="note">{_links(out, name)}</p>\n{page.boxed(body)}'
     target = out / "html" / f"{name}.html"
-    atomic_write_text(
-        target, page.document(f"{_title(name)} ({out.name})", head + page.boxed(body))
-    )
+    title = f"{summary.title(name)} ({out.name})"
+    atomic_write_text(target, page.document(title, text, kind="notebook"))
     return target
+
+
+def _links(out: Path, name: str) -> str:
+    """From an executed notebook to its page, to its transcripts, and to itself with code."""
+    links = [f'<a href="../index.html">Run {page.escape(out.name)}</a>']
+    if (out / "transcripts" / f"{name}.html").exists():
+        links.append(f'<a href="../transcripts/{name}.html">transcripts of its answers</a>')
+    links.append(f'with code and warnings: <a href="../{name}.ipynb">{name}.ipynb</a>')
+    return " · ".join(links)
+
+
+def _check_metrics(out: Path) -> None:
+    """Raises ParameterError naming a metrics file that is no JSON."""
+    for file in sorted((out / "metrics").glob("*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            message = f"{params.shown(file, ROOT)} is damaged ({error}); run {file.stem} again"
+            raise params.ParameterError(message) from error
 
 
 def main() -> int:
     """`python -m lib.report outputs/NAME`: renew the page, e.g. after running notebooks by hand."""
     from lib.workbook.pipeline import UPSTREAM
 
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        print("usage: python -m lib.report outputs/NAME (an existing folder)", file=sys.stderr)
+    if len(sys.argv) != 2:
+        print("usage: python -m lib.report outputs/NAME", file=sys.stderr)
         return 2
     out = Path(sys.argv[1]).resolve()
+    if not (out / "metrics").is_dir():
+        print(f"error: {sys.argv[1]} is no record of a run: no metrics are in it", file=sys.stderr)
+        return 2
+    try:
+        _check_metrics(out)
+        gates.load(ROOT)
+    except params.ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for name in UPSTREAM:
         if (out / f"{name}.ipynb").exists():
             notebook_html(out, name)

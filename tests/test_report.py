@@ -9,7 +9,7 @@ import pytest
 
 from lib import plots, report, run
 from lib.files import atomic_write_json
-from lib.workbook import page, record, state
+from lib.workbook import gate_figure, page, record, state, summary
 
 NAMES = ["01_first", "02_second"]
 ESTIMATE = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 90, "unit": "share"}
@@ -52,7 +52,8 @@ def test_the_page_says_what_was_measured_and_what_was_not(first):
         assert "Of 3 gates 1 are measured: 1 pass, 0 fail, 0 inconclusive." in plain
         assert "40.0 % [30.0 %, 50.0 %], n 90" in plain and "5.0 MB" in plain
         assert "toys stand in" in plain and "not measured" in plain
-        assert "Not measured in this run: base, consistent, distilled, compressed, routed." in plain
+        assert "Not measured in this run: base, consistent, distilled, compressed, mod" in plain
+        assert "Which rows are good enough to train on?" in plain
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(first):
@@ -151,19 +152,110 @@ def test_gates_figure_puts_every_verdict_on_its_side():
         measured = {"low": low, "value": value, "high": high}
         return {"id": "g", "op": op, "threshold": threshold, "measured": measured, **more}
 
-    assert plots._distances(gate(">=", 1, 2, 3, 4)) == (1, 2, 3)
-    assert plots._distances(gate("<=", 1, 2, 3, 4)) == (-3, -2, -1)
-    worst, middle, best = plots._distances(gate("about", 10, 7, 11, 12, tolerance=2))
+    assert gate_figure.distances(gate(">=", 1, 2, 3, 4)) == (1, 2, 3)
+    assert gate_figure.distances(gate("<=", 1, 2, 3, 4)) == (-3, -2, -1)
+    worst, middle, best = gate_figure.distances(gate("about", 10, 7, 11, 12, tolerance=2))
     assert (worst, middle, best) == (-1, 1, 2)
 
 
 def test_a_page_of_every_kind_of_cell(tmp_path):
     cells = [page.Link("a", "html/a.html"), page.Badge("FAIL", "FAIL", "n 5"), "x < 5 %"]
-    blocks = [("h2", "T"), ("table", ["l", "b", "t"], [cells])]
+    cells += [[page.Strong("Why?"), "because", page.Badge("2 pass", "pass", href="#gates")]]
+    blocks = [("h2", "T"), ("table", ["l", "b", "t [n]", "q"], [cells])]
     html = page.html("t", blocks, tmp_path)
     assert '<a href="html/a.html">a</a>' in html and 'class="badge FAIL"' in html
-    assert "x &lt; 5\u00a0%" in html
-    assert "| [a](html/a.html) | **FAIL** (n 5) | x &lt; 5 % |" in page.markdown("t", blocks)
+    assert "x &lt; 5\u00a0%" in html and 'data-column="t"' in html
+    assert '<b>Why?</b> because <a class="badge pass" href="#gates">2 pass</a>' in html
+    text = page.markdown("t", blocks)
+    assert "| [a](html/a.html) | **FAIL** (n 5) | x &lt; 5 % |" in text
+    assert "| **Why?**<br>because **2 pass** |" in text
+
+
+def test_what_is_folded_is_folded_in_both_and_figures_share_a_row(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"png")
+    figures = [("figure", "a.png", "<one>"), ("figure", "a.png", "two")]
+    blocks = [*figures, ("details", "open me", [("note", "folded text"), ("anchor", "here")])]
+    html, text = page.html("t", blocks, tmp_path), page.markdown("t", blocks)
+    assert html.count('<div class="figures">') == 1 and html.count("<figure>") == 2
+    assert "<one>" not in html + text
+    for written in (html, text):
+        assert "<details><summary>open me</summary>" in written
+        assert (
+            written.index("<summary>") < written.index("folded text") < written.index("</details>")
+        )
+    assert '<a id="here"></a>' in html
+
+
+@pytest.mark.parametrize(
+    ("step", "phase", "shown"),
+    [
+        ("00_curate", "Data", "00 Curate"),
+        ("12_benchmark", "Base model", "12 Benchmark"),
+        ("13_consistency", "Consistency", "13 Consistency"),
+        ("25_calibrate", "Compression", "25 Calibrate"),
+        ("30_modifier.code", "Modifiers", "30 Modifier, code"),
+        ("50_validate", "Verdict", "50 Validate"),
+    ],
+)
+def test_a_step_belongs_to_a_phase_by_its_number(step, phase, shown):
+    assert summary.phase_of(step)[2] == phase and summary.title(step) == shown
+
+
+def test_every_phase_that_has_steps_is_decided_by_one_of_them():
+    from lib.workbook.pipeline import UPSTREAM
+
+    for phase in summary.PHASES:
+        steps = [step for step in UPSTREAM if summary.phase_of(step) == phase]
+        assert not steps or phase[4] in {step.partition(".")[0] for step in steps}
+
+
+def test_a_phase_shows_its_answer_its_verdicts_and_where_to_look(first):
+    step = "00_curate"
+    entry = record.load(first.out, ["01_first"])["01_first"] | {"headline": "**Few**"}
+    judged = [{"step": step, "verdict": verdict} for verdict in ("pass", "FAIL", "pass")]
+    blocks = summary.phases(first.out, {step: "done"}, {step: entry}, judged)
+    [_, (_, _, rows)] = blocks
+    assert rows[0][1][1] == "Few"
+    assert [(badge.text, badge.href) for badge in rows[0][2]] == [
+        ("2 pass", "#gates-data"),
+        ("1 FAIL", "#gates-data"),
+    ]
+    assert rows[1][1][1].text == "not run" and rows[1][2] == "no gates yet"
+
+
+def test_a_system_that_is_only_handed_over_has_no_row(first):
+    path = {"systems": {"awq": {"path": "artifacts/x"}, "base": {"speed": {"value": 3.0}}}}
+    blocks = summary.systems({"12_benchmark": path})
+    assert [row[0].text for row in blocks[1][2]] == ["base"]
+    assert "quality of any system" in blocks[2][1]
+
+
+def test_transcripts_are_linked_where_they_are(first):
+    assert "transcripts" not in words(first)[1].partition("<body>")[2]
+    for name in ("01_first", "02_second"):  # 02 has not run: an old page of it is not offered
+        (first.out / "transcripts").mkdir(exist_ok=True)
+        (first.out / "transcripts" / f"{name}.html").touch()
+    text, html = words(first)
+    assert 'href="transcripts/01_first.html"' in html and "(transcripts/01_first.html)" in text
+    assert "02_second.html" not in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "usage"),
+        (["outputs/none"], "no record of a run"),
+        (["damaged"], "12_x.json is damaged"),
+    ],
+)
+def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged/metrics").mkdir(parents=True)
+    (tmp_path / "damaged/metrics/12_x.json").write_text("{")
+    monkeypatch.setattr("sys.argv", ["report", *arguments])
+    assert report.main() == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
 
 
 def test_state_says_stale_when_an_upstream_ran_again(first):

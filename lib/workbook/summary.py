@@ -1,0 +1,251 @@
+"""What the page of a run says, as blocks for `page`: phases, systems, gates, steps, cost."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from lib.estimates import known, words
+from lib.workbook import gates, record, state
+from lib.workbook.page import Badge, Link, Strong
+from lib.workbook.progress import clock
+
+# Phases of the plan: the number of the last step in it, name, question, the step whose headline
+# answers it (one of several variants counts as that step).
+PHASES = (
+    (9, "0", "Data", "Which rows are good enough to train on?", "00_curate"),
+    (12, "1A", "Base model", "Does training beat the model it started from?", "12_benchmark"),
+    (16, "1B", "Consistency", "Does it become more consistent, and more right?", "16_rebenchmark"),
+    (19, "1C", "Distillation", "Do a teacher's examples help on new failures?", "18_distill"),
+    (29, "2", "Compression", "How small does it get, and how like its source?", "22_gguf"),
+    (39, "3", "Modifiers", "What does a modifier win back in its domain?", "30_modifier"),
+    (44, "4", "Routing", "What do routing and escalation gain, at which cost?", "42_threshold"),
+    (49, "5", "Deployment", "Does the bundle serve what was measured?", "45_deploy"),
+    (99, "", "Verdict", "Which targets of the plan are reached?", "50_validate"),
+)  # fmt: skip
+SYSTEMS = (
+    "base",
+    "tuned",
+    "consistent",
+    "distilled",
+    "compressed",
+    "modifiers",
+    "routed",
+    "reference",
+)
+MEASURED = {  # column of a system: heading, unit
+    "quality": ("quality [95 % interval], n", None),
+    "bytes": ("on disk", "bytes"),
+    "speed": ("speed", None),
+    "cost": ("cost", "USD"),
+}
+VERDICTS = ("pass", "FAIL", "inconclusive", "not measured")
+STATUS = {  # where the word itself does not say it
+    "absent": "not run",
+    "stale": "older than what it reads",
+}
+
+
+def phase_of(step: str) -> tuple:
+    """The row of PHASES that a step belongs to, by its number."""
+    number = int(step[:2])
+    return next(phase for phase in PHASES if number <= phase[0])
+
+
+def title(step: str) -> str:
+    """`30_modifier.code` as a reader wants it: 30 Modifier, code."""
+    number, _, rest = step.partition("_")
+    name, _, variant = rest.partition(".")
+    return f"{number} {name.replace('_', ' ').capitalize()}{', ' * bool(variant)}{variant}"
+
+
+def flat(text: str) -> str:
+    """A headline or a caption without its Markdown marks."""
+    return re.sub(r"[*`]", "", text)
+
+
+def lead(status: dict, judged: list[dict]) -> list[tuple]:
+    """What did not finish or lies ahead, and how the gates stand, in two or three sentences."""
+    ahead = [step for step, word in status.items() if word in ("running", "pending")]
+    broken = [step for step, word in status.items() if word in ("failed", "interrupted")]
+    sentences = [f"{', '.join(broken)} did not finish."] if broken else []
+    if ahead:
+        sentences.append(f"This run is under way, {len(ahead)} of {len(status)} steps are ahead.")
+    return [("lead", " ".join([*sentences, record.verdict(judged)]))]
+
+
+def stand_ins(records: dict) -> list[tuple]:
+    """What stood in for the real thing, from all steps."""
+    texts = sorted({text for entry in records.values() for text in entry["stands_in"]})
+    return [("note", f"What stood in for the real thing: {'; '.join(texts)}.")] if texts else []
+
+
+def phases(out: Path, status: dict, records: dict, judged: list[dict]) -> list[tuple]:
+    """A row a phase: question, headline of the step that decides it, how its gates stand."""
+    rows = []
+    for phase in PHASES:
+        _, number, name, question, decides = phase
+        steps = [step for step in status if phase_of(step) == phase]
+        deciding = [step for step in steps if step.partition(".")[0] == decides] or [decides]
+        answers = [part for step in deciding for part in _answer(out, step, status, records)]
+        verdicts = Counter(gate["verdict"] for gate in judged if phase_of(gate["step"]) == phase)
+        counts = _counts(verdicts, f"#gates-{slug(phase)}") or "no gates yet"
+        rows.append([Strong(f"{number} {name}".strip()), [Strong(question), *answers], counts])
+    return [("h2", "Phases"), ("table", ["phase", "question and answer", "gates"], rows)]
+
+
+def slug(phase: tuple) -> str:
+    """The name of a phase inside a link."""
+    return phase[2].lower().replace(" ", "-")
+
+
+def _answer(out: Path, step: str, status: dict, records: dict) -> list:
+    if step not in records:
+        word = status.get(step, "absent")
+        return [Badge(STATUS.get(word, word), word), f"in {title(step)}"]
+    link = _link(out, step, status)
+    return [flat(records[step]["headline"]), *([link] if isinstance(link, Link) else [])]
+
+
+def _counts(verdicts: Counter, href: str = "") -> list:
+    """`3 pass`, `2 FAIL` and so on, those that occur."""
+    order = [*VERDICTS, *(verdict for verdict in verdicts if verdict not in VERDICTS)]
+    return [
+        Badge(f"{verdicts[verdict]} {verdict}", css(verdict), href=href)
+        for verdict in order
+        if verdicts[verdict]
+    ]
+
+
+def css(verdict: str) -> str:
+    """The CSS class of a verdict."""
+    return verdict.replace(" ", "-")
+
+
+def systems(records: dict) -> list[tuple]:
+    """A row a system that something was measured of; what was not measured of any is said below."""
+    measured = {
+        name: {column: known(columns[column]) for column in MEASURED if column in columns}
+        for name, columns in record.systems(records).items()
+    }
+    measured = {name: columns for name, columns in measured.items() if columns}
+    columns = [c for c in MEASURED if any(c in own for own in measured.values())]
+    order = sorted(measured, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS))
+    rows = [
+        [Strong(name), *(words(measured[name].get(c), MEASURED[c][1]) for c in columns)]
+        for name in order
+    ]
+    blocks: list[tuple] = [("h2", "Systems")]
+    if rows:
+        blocks.append(("table", ["system", *(MEASURED[c][0] for c in columns)], rows))
+    absent = [name for name in SYSTEMS if name not in measured]
+    absent += [f"{column} of any system" for column in MEASURED if column not in columns]
+    note = f"Not measured in this run: {', '.join(absent)}."
+    return blocks + ([("note", note)] if absent else [])
+
+
+def gate_tables(judged: list[dict], records: dict) -> list[tuple]:
+    """All gates, folded by phase."""
+    moved = record.moved(judged, records)
+    blocks: list[tuple] = [("h2", "Gates")]
+    columns = ["gate", "verdict", "threshold", "measured [95 % interval], n", "step"]
+    for phase in PHASES:
+        own = [gate for gate in judged if phase_of(gate["step"]) == phase]
+        if own:
+            counts = _counts(Counter(gate["verdict"] for gate in own))
+            rows = [_gate_row(gate, gate["id"] in moved) for gate in own]
+            # a link to a place inside opens what is folded around it
+            inner = [("anchor", f"gates-{slug(phase)}"), ("table", columns, rows)]
+            blocks.append(("details", [Strong(f"{phase[1]} {phase[2]}".strip()), *counts], inner))
+    how = (
+        "Thresholds are written before a run and judged from the 95 % interval: pass when all of it"
+        " satisfies, FAIL when all of it violates, inconclusive when it straddles. Not measured is"
+        " not zero."
+    )
+    return [*blocks, ("note", how)]
+
+
+def _gate_row(gate: dict, moved: bool) -> list:
+    _, _, more = gates.verdict_text(gate).rstrip(")").partition(" (")
+    more += " threshold changed since it ran" if moved else ""
+    measured = words(gate["measured"], gate["unit"]) if gate["measured"] else ""
+    badge = Badge(gate["verdict"], css(gate["verdict"]), more.strip())
+    return [gate["statement"], badge, gates.threshold_text(gate), measured, gate["step"][:2]]
+
+
+def steps(out: Path, status: dict, records: dict) -> list[tuple]:
+    """A row a step: status, time, headline, links to its notebook and its transcripts."""
+    rows = []
+    for step, word in status.items():
+        origin = records[step]["provenance"] if step in records else None
+        links = [_link(out, step, status)]
+        if step in records and (out / "transcripts" / f"{step}.html").exists():
+            links.append(Link("transcripts", f"transcripts/{step}.html"))
+        seconds = clock(origin["seconds"] + origin["earlier_seconds"]) if origin else ""
+        headline = records[step]["headline"] if origin else state.read(out, step).get("failure", "")
+        rows.append([links, Badge(STATUS.get(word, word), word), seconds, flat(headline)])
+    return [("h2", "Steps"), ("table", ["step", "status", "time", "headline"], rows)]
+
+
+def _link(out: Path, step: str, status: dict) -> Link | str:
+    """The executed notebook of a step, or only its title while there is none."""
+    executed = (out / "html" / f"{step}.html").exists()
+    if executed and status.get(step) not in ("pending", "running"):
+        return Link(title(step), f"html/{step}.html")
+    return title(step)
+
+
+def cost_rows(ledger: list[dict]) -> list[dict]:
+    """`record.cost_ledger` in six columns for a reader, hours and USD as text."""
+    rows = []
+    for row in ledger:
+        step, *_ = row.values()
+        hours, usd = row["hours, plan"], row["USD, plan"]
+        plan = [f"{hours} hours" if hours else "", f"{usd} USD" if usd else ""]
+        rows.append(
+            {
+                "step": step,
+                "hours": f"{row['hours']:.3f}",
+                "machine, USD": f"{row['machine']:.3f}",
+                "API, USD": f"{row['API']:.3f}",
+                "USD": f"{row['USD']:.3f}",
+                "plan": ", ".join(filter(None, plan)),
+            }
+        )
+    return rows
+
+
+def cost(records: dict) -> list[tuple]:
+    """The total as a sentence, each step behind a click."""
+    ledger = record.cost_ledger(records)
+    rows = cost_rows(ledger)
+    cells = [[_named(row["step"]), *list(row.values())[1:]] for row in rows]
+    total = ledger[-1]
+    sentence = (
+        f"{total['hours']:.2f} hours and {total['USD']:.2f} USD, of which {total['API']:.2f} went"
+        f" to endpoints; the plan allows {record.PLAN_TOTAL_USD:,.0f} USD for all phases."
+    )
+    table = ("table", list(rows[0]), cells)
+    return [("h2", "Cost"), ("p", sentence), ("details", "Each step", [table])]
+
+
+def _named(step: str) -> str:
+    return step if step == "total" else title(step)
+
+
+def provenance(records: dict) -> list[tuple]:
+    """A row for each combination of commit, device and versions, with the steps that share it."""
+    groups: dict[tuple, list[str]] = {}
+    for step, entry in records.items():
+        origin, device = entry["provenance"], entry["provenance"]["device"]
+        gpu = ", ".join(device.get("gpu", ["no GPU"]))
+        memory = f"{device.get('memory_gib', '?')} GiB"
+        machine = f"{device['cpu']}, {device['cores']} cores, {memory}, {gpu}"
+        versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+        when = origin["started"][:16].replace("T", " ")
+        groups.setdefault((origin["commit"], machine, versions), []).append(f"{step[:2]} ({when})")
+    rows = [[", ".join(who), *shared] for shared, who in groups.items()]
+    columns = ["step (start, UTC)", "commit", "device", "versions"]
+    what = f"Commit, device and versions: {len(rows)} of them"
+    return [("h2", "Provenance"), ("details", what, [("table", columns, rows)])] if rows else []
