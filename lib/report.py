@@ -82,7 +82,7 @@ def notebook_html(out: Path, name: str) -> Path:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
         exclude_anchor_links=True,
-        embed_images=True,
+        embed_images=False,  # it would close what is folded at once; outputs hold their pictures
         mathjax_url="",
         require_js_url="",
     )

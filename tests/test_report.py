@@ -8,8 +8,10 @@ import re
 import pytest
 
 from lib import plots, report, run
-from lib.files import atomic_write_json
-from lib.workbook import gate_figure, page, record, state, summary
+from lib.estimates import Estimate
+from lib.files import atomic_write_json, write_jsonl
+from lib.markdown import folded
+from lib.workbook import gate_figure, leakage, page, record, state, summary
 
 NAMES = ["01_first", "02_second"]
 ESTIMATE = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 90, "unit": "share"}
@@ -102,6 +104,20 @@ def test_a_metrics_file_edited_to_be_higher_is_seen_by_its_state(first):
     assert path.exists() and "edited" in state.stale(first.out, "01_first", now)
 
 
+def test_what_a_notebook_folds_stays_inside_its_fold(project):
+    import nbformat
+
+    v4 = nbformat.v4
+    text = folded("2 parameters", "| parameter |\n| --- |\n| `k` |")
+    output = v4.new_output("display_data", data={"text/markdown": text})
+    cells = [v4.new_code_cell("k = 1", outputs=[output])]
+    project.out.mkdir(parents=True)
+    nbformat.write(v4.new_notebook(cells=cells), project.out / "01_first.ipynb")
+    html = report.notebook_html(project.out, "01_first").read_text()
+    inside = html.partition("<summary>2 parameters</summary>")[2].partition("</details>")[0]
+    assert "<table" in inside and "<code>k</code>" in inside
+
+
 def test_code_free_notebook_has_output_but_no_code_and_fetches_nothing(project, tmp_path):
     import nbformat
 
@@ -121,14 +137,23 @@ def test_code_free_notebook_has_output_but_no_code_and_fetches_nothing(project, 
 
 
 def test_overlaps_find_a_shared_content_whatever_its_case_and_spacing(tmp_path):
-    from lib.files import write_jsonl
+    rows = [{"instruction": "Add 2  and 3"}, {"instruction": "other"}]
+    write_jsonl(tmp_path / "00_curate/train.jsonl", rows)
+    write_jsonl(tmp_path / "12_benchmark/items.jsonl", [{"prompt": "add 2 and 3"}, {"prompt": "n"}])
+    assert [pair["shared"] for pair in leakage.pairs(tmp_path)] == [1]
 
-    write_jsonl(
-        tmp_path / "train.jsonl", [{"instruction": "Add 2  and 3"}, {"instruction": "other"}]
-    )
-    write_jsonl(tmp_path / "items.jsonl", [{"prompt": "add 2 and 3"}, {"prompt": "new"}])
-    sets = {name: record.contents(tmp_path / f"{name}.jsonl") for name in ("train", "items")}
-    assert [pair["shared"] for pair in record.overlaps(sets)] == [1]
+
+def test_examples_are_compared_with_tests_and_not_with_the_split_they_come_from(tmp_path):
+    for file in ("00_curate/train", "00_curate/threshold", "14_self_distill/examples"):
+        write_jsonl(tmp_path / f"{file}.jsonl", [{"instruction": file}])
+    write_jsonl(tmp_path / "13_consistency/items.jsonl", [{"prompt": "14_self_distill/examples"}])
+    pairs = {(pair["one"], pair["other"]): pair["shared"] for pair in leakage.pairs(tmp_path)}
+    assert pairs == {
+        ("00 train", "00 threshold"): 0,
+        ("00 train", "13 items"): 0,
+        ("00 threshold", "13 items"): 0,
+        ("14 examples", "13 items"): 1,
+    }
 
 
 def test_ledger_totals_are_sums(first):
@@ -221,6 +246,27 @@ def test_a_phase_shows_its_answer_its_verdicts_and_where_to_look(first):
         ("1 FAIL", "#gates-data"),
     ]
     assert rows[1][1][1].text == "not run" and rows[1][2] == "no gates yet"
+
+
+def test_parameters_that_steps_do_not_share_are_named_with_their_steps():
+    def entry(**values):
+        return {"provenance": {"params": values}}
+
+    records = {"00_a": entry(seed=1, model="m"), "10_b": entry(seed=2), "11_c": entry(seed=1)}
+    assert summary.unlike_parameters(records) == [
+        {"parameter": "seed", "value": "1", "steps": "00, 11"},
+        {"parameter": "seed", "value": "2", "steps": "10"},
+    ]
+
+
+def test_open_gates_say_what_would_decide_them():
+    measured = Estimate(ESTIMATE)
+    gate = {"verdict": "inconclusive", "statement": "s", "unit": "share", "measured": measured}
+    gate |= {"op": ">=", "threshold": 0.45}
+    judged = [gate | {"n_to_decide": None}, gate | {"n_to_decide": 40}, gate | {"verdict": "pass"}]
+    rows = summary.open_gates(judged)
+    assert [row["n that would decide"] for row in rows] == ["40", "no n"]
+    assert rows[0]["threshold"] == ">= 45.0 %"
 
 
 def test_a_system_that_is_only_handed_over_has_no_row(first):

@@ -1,14 +1,12 @@
-"""What the metrics of a run add up to: verdict, leakage, ledgers. For 50_validate and the page."""
+"""What the metrics of a run add up to: verdict, systems, ledgers. For 50_validate and the page."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable
-from itertools import combinations
 from pathlib import Path
 
-from lib.files import content_hash, read_jsonl
 from lib.workbook import state
 
 # Targets of the plan that are no gates: shown beside what was measured.
@@ -90,27 +88,6 @@ def verdict(judged: list[dict]) -> str:
         f"Of {len(judged)} gates {measured} are measured: {count['pass']} pass, {count['FAIL']}"
         f" fail, {count['inconclusive']} inconclusive."
     )
-
-
-def contents(path: Path) -> set[str]:
-    """Content hashes of what a model is asked in a JSONL of rows (`instruction`) or items
-    (`prompt`)."""
-    return {content_hash(row.get("instruction") or row["prompt"]) for row in read_jsonl(path)}
-
-
-def overlaps(sets: dict[str, set[str]]) -> list[dict]:
-    """For every two sets, how many contents they share: rows `one`, `other`, `contents`,
-    `shared`."""
-    return [
-        {
-            "one": a,
-            "other": b,
-            "of one": len(sets[a]),
-            "of other": len(sets[b]),
-            "shared": len(sets[a] & sets[b]),
-        }
-        for a, b in combinations(sets, 2)
-    ]
 
 
 def cost_ledger(records: dict[str, dict]) -> list[dict]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
 
+from lib import params
 from lib.estimates import known, words
 from lib.workbook import gates, record, state
 from lib.workbook.page import Badge, Link, Strong
@@ -53,6 +55,17 @@ def phase_of(step: str) -> tuple:
     return next(phase for phase in PHASES if number <= phase[0])
 
 
+def phase_title(phase: tuple) -> str:
+    """`1A Base model`."""
+    return " ".join(filter(None, phase[1:3]))
+
+
+def by_phase(judged: list[dict]) -> dict[tuple, list[dict]]:
+    """{row of PHASES: its judged gates}, where there are any."""
+    groups = {phase: [g for g in judged if phase_of(g["step"]) == phase] for phase in PHASES}
+    return {phase: own for phase, own in groups.items() if own}
+
+
 def title(step: str) -> str:
     """`30_modifier.code` as a reader wants it: 30 Modifier, code."""
     number, _, rest = step.partition("_")
@@ -85,13 +98,13 @@ def phases(out: Path, status: dict, records: dict, judged: list[dict]) -> list[t
     """A row a phase: question, headline of the step that decides it, how its gates stand."""
     rows = []
     for phase in PHASES:
-        _, number, name, question, decides = phase
+        *_, question, decides = phase
         steps = [step for step in status if phase_of(step) == phase]
         deciding = [step for step in steps if step.partition(".")[0] == decides] or [decides]
         answers = [part for step in deciding for part in _answer(out, step, status, records)]
         verdicts = Counter(gate["verdict"] for gate in judged if phase_of(gate["step"]) == phase)
         counts = _counts(verdicts, f"#gates-{slug(phase)}") or "no gates yet"
-        rows.append([Strong(f"{number} {name}".strip()), [Strong(question), *answers], counts])
+        rows.append([Strong(phase_title(phase)), [Strong(question), *answers], counts])
     return [("h2", "Phases"), ("table", ["phase", "question and answer", "gates"], rows)]
 
 
@@ -150,14 +163,12 @@ def gate_tables(judged: list[dict], records: dict) -> list[tuple]:
     moved = record.moved(judged, records)
     blocks: list[tuple] = [("h2", "Gates")]
     columns = ["gate", "verdict", "threshold", "measured [95 % interval], n", "step"]
-    for phase in PHASES:
-        own = [gate for gate in judged if phase_of(gate["step"]) == phase]
-        if own:
-            counts = _counts(Counter(gate["verdict"] for gate in own))
-            rows = [_gate_row(gate, gate["id"] in moved) for gate in own]
-            # a link to a place inside opens what is folded around it
-            inner = [("anchor", f"gates-{slug(phase)}"), ("table", columns, rows)]
-            blocks.append(("details", [Strong(f"{phase[1]} {phase[2]}".strip()), *counts], inner))
+    for phase, own in by_phase(judged).items():
+        counts = _counts(Counter(gate["verdict"] for gate in own))
+        rows = [_gate_row(gate, gate["id"] in moved) for gate in own]
+        # a link to a place inside opens what is folded around it
+        inner = [("anchor", f"gates-{slug(phase)}"), ("table", columns, rows)]
+        blocks.append(("details", [Strong(phase_title(phase)), *counts], inner))
     how = (
         "Thresholds are written before a run and judged from the 95 % interval: pass when all of it"
         " satisfies, FAIL when all of it violates, inconclusive when it straddles. Not measured is"
@@ -172,6 +183,47 @@ def _gate_row(gate: dict, moved: bool) -> list:
     measured = words(gate["measured"], gate["unit"]) if gate["measured"] else ""
     badge = Badge(gate["verdict"], css(gate["verdict"]), more.strip())
     return [gate["statement"], badge, gates.threshold_text(gate), measured, gate["step"][:2]]
+
+
+def phase_counts(judged: list[dict]) -> list[dict]:
+    """Rows for a table: phase, and how many of its gates have each verdict."""
+    rows = []
+    for phase, own in by_phase(judged).items():
+        counts = Counter(gate["verdict"] for gate in own)
+        rows.append({"phase": phase_title(phase)} | {word: counts[word] for word in VERDICTS})
+    return rows
+
+
+def open_gates(judged: list[dict]) -> list[dict]:
+    """Rows for a table of the inconclusive gates, those first that few items would decide."""
+    undecided = [gate for gate in judged if gate["verdict"] == "inconclusive"]
+    undecided.sort(key=lambda gate: gate.get("n_to_decide") or math.inf)
+    return [
+        {
+            "gate": gate["statement"],
+            "threshold": gates.threshold_text(gate),
+            "measured [95 % interval], n": words(gate["measured"], gate["unit"]),
+            "n that would decide": f"{needed:,}" if (needed := gate.get("n_to_decide")) else "no n",
+        }
+        for gate in undecided
+    ]
+
+
+def unlike_parameters(records: dict) -> list[dict]:
+    """Rows for a table of the common parameters that steps ran with in more than one value."""
+    rows = []
+    for key in params.COMMON:
+        steps_by_value: dict[str, list[str]] = {}
+        for step, entry in records.items():
+            values = entry["provenance"]["params"]
+            if key in values:
+                steps_by_value.setdefault(repr(values[key]), []).append(step[:2])
+        if len(steps_by_value) > 1:
+            rows += [
+                {"parameter": key, "value": value, "steps": ", ".join(numbers)}
+                for value, numbers in steps_by_value.items()
+            ]
+    return rows
 
 
 def steps(out: Path, status: dict, records: dict) -> list[tuple]:
