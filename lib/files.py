@@ -10,9 +10,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = (
-    Path(__file__).resolve().parent.parent
-)  # relative paths in parameters start here, in Jupyter and papermill alike
+# relative paths in parameters start here, in Jupyter and papermill alike
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def from_root(text: str | Path, root: Path = ROOT) -> Path:
+    """The path that a parameter means: relative to the repository; `~` is the home folder."""
+    return root / Path(text).expanduser()
+
+
+def shown(path: str | Path, root: Path = ROOT) -> str:
+    """A path relative to the repository where possible: messages and records name no machine."""
+    path = Path(path)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def content_hash(*parts: str) -> str:

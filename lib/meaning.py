@@ -27,9 +27,24 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
+def tree(text: str) -> ast.Module:
+    """The syntax tree of Python source without docstrings. Raises SyntaxError."""
+    return without_docstrings(ast.parse(text))
+
+
 def of_source(text: str) -> str:
     """The meaning of Python source as text to compare or hash. Raises SyntaxError."""
-    return ast.dump(without_docstrings(ast.parse(text)))
+    return ast.dump(tree(text))
+
+
+def of_statements(statements: Iterable[ast.stmt]) -> str:
+    """16 hex digits over the meaning of statements of a `tree`."""
+    return digest("\x1e".join(ast.dump(statement) for statement in statements))
+
+
+def digest(text: str) -> str:
+    """16 hex digits over a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def of_files(paths: Iterable[Path]) -> str:

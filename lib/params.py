@@ -1,8 +1,7 @@
-"""Parameters: what a notebook declares, what a profile sets, and one clear sentence when the two
-disagree.
+"""Parameters: what a notebook declares, what a profile sets, one clear sentence when they disagree.
 
 This is the only module that reads YAML. Files are flat, because papermill replaces a nested dict
-whole.
+whole. A step is a notebook, or <notebook>.<variant>, which has the parameters of its notebook.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from pathlib import Path
 
 import yaml
 
-from lib.files import ROOT
+from lib.files import ROOT, from_root, shown
 
-# what common.yaml may set; a notebook declares those of them that it uses
+# what common.yaml may set; a notebook declares those of them that it uses, first and in this order
 COMMON = ("out", "model", "model_revision", "data", "seed", "dtype", "hourly_rate")
+VARIANTS = "variants"  # in common.yaml, for the driver alone: which variants of notebooks run
 DTYPES = ("auto", "bfloat16", "float32")  # of matrix products; auto is resolved by `run.start`
 
 
 class ParameterError(ValueError):
-    """A parameter, profile or gate file that cannot be used. The message is one sentence for the
-    user."""
+    """A parameter, profile or gate file that cannot be used; one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Parameter:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error and a date stays a string, as in
-    papermill."""
+    """Safe YAML: a key that stands twice is an error, a date stays a string, as in papermill."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -62,39 +60,26 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     """The valid word most like `word`, or all of them when none is near."""
     valid = sorted(valid)
     close = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.5)
-    return (
-        f"the nearest valid one is {close[0]!r}"
-        if close
-        else f"valid are: {', '.join(valid) or 'none'}"
-    )
-
-
-def shown(path: str | Path, root: Path = ROOT) -> str:
-    """A path relative to the repository where possible, so that messages and records name no
-    machine."""
-    path = Path(path)
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    if close:
+        return f"the nearest valid one is {close[0]!r}"
+    return f"valid are: {', '.join(valid) or 'none'}"
 
 
 def read_yaml(path: Path, root: Path = ROOT):
-    """The value of a YAML file. Raises ParameterError naming the file, and the line of a syntax
-    error."""
+    """The value of a YAML file. Raises ParameterError naming the file, and a faulty line."""
+    name = shown(path, root)
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ParameterError(
-            f"{shown(path, root)} is missing; {nearest(path.name, siblings)}"
-        ) from None
+        raise ParameterError(f"{name} is missing; {nearest(path.name, siblings)}") from None
     except ParameterError as error:
-        raise ParameterError(f"{shown(path, root)}: {error}") from None
+        raise ParameterError(f"{name}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or error
-        raise ParameterError(
-            f"{shown(path, root)}{where}: not readable as YAML ({reason})"
-        ) from None
+        raise ParameterError(f"{name}{where}: not readable as YAML ({reason})") from None
 
 
 def read_flat(path: Path, root: Path = ROOT) -> dict:
@@ -103,21 +88,24 @@ def read_flat(path: Path, root: Path = ROOT) -> dict:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ParameterError(
-            f"{shown(path, root)}: must hold lines `key: value`, not {_kind(value)}"
-        )
+        where = shown(path, root)
+        raise ParameterError(f"{where}: must hold lines `key: value`, not {_kind(value)}")
     for key, entry in value.items():
         inner = entry if isinstance(entry, list) else [entry]
         if isinstance(entry, dict) or any(isinstance(item, (dict, list)) for item in inner):
-            raise ParameterError(
-                f"{shown(path, root)}: {key} is nested; write flat keys, a nested default is"
-                " replaced whole"
-            )
+            fault = f"{key} is nested; write flat keys, a nested default is replaced whole"
+            raise ParameterError(f"{shown(path, root)}: {fault}")
     return value
 
 
-def notebook_path(name: str, root: Path = ROOT) -> Path:
-    """notebooks/<name>.ipynb. Raises ParameterError with the nearest existing name."""
+def notebook_of(step: str) -> str:
+    """30_modifier of the step 30_modifier.code; a step without a variant is its notebook."""
+    return step.partition(".")[0]
+
+
+def notebook_path(step: str, root: Path = ROOT) -> Path:
+    """notebooks/<notebook>.ipynb. Raises ParameterError with the nearest existing name."""
+    name = notebook_of(step)
     path = root / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         valid = [p.stem for p in (root / "notebooks").glob("*.ipynb")]
@@ -133,6 +121,38 @@ def declared(path: Path, root: Path = ROOT) -> dict[str, Parameter]:
     parameter from papermill.
     """
     where = shown(path, root)
+    source = _parameters_cell(path, where)
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        place = f"{where}: parameters cell, line {error.lineno}"
+        raise ParameterError(f"{place}: {error.msg}") from None
+    lines, comments, parameters = source.splitlines(), _comments(source), {}
+    for statement in statements:
+        line = statement.lineno
+        text = lines[line - 1]
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        one_line = len(targets) == 1 and statement.end_lineno == line
+        if not one_line or not isinstance(targets[0], ast.Name):
+            place = f"{where}: parameters cell, line {line}"
+            raise ParameterError(f"{place}: write `name = literal  # why`: {text.strip()}")
+        name = targets[0].id
+        if text.count("=") > 1:
+            fault = f"the line of parameter {name!r} holds a second '=' (in its comment or value)"
+            raise ParameterError(f"{where}: {fault}, which hides it from papermill; reword it")
+        try:
+            default = ast.literal_eval(statement.value)
+        except ValueError:
+            fault = f"the default of {name!r} must be a literal: {text.strip()}"
+            raise ParameterError(f"{where}: {fault}") from None
+        if name in parameters:
+            raise ParameterError(f"{where}: the parameter {name!r} is declared twice")
+        parameters[name] = Parameter(name, default, comments.get(line, ""))
+    return parameters
+
+
+def _parameters_cell(path: Path, where: str) -> str:
+    """The source of the one cell with the tag `parameters`."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except FileNotFoundError:
@@ -141,44 +161,9 @@ def declared(path: Path, root: Path = ROOT) -> dict[str, Parameter]:
         raise ParameterError(f"{where}: not a notebook ({error})") from None
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
-        raise ParameterError(
-            f"{where}: one cell must carry the tag 'parameters', found {len(tagged)}"
-        )
-    source = "".join(tagged[0]["source"])
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError as error:
-        raise ParameterError(
-            f"{where}: parameters cell, line {error.lineno}: {error.msg}"
-        ) from None
-    lines, comments, found = source.splitlines(), _comments(source), {}
-    for statement in statements:
-        line = statement.lineno
-        text = lines[line - 1].strip()
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-        if (
-            not isinstance(target, ast.Name)
-            or len(statement.targets) != 1
-            or statement.end_lineno != line
-        ):
-            raise ParameterError(
-                f"{where}: parameters cell, line {line}: write `name = literal  # why`: {text}"
-            )
-        if lines[line - 1].count("=") > 1:
-            raise ParameterError(
-                f"{where}: the line of parameter {target.id!r} holds a second '=' (in its comment"
-                " or value), which hides the parameter from papermill; reword it"
-            )
-        try:
-            default = ast.literal_eval(statement.value)
-        except ValueError:
-            raise ParameterError(
-                f"{where}: the default of {target.id!r} must be a literal: {text}"
-            ) from None
-        if target.id in found:
-            raise ParameterError(f"{where}: the parameter {target.id!r} is declared twice")
-        found[target.id] = Parameter(target.id, default, comments.get(line, ""))
-    return found
+        fault = f"one cell must carry the tag 'parameters', found {len(tagged)}"
+        raise ParameterError(f"{where}: {fault}")
+    return "".join(tagged[0]["source"])
 
 
 def _comments(source: str) -> dict[int, str]:
@@ -188,59 +173,50 @@ def _comments(source: str) -> dict[int, str]:
     return {token.start[0]: text for token, text in zip(comments, words, strict=True)}
 
 
+KINDS = {int: "integer", float: "number", str: "text", list: "list", dict: "mapping"}
+
+
 def _kind(value) -> str:
     if isinstance(value, bool):
         return f"the boolean {str(value).lower()}"
     if value is None:
         return "an empty value"
-    names = {
-        int: "the integer",
-        float: "the number",
-        str: "the text",
-        list: "the list",
-        dict: "the mapping",
-    }
-    return f"{names.get(type(value), type(value).__name__)} {value!r}"
+    return f"the {KINDS.get(type(value), type(value).__name__)} {value!r}"
 
 
 def check(where: str, name: str, value, default) -> object:
-    """`value` if it fits the type of `default` (an integer fits a float). Raises ParameterError
-    otherwise."""
+    """`value` if it fits the type of `default` (an integer fits a float), else ParameterError."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ParameterError(f"{where}: {name} is {value}; it must be a finite number")
+    fault = f"{where}: {name} is {_kind(value)}; it must be"
     if isinstance(default, list):
         if not isinstance(value, list):
-            raise ParameterError(
-                f"{where}: {name} is {_kind(value)}; it must be a list, e.g. {default!r}"
-            )
+            raise ParameterError(f"{fault} a list, e.g. {default!r}")
+        places = [f"{name}[{place}]" for place in range(len(value))]
         inner = default[0] if default else None
         return [
-            v if inner is None else check(where, f"{name}[{i}]", v, inner)
-            for i, v in enumerate(value)
+            v if inner is None else check(where, p, v, inner)
+            for p, v in zip(places, value, strict=True)
         ]
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is type(default):
         return value
-    hint = ""
-    if (
-        isinstance(default, (int, float))
-        and not isinstance(default, bool)
-        and isinstance(value, str)
-    ):
-        try:
-            number = float(value)
-            hint = f"; YAML reads {value} as text, write {_with_point(number)}"
-        except ValueError:
-            pass
-    elif isinstance(default, str):
-        hint = "; put it in quotes"
-    wanted = {bool: "true or false", int: "an integer", float: "a number", str: "text"}[
-        type(default)
-    ]
+    wanted = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
     raise ParameterError(
-        f"{where}: {name} is {_kind(value)}; it must be {wanted}, as {default!r} is{hint}"
+        f"{fault} {wanted[type(default)]}, as {default!r} is{_hint(value, default)}"
     )
+
+
+def _hint(value, default) -> str:
+    if isinstance(default, str):
+        return "; put it in quotes"
+    if isinstance(default, bool) or not isinstance(value, str):
+        return ""
+    try:
+        return f"; YAML reads {value} as text, write {_with_point(float(value))}"
+    except ValueError:
+        return ""
 
 
 def _with_point(number: float) -> str:
@@ -249,8 +225,7 @@ def _with_point(number: float) -> str:
 
 
 def apply(where: str, values: dict, into: dict[str, Parameter], owner: str) -> dict:
-    """Checked values. Raises ParameterError for a key that `owner` does not declare, or of the
-    wrong type."""
+    """Checked values. ParameterError for a key that `owner` does not declare, or a wrong type."""
     for key in values:
         if key not in into:
             raise ParameterError(f"{where}: {owner} has no parameter {key!r}; {nearest(key, into)}")
@@ -262,49 +237,84 @@ def profiles(root: Path = ROOT) -> list[str]:
     return sorted(p.name for p in (root / "params").iterdir() if p.is_dir())
 
 
+def variants(profile: str, root: Path = ROOT) -> list[str] | None:
+    """The steps that `variants` in common.yaml names; None where the key is absent: all run."""
+    path = _folder(profile, root) / "common.yaml"
+    common = read_flat(path, root)
+    if VARIANTS not in common:
+        return None
+    return check(shown(path, root), VARIANTS, common[VARIANTS], ["30_modifier.code"])
+
+
 def effective(
     profile: str,
-    names: list[str],
+    steps: list[str],
     overrides: dict | None = None,
     root: Path = ROOT,
     chosen: list[str] | None = None,
+    pinned: dict[str, dict] | None = None,
 ) -> dict[str, dict[str, object]]:
-    """Every parameter of every named notebook: its defaults, common.yaml, <notebook>.yaml, then
-    overrides.
+    """{step: its parameters}: defaults, common.yaml, <notebook>.yaml, <step>.yaml, then overrides.
 
-    Reads and checks the whole profile before anything runs; raises ParameterError at the first
-    fault. An override goes to each of the `chosen` notebooks (all by default) that declares it; one
-    at least must.
+    Checks the whole profile; raises ParameterError at the first fault. common.yaml sets COMMON
+    alone, where the notebook declares the key. An override goes to each of the `chosen` steps (all
+    by default) that declares it. `pinned`: {step: values that no file or override may contradict}.
     """
+    folder = _folder(profile, root)
+    _check_files(folder, steps, root)
+    common = read_flat(folder / "common.yaml", root)
+    for key in common.keys() - {*COMMON, VARIANTS}:
+        where, near = shown(folder / "common.yaml", root), nearest(key, [*COMMON, VARIANTS])
+        raise ParameterError(f"{where}: {key!r} is not common to notebooks; {near}")
+    result, known = {}, {}
+    for step in steps:
+        own = declared(notebook_path(step, root), root)
+        to_run = chosen is None or step in chosen
+        known.update(own if to_run else {})
+        layers = {"common.yaml": {key: value for key, value in common.items() if key in own}}
+        for name in dict.fromkeys((notebook_of(step), step)):
+            layers[f"{name}.yaml"] = read_flat(folder / f"{name}.yaml", root)
+        layers = {shown(folder / file, root): layer for file, layer in layers.items()}
+        mine = {key: value for key, value in (overrides or {}).items() if key in own and to_run}
+        layers["-p on the command line"] = mine
+        result[step] = _layered(step, own, layers, (pinned or {}).get(step, {}))
+        known_dtype(f"profile {profile}, step {step}", result[step])
+        _folders_exist(result[step], layers, root)
+    apply("-p on the command line", overrides or {}, known, "the run")
+    return result
+
+
+def _folder(profile: str, root: Path) -> Path:
     folder = root / "params" / profile
     if not folder.is_dir():
         raise ParameterError(f"params/{profile} is no profile; {nearest(profile, profiles(root))}")
+    return folder
+
+
+def _check_files(folder: Path, steps: list[str], root: Path) -> None:
+    """ParameterError for a file of the profile that nothing would read."""
     for file in sorted(folder.glob("*.yaml")):
-        if file.stem not in (*names, "common"):
-            try:
-                notebook_path(file.stem, root)
-            except ParameterError as error:
-                raise ParameterError(
-                    f"{shown(file, root)} belongs to no notebook: {error}"
-                ) from None
-    common = read_flat(folder / "common.yaml", root)
-    result, known = {}, {}
-    for name in names:
-        own = declared(notebook_path(name, root), root)
-        to_run = chosen is None or name in chosen
-        known.update(own if to_run else {})
-        values = {key: parameter.default for key, parameter in own.items()}
-        values |= apply(shown(folder / "common.yaml", root), common, own, f"notebook {name}")
-        path = folder / f"{name}.yaml"
-        values |= apply(shown(path, root), read_flat(path, root), own, f"notebook {name}")
-        mine = {key: value for key, value in (overrides or {}).items() if key in own and to_run}
-        result[name] = values | apply("-p on the command line", mine, own, f"notebook {name}")
-        known_dtype(f"profile {profile}, notebook {name}", result[name])
-        _folders_exist(
-            result[name], {path: read_flat(path, root), folder / "common.yaml": common}, mine, root
-        )
-    apply("-p on the command line", overrides or {}, known, "the run")
-    return result
+        if file.stem in ("common", *steps, *map(notebook_of, steps)):
+            continue
+        where = shown(file, root)
+        if "." in file.stem:
+            raise ParameterError(f"{where} belongs to no step; {nearest(file.stem, steps)}")
+        try:
+            notebook_path(file.stem, root)
+        except ParameterError as error:
+            raise ParameterError(f"{where} belongs to no notebook: {error}") from None
+
+
+def _layered(step: str, own: dict[str, Parameter], layers: dict[str, dict], pinned: dict) -> dict:
+    """Defaults with each layer {where: values} over the one before, and what is pinned on top."""
+    owner = f"notebook {notebook_of(step)}"
+    values = {key: parameter.default for key, parameter in own.items()}
+    for where, layer in layers.items():
+        values |= apply(where, layer, own, owner)
+        for key in layer.keys() & pinned.keys():
+            if layer[key] != pinned[key]:
+                raise ParameterError(f"{where}: {key} of the step {step} is {pinned[key]!r}")
+    return values | apply(f"step {step}", pinned, own, owner)
 
 
 def known_dtype(where: str, values: dict) -> None:
@@ -313,23 +323,19 @@ def known_dtype(where: str, values: dict) -> None:
         raise ParameterError(f"{where}: dtype is {value!r}; {nearest(value, DTYPES)}")
 
 
-def _folders_exist(values: dict, files: dict[Path, dict], overrides: dict, root: Path) -> None:
-    """ParameterError when `data`, or a `model` written as a path, names a folder that is not
-    there."""
+def _folders_exist(values: dict, layers: dict[str, dict], root: Path) -> None:
+    """ParameterError when `data`, or a `model` written as a path, names no existing folder."""
     for key in ("data", "model"):
         value = values.get(key)
         is_path = isinstance(value, str) and (key == "data" or value.startswith((".", "/", "~")))
-        if not is_path or value == "packaged" or (root / Path(value).expanduser()).is_dir():
+        if not is_path or value == "packaged" or from_root(value, root).is_dir():
             continue
-        origin = next(
-            (shown(path, root) for path, content in files.items() if key in content), "the notebook"
-        )
-        beside = (root / Path(value).expanduser()).parent
-        found = [str(Path(value).parent / each.name) for each in beside.glob("*") if each.is_dir()]
-        near = nearest(
-            value, [*found, "packaged"] if key == "data" else found or ["a folder that exists"]
-        )
-        origin = "-p on the command line" if key in overrides else origin
+        setters = [where for where, layer in layers.items() if key in layer]
+        origin = setters[-1] if setters else "the notebook"
+        beside = from_root(value, root).parent
+        folders = [str(Path(value).parent / p.name) for p in beside.glob("*") if p.is_dir()]
+        others = [*folders, "packaged"] if key == "data" else folders or ["a folder that exists"]
+        near = nearest(value, others)
         raise ParameterError(f"{origin}: {key} is {value!r}, and there is no such folder; {near}")
 
 

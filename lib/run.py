@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lib import params, plots
 from lib.estimates import Estimate, words
-from lib.files import ROOT, atomic_write_json
+from lib.files import ROOT, atomic_write_json, from_root
 from lib.markdown import folded, quote, table
 from lib.workbook import gates, provenance, record
 
@@ -46,8 +46,8 @@ class Job:
         return self.out / "figures"
 
     def path(self, text: str) -> Path:
-        """A path of a parameter, relative to the repository whatever the working directory."""
-        return self.root / Path(text).expanduser()
+        """The path that a parameter means, whatever the working directory; `~` is the home."""
+        return from_root(text, self.root)
 
     def read(self, step: str) -> Path:
         """The artifacts of an earlier step. FileNotFoundError tells which step to run first."""
@@ -127,7 +127,7 @@ def start(name: str, values: dict, *, variant: str = "", root: Path = ROOT) -> J
     }
     if chosen.get("dtype") == "auto":  # decided once, here: all that follows sees what it came to
         chosen["dtype"] = values["dtype"] = origin["device"]["fast_dtype"]
-    out = root / Path(chosen["out"]).expanduser()
+    out = from_root(chosen["out"], root)
     began = datetime.now(UTC).isoformat(timespec="seconds")
     step = f"{name}.{variant}" if variant else name
     job = Job(step, chosen, root, out, began, time.monotonic(), origin)
@@ -145,7 +145,7 @@ def start(name: str, values: dict, *, variant: str = "", root: Path = ROOT) -> J
 def _checked(name: str, declared: dict, values: dict) -> dict:
     """The notebook's own values of what it declares, checked."""
     for key in _injected(values):
-        if key not in declared and key not in params.COMMON:
+        if key not in {*declared, *params.COMMON, params.VARIANTS}:
             near = params.nearest(key, declared)
             raise params.ParameterError(f"notebook {name} has no parameter {key!r}; {near}")
     missing = [key for key in declared if key not in values]

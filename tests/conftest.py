@@ -1,5 +1,4 @@
-"""Fixtures of more than one test file: a small project of its own notebooks in a temporary
-folder."""
+"""Fixtures of more than one test file: small projects with notebooks of a few lines."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lib.files import ROOT
+from lib.workbook.steps import Step
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -23,9 +23,10 @@ k = 3  # samples
 rate = 0.5  # learning rate, higher is faster
 data = "packaged"  # packaged, or a folder
 hourly_rate = 0.0  # USD an hour"""
+ANSWER = "from lib import run\n\nrun.answer()"
 START = """from pathlib import Path
-from lib import plots, run
-job = run.start("{name}", globals(), root=Path("{root}"))"""
+from lib import plots
+job = run.start("{name}", globals(), {variant}root=Path("{root}"))"""
 FINISH = """run.finish(job, headline=f"{name} counts {{k}}", metrics={{"kept": k}},
            stands_in=["toys stand in"])"""
 GATES = """
@@ -47,17 +48,18 @@ def pytest_collection_modifyitems(items):
 
 
 class Project:
-    """notebooks/, params/ and outputs/ in a folder of their own; the second notebook reads the
-    first."""
+    """notebooks/, params/, outputs/ in a folder of their own; the second step reads the first."""
 
-    upstream = {"01_first": [], "02_second": ["01_first"]}
+    page = (Step("01_first"), Step("02_second", reads=["01_first"]))
+    gates = GATES
 
     def __init__(self, root: Path):
         self.root = root
         self.out = root / "outputs" / "tiny-local"
-        self.write("params/gates.yaml", GATES)
-        for file in ("common", *self.upstream):
-            self.write(f"params/tiny/{file}.yaml", "{}\n")
+        self.write("params/gates.yaml", self.gates)
+        for step in self.page:
+            for file in ("common", step.notebook, step.name):
+                self.write(f"params/tiny/{file}.yaml", "{}\n")
         self.notebook("01_first")
         self.notebook("02_second", 'before = job.metrics("01_first")["kept"]["value"]')
 
@@ -68,18 +70,26 @@ class Project:
         return file
 
     def notebook(
-        self, name: str, *cells: str, parameters: str = PARAMETERS, finish: str = FINISH
+        self,
+        name: str,
+        *cells: str,
+        parameters: str = PARAMETERS,
+        finish: str = FINISH,
+        variant: str = "",
     ) -> Path:
-        """Write a notebook: heading, parameters, run.start, the cells, run.finish."""
+        """Write a notebook: heading, answer, parameters, run.start, the cells, run.finish.
+
+        variant: the parameter that names the variant, for a notebook that has some.
+        """
         import nbformat
 
         v4 = nbformat.v4
         made = [v4.new_markdown_cell(f"# {name}")]
+        made += [v4.new_code_cell(ANSWER)]
         made += [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
-        made += [v4.new_code_cell(START.format(name=name, root=self.root))]
-        made += [v4.new_code_cell(cell) for cell in cells] + [
-            v4.new_code_cell(finish.format(name=name))
-        ]
+        passed = f"variant={variant}, " if variant else ""
+        start = START.format(name=name, root=self.root, variant=passed)
+        made += [v4.new_code_cell(text) for text in (start, *cells, finish.format(name=name))]
         for number, cell in enumerate(made):
             cell["id"] = f"c{number:02d}"
         kernel = {
@@ -91,9 +101,43 @@ class Project:
         return path
 
 
+class VariedProject(Project):
+    """One notebook that runs as two steps, between one that they read and one that reads both."""
+
+    page = (
+        Step("01_first"),
+        Step("02_varied.code", reads=["01_first"], parameter="domain"),
+        Step("02_varied.reasoning", reads=["01_first"], parameter="domain"),
+        Step("03_last", reads=["02_varied"]),
+    )
+    gates = GATES.replace("02_second", "02_varied.code")
+    parameters = PARAMETERS + '\ndomain = "code"  # which variant'
+    figure = """fig, axes = plots.figure()
+axes.plot([1, k])
+run.show(job, fig, "line", f"{domain} rises to {k}")"""
+    both = """names = ["02_varied.code", "02_varied.reasoning"]
+k = sum(job.metrics(name)["kept"]["value"] for name in names)"""
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        (root / "notebooks" / "02_second.ipynb").unlink()
+        self.varied()
+        self.notebook("03_last", self.both)
+
+    def varied(self, *cells: str) -> None:
+        """Write the notebook with the variants; the cells come before its figure."""
+        cells = (*cells, self.figure)
+        self.notebook("02_varied", *cells, parameters=self.parameters, variant="domain")
+
+
 @pytest.fixture
 def project(tmp_path) -> Project:
     return Project(tmp_path)
+
+
+@pytest.fixture
+def varied(tmp_path) -> VariedProject:
+    return VariedProject(tmp_path)
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ import pytest
 
 from lib import params, report
 from lib.files import ROOT
-from lib.workbook import gates, pipeline
+from lib.workbook import gates, steps
 from tests.openai_server import Server
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
+STEPS = [step.name for step in steps.STEPS]
 COMMON = ["out", "model", "model_revision", "data", "seed", "dtype", "hourly_rate"]
 each = pytest.mark.parametrize("path", PATHS, ids=NAMES)
 
@@ -104,26 +105,29 @@ def test_at_least_one_figure_and_one_table_and_both_are_read_aloud(path):
 @each
 def test_reads_only_what_its_upstream_writes(path):
     named = set(re.findall(r"job\.(?:read|metrics|settings)\(\s*[\"'](\w+)", "\n".join(code(path))))
-    assert named <= set(pipeline.UPSTREAM[path.stem])
+    assert named <= set(steps.reads(path.stem))
 
 
 def test_the_pipeline_knows_every_notebook_and_no_other():
-    assert list(pipeline.UPSTREAM) == NAMES
-    for position, name in enumerate(NAMES):
-        assert set(pipeline.UPSTREAM[name]) <= set(NAMES[:position])
-    assert {gate["step"] for gate in gates.load()} <= set(NAMES)
+    assert list(dict.fromkeys(step.notebook for step in steps.STEPS)) == NAMES
+    before: set[str] = set()
+    for step in steps.STEPS:
+        assert step.reads == steps.EVERYTHING or set(step.reads) <= before, step.name
+        assert bool(step.variant) == bool(step.parameter), step.name
+        before |= {step.name, step.notebook}
+    assert {gate["step"] for gate in gates.load()} <= {step.name for step in steps.STEPS}
 
 
 @pytest.mark.parametrize("profile", params.profiles())
 def test_every_profile_is_complete_and_valid(profile):
-    values = params.effective(profile, NAMES)
+    values = params.effective(profile, STEPS)
     assert {own["out"] for own in values.values()} == {f"outputs/{profile}-local"}
     for key in COMMON:
         assert len({own[key] for own in values.values()}) == 1, f"{key} differs between notebooks"
 
 
 def test_the_defaults_of_the_notebooks_are_the_embedded_profile():
-    for name, own in params.effective("smollm2", NAMES).items():
+    for name, own in params.effective("smollm2", STEPS).items():
         defaults = {
             key: p.default
             for key, p in params.declared(ROOT / "notebooks" / f"{name}.ipynb").items()
@@ -132,7 +136,7 @@ def test_the_defaults_of_the_notebooks_are_the_embedded_profile():
 
 
 def test_the_plan_s_settings_are_in_llama8b():
-    train = params.effective("llama8b", NAMES)["10_train_base"]
+    train = params.effective("llama8b", STEPS)["10_train_base"]
     plan = {
         "epochs": 3,
         "lora_r": 64,
@@ -144,7 +148,7 @@ def test_the_plan_s_settings_are_in_llama8b():
         "model": "meta-llama/Meta-Llama-3.1-8B-Instruct",
     }
     assert plan.items() <= train.items()
-    values = params.effective("llama8b", NAMES)
+    values = params.effective("llama8b", STEPS)
     distil, consistent = values["14_self_distill"], values["15_train_consistent"]
     assert dict(zip(distil["categories"], distil["examples"], strict=True)) == {
         "math": 500,

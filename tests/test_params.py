@@ -26,26 +26,30 @@ def refused(project, *words, profile="tiny", overrides=None):
 
 
 def test_defaults_then_common_then_notebook_then_command_line(project):
-    project.write("params/tiny/common.yaml", "k: 4\nrate: 1\n")
-    project.write("params/tiny/02_second.yaml", "k: 5\n")
+    project.write("params/tiny/common.yaml", "hourly_rate: 4\n")
+    project.write("params/tiny/02_second.yaml", "k: 5\nhourly_rate: 5\n")
     (project.root / "mine").mkdir()
     values = params.effective("tiny", NAMES, {"data": "mine"}, project.root)
-    assert [values[n]["k"] for n in NAMES] == [4, 5]
-    assert values["01_first"]["rate"] == 1.0 and type(values["01_first"]["rate"]) is float
+    assert [values[n]["k"] for n in NAMES] == [3, 5]
+    rates = [values[n]["hourly_rate"] for n in NAMES]
+    assert rates == [4.0, 5.0] and all(type(rate) is float for rate in rates)
     assert values["02_second"]["data"] == "mine"
 
 
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("common", "kk: 4", ["common.yaml", "01_first", "'kk'", "'k'"]),
+        ("common", "k: 4", ["common.yaml", "'k' is not common to notebooks"]),
+        ("common", "sed: 4", ["common.yaml", "'sed' is not common", "'seed'"]),
+        ("01_first", "kk: 4", ["01_first.yaml", "notebook 01_first", "'kk'", "'k'"]),
         ("02_second", "ratee: 4", ["02_second.yaml", "'ratee'", "'rate'"]),
-        ("common", "k: 1.5", ["common.yaml", "k is the number 1.5", "integer"]),
-        ("common", "k: true", ["k is the boolean true"]),
-        ("common", "k:", ["k is an empty value"]),
-        ("common", "rate: 1e-4", ["rate is the text '1e-4'", "1.0e-4"]),
-        ("common", "rate: .nan", ["rate is nan", "finite"]),
-        ("common", "rate: .inf", ["finite"]),
+        ("01_first", "k: 1.5", ["01_first.yaml", "k is the number 1.5", "integer"]),
+        ("01_first", "k: true", ["k is the boolean true"]),
+        ("01_first", "k:", ["k is an empty value"]),
+        ("01_first", "rate: 1e-4", ["rate is the text '1e-4'", "1.0e-4"]),
+        ("01_first", "rate: .nan", ["rate is nan", "finite"]),
+        ("01_first", "rate: .inf", ["finite"]),
+        ("common", "hourly_rate: 1e-4", ["common.yaml", "hourly_rate is the text", "1.0e-4"]),
         ("common", "data: 5", ["data is the integer 5", "quotes"]),
         ("common", "data: yes", ["data is the boolean true", "quotes"]),
         ("common", "data:\n  path: x", ["common.yaml", "data is nested", "flat"]),
@@ -56,6 +60,7 @@ def test_defaults_then_common_then_notebook_then_command_line(project):
         ("common", "- k", ["common.yaml", "key: value"]),
         ("common", "just words", ["common.yaml", "key: value"]),
         ("04_fourth", "k: 1", ["04_fourth.yaml", "belongs to no notebook"]),
+        ("02_second.code", "k: 1", ["02_second.code.yaml", "belongs to no step", "'02_second'"]),
     ],
 )
 def test_a_profile_with_a_fault_is_one_clear_sentence(project, file, text, words):
@@ -131,8 +136,8 @@ def test_no_or_two_tagged_cells(project):
     path = project.notebook("01_first")
     notebook = nbformat.read(path, as_version=4)
     for tags, count in (([], 0), (["parameters"], 2)):
-        notebook.cells[1].metadata.tags = tags
         notebook.cells[2].metadata.tags = tags
+        notebook.cells[3].metadata.tags = tags
         nbformat.write(notebook, path)
         with pytest.raises(ParameterError, match=f"found {count}"):
             params.declared(path, project.root)

@@ -1,5 +1,4 @@
-"""Runs: order, freshness, failure, kill, interrupt, lock. Real kernels on notebooks of a few
-lines."""
+"""Runs: order, failure, kill, interrupt, lock, variants; real kernels on tiny notebooks."""
 
 from __future__ import annotations
 
@@ -14,7 +13,6 @@ import time
 import nbformat
 import pytest
 
-from lib.files import ROOT
 from lib.params import ParameterError
 from lib.workbook import pipeline, state
 from lib.workbook.progress import Progress, clock
@@ -26,9 +24,7 @@ SLEEP = "import time\ntime.sleep(60)"
 def run(project, *arguments) -> tuple[int, str]:
     stream = io.StringIO()
     keywords = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    code = pipeline.execute(
-        "tiny", root=project.root, upstream=project.upstream, stream=stream, **keywords
-    )
+    code = pipeline.execute("tiny", root=project.root, page=project.page, stream=stream, **keywords)
     return code, stream.getvalue()
 
 
@@ -40,9 +36,10 @@ def spawn(project, *arguments) -> subprocess.Popen:
     code = f"""import signal, sys
 from pathlib import Path
 from lib.workbook import pipeline
+from lib.workbook.steps import Step
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 root = Path({str(project.root)!r})
-sys.exit(pipeline.command(sys.argv[1:], root=root, upstream={project.upstream}))"""
+sys.exit(pipeline.command(sys.argv[1:], root=root, page={project.page}))"""
     command = [sys.executable, "-c", code, "tiny", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -83,14 +80,14 @@ def test_a_run_is_in_order_then_fresh_then_renewed_only_where_needed(project):
 
     project.write("params/tiny/02_second.yaml", "k: 6\n")
     code, text = run(project)
-    assert ran(text) == ["02_second"] and "parameter k changed" in text
+    assert ran(text) == ["02_second"] and "parameter: k changed" in text
     assert metrics(project, "02_second")["metrics"]["kept"]["value"] == 6
     assert metrics(project, "02_second")["gates"][0]["verdict"] == "pass"
 
     code, text = run(project, "only", ["01"], "again", True)
     assert ran(text) == ["01_first"]
     code, text = run(project)
-    assert ran(text) == ["02_second"] and "upstream 01_first changed" in text
+    assert ran(text) == ["02_second"] and "upstream: 01_first changed" in text
 
 
 @pytest.mark.slow
@@ -211,14 +208,14 @@ def test_plain_papermill_from_the_root_and_what_it_only_warns_about(project):
 
 def refused(project, *words, **options):
     with pytest.raises(ParameterError) as caught:
-        pipeline.execute("tiny", root=project.root, upstream=project.upstream, **options)
+        pipeline.execute("tiny", root=project.root, page=project.page, **options)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not (project.out / "metrics").exists()
 
 
 def test_wrong_choices_are_refused_before_anything_runs(project):
     refused(project, "'03'", "01_first", only=["03"])
-    refused(project, "'0'", "names 2 notebooks", first="0")
+    refused(project, "'0'", "names 2 steps", first="0")
     refused(project, "comes after", first="02", last="01")
     refused(project, "--run NAME", overrides={"out": "x"})
     refused(project, "one folder name", run="../x")
@@ -241,72 +238,11 @@ def test_the_command_line_answers_wrong_input_with_one_line_and_2(
 ):
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert pipeline.command(arguments, root=project.root, upstream=project.upstream) == 2
+        assert pipeline.command(arguments, root=project.root, page=project.page) == 2
     finally:
         signal.signal(signal.SIGTERM, before)
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and error.startswith("error: ")
-
-
-@pytest.mark.parametrize(
-    ("text", "name"), [("12", "12_b"), ("12_b", "12_b"), ("notebooks/1_c.ipynb", "1_c")]
-)
-def test_a_notebook_is_named_by_its_beginning(text, name):
-    assert pipeline.resolve(text, ["12_b", "1_c"]) == name
-
-
-def test_freshness_follows_the_library_that_a_notebook_uses_and_no_other(project):
-    project.write("lib/__init__.py", "")
-    project.write("lib/used.py", "def f():\n    from lib.deep import g\n")
-    project.write("lib/deep.py", "from . import deeper\nfrom .inner.leaf import y\n")
-    project.write("lib/deeper.py", "x = 1")
-    project.write("lib/inner/__init__.py", "")
-    project.write("lib/inner/leaf.py", "from ..deeper import x\nfrom .twig import z\n")
-    project.write("lib/inner/twig.py", "z = 1")
-    project.write("lib/other.py", "x = 1")
-    project.write("lib/report.py", "x = 1")
-    project.notebook("01_first", "from lib import used, report\n", "%time import lib.other")
-
-    def parts():
-        return state.parts("01_first", {"k": 1}, [], project.out, project.root)
-
-    first = parts()
-    names = {"used", "deep", "deeper", "inner", "inner.leaf", "inner.twig"}
-    assert set(first["lib"]) == {"lib"} | {f"lib.{name}" for name in names}
-    project.write("lib/other.py", "x = 2")
-    project.write("lib/report.py", "x = 2")
-    assert parts() == first
-    project.write("lib/deep.py", "x = 2")
-    assert parts()["lib"]["lib.deep"] != first["lib"]["lib.deep"]
-
-
-def test_no_result_depends_on_what_runs_notebooks_and_draws_the_page():
-    used = state.library(["from lib import run"], ROOT)
-    assert "lib.run" in used and "lib.workbook.gates" in used
-    runners = {"pipeline", "notebook", "report", "state", "page", "progress"}
-    assert not {name.rpartition(".")[2] for name in used} & runners
-
-
-def test_freshness_sees_sources_parameters_and_data_but_not_outputs_of_the_notebook(project):
-    project.write("mine/rows.jsonl", "{}")
-
-    def parts(**values):
-        return state.parts(
-            "01_first", {"data": "mine", "out": "a", **values}, [], project.out, project.root
-        )
-
-    first = parts()
-    path = project.root / "notebooks/01_first.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="x")]
-    notebook.cells[2].execution_count = 4
-    nbformat.write(notebook, path)
-    assert parts() == first == parts(out="b")
-    assert parts(k=1) != first
-    project.write("mine/rows.jsonl", "{}\n{}")
-    assert parts()["file"] != first["file"]
-    project.notebook("01_first", "x = 1")
-    assert parts()["notebook"] != first["notebook"]
 
 
 def test_the_live_line_says_where_a_run_is(project):

@@ -11,7 +11,7 @@ from lib import plots, report, run
 from lib.estimates import Estimate
 from lib.files import atomic_write_json, write_jsonl
 from lib.markdown import folded
-from lib.workbook import gate_figure, leakage, page, record, state, summary
+from lib.workbook import freshness, gate_figure, leakage, page, record, state, summary
 
 NAMES = ["01_first", "02_second"]
 ESTIMATE = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 90, "unit": "share"}
@@ -99,7 +99,7 @@ def test_a_threshold_changed_after_the_run_is_said(first):
 
 def test_a_metrics_file_edited_to_be_higher_is_seen_by_its_state(first):
     path = first.out / "metrics/01_first.json"
-    now = state.parts("01_first", VALUES, [], first.out, first.root)
+    now = freshness.parts("01_first", VALUES, [], first.out, first.root)
     state.mark(first.out, "01_first", "done", parts=now, metrics="0" * 64, seconds=1)
     assert path.exists() and "edited" in state.stale(first.out, "01_first", now)
 
@@ -227,10 +227,10 @@ def test_a_step_belongs_to_a_phase_by_its_number(step, phase, shown):
 
 
 def test_every_phase_that_has_steps_is_decided_by_one_of_them():
-    from lib.workbook.pipeline import UPSTREAM
+    from lib.workbook.steps import STEPS
 
     for phase in summary.PHASES:
-        steps = [step for step in UPSTREAM if summary.phase_of(step) == phase]
+        steps = [step.name for step in STEPS if summary.phase_of(step.name) == phase]
         assert not steps or phase[4] in {step.partition(".")[0] for step in steps}
 
 
@@ -307,7 +307,7 @@ def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, s
 def test_state_says_stale_when_an_upstream_ran_again(first):
     for name, upstream in (("01_first", []), ("02_second", ["01_first"])):
         atomic_write_json(first.out / "metrics" / f"{name}.json", {"metrics": {}})
-        parts = state.parts(name, VALUES, upstream, first.out, first.root)
+        parts = freshness.parts(name, VALUES, upstream, first.out, first.root)
         state.mark(first.out, name, "done", parts=parts, metrics="", seconds=1)
     assert state.statuses(first.out, NAMES)["02_second"] == "done"
     atomic_write_json(first.out / "metrics" / "01_first.json", {"metrics": {"new": 1}})

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lib.curation.readers import MAX_BYTES, SUFFIXES, Raw, read_file
-from lib.files import ROOT, sha256_file
+from lib.files import from_root, sha256_file
 
 # Licences as the sources state them; used when neither the Hub card, the row nor licences.json says
 # one.
@@ -81,7 +81,7 @@ def find(names: list[str], data: str | Path, revision_of=None) -> list[dict]:
 
 
 def _all_of(data: str | Path) -> list[dict]:
-    folder = Path(data) if Path(data).is_absolute() else ROOT / data
+    folder = from_root(data)
     if not folder.is_dir():
         parent = folder.parent
         near = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
@@ -104,7 +104,8 @@ def _all_of(data: str | Path) -> list[dict]:
 
 
 def _named(name: str, data: str | Path, revision_of) -> dict:
-    for path in (Path(name), ROOT / name, ROOT / data / name, ROOT / data / "instruct" / name):
+    folder = from_root(data)
+    for path in (Path(name), from_root(name), folder / name, folder / "instruct" / name):
         if path.is_file():
             return _file(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) and not name.removesuffix(".gz").endswith(
@@ -121,10 +122,10 @@ def _named(name: str, data: str | Path, revision_of) -> dict:
             "licence": licence or licence_of(repo),
         }
     known = []
-    for folder in (ROOT / data, ROOT / data / "instruct"):
-        if folder.is_dir():
+    for place in (folder, folder / "instruct"):
+        if place.is_dir():
             known += sorted(
-                p.name for p in folder.iterdir() if p.name.removesuffix(".gz").endswith(SUFFIXES)
+                p.name for p in place.iterdir() if p.name.removesuffix(".gz").endswith(SUFFIXES)
             )
     raise SourceError(
         f"source {name!r} is neither a file nor a Hub name owner/name; files in {data}: "

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lib import domains, prompts
 from lib.evaluation import extract, tasks, tasks_files
-from lib.files import content_hash, read_jsonl
+from lib.files import content_hash, from_root, read_jsonl
 from lib.packaged import generated as generated_items
 from lib.packaged import knowledge as knowledge_items
 
@@ -106,7 +106,9 @@ def forbidden_contents(data: str, curated: Path, evaluation: list[tuple]) -> fro
             knowledge_items.items("probe"),
         )
     else:
-        probes = chain(*(tasks_files.items(Path(data), name, "probe") for name in tasks.CATEGORIES))
+        probes = chain(
+            *(tasks_files.items(from_root(data), name, "probe") for name in tasks.CATEGORIES)
+        )
     for item in probes:
         found |= contents(item)
     for name in ("validation", "calibration", "threshold"):

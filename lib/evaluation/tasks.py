@@ -12,11 +12,10 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 from lib import domains
 from lib.evaluation import tasks_files
-from lib.files import ROOT
+from lib.files import from_root
 from lib.packaged import generated as generated_items
 from lib.packaged import knowledge as knowledge_items
 from lib.packaged import written as tasks_written
@@ -78,13 +77,13 @@ def evaluation_texts(data: str) -> Iterator[tuple[str, str, str | None]]:
         try:
             pool = _without_duplicates(_pool(data, category, "test"))
         except ValueError:
-            if data != PACKAGED and tasks_files.present(_folder(data), category):
+            if data != PACKAGED and tasks_files.present(from_root(data), category):
                 raise
             continue  # a folder need not hold every category
         for item in pool:
             yield f"{item['task']}/{item['id']}", item["meta"]["question"], _gold_text(item)
     if data != PACKAGED:
-        yield from tasks_files.other_texts(_folder(data))
+        yield from tasks_files.other_texts(from_root(data))
 
 
 def _gold_text(item: dict) -> str | None:
@@ -93,14 +92,9 @@ def _gold_text(item: dict) -> str | None:
     return item["gold"]
 
 
-def _folder(data: str) -> Path:
-    path = Path(data)
-    return path if path.is_absolute() else (ROOT / path)
-
-
 def _pool(data: str, category: str, split: str) -> list[dict]:
     if data != PACKAGED and (split != "train" or _has_training(data, category)):
-        return list(tasks_files.items(_folder(data), category, split))
+        return list(tasks_files.items(from_root(data), category, split))
     if category in ("math", "reasoning"):
         return list(generated_items.generated(category, split))
     if category == "knowledge":
@@ -115,7 +109,7 @@ def _pool(data: str, category: str, split: str) -> list[dict]:
 
 
 def _has_training(data: str, category: str) -> bool:
-    return next(iter(tasks_files.items(_folder(data), category, "train")), None) is not None
+    return next(iter(tasks_files.items(from_root(data), category, "train")), None) is not None
 
 
 def _without_duplicates(items: list[dict]) -> list[dict]:

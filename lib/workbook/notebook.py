@@ -1,5 +1,4 @@
-"""One execution of one notebook: a temporary file while it runs, and a state that never says done
-too early."""
+"""One execution of one step: a temporary file while it runs, a state that is never done early."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from lib.files import atomic_write_text, sha256_file
+from lib.params import notebook_path
 from lib.workbook import state
 from lib.workbook.progress import Progress
 
@@ -19,12 +19,10 @@ KERNEL = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MPLBACKEND": (
-        "module://matplotlib_inline.backend_inline"
-    ),  # one set in the user's shell hides figures
-    "JUPYTER_PREFER_ENV_PATH": (
-        "1"
-    ),  # this environment's kernel, not one of the same name in the home folder
+    # one set in the user's shell hides figures
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    # this environment's kernel, not one of the same name in the home folder
+    "JUPYTER_PREFER_ENV_PATH": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
 
@@ -34,8 +32,7 @@ SPINS = "100000"  # rounds before a waiting thread sleeps; ten times as many wer
 
 
 def environment() -> dict[str, str]:
-    """Environment of a kernel that starts now: how its threads wait depends on what else the
-    machine does.
+    """Environment of a kernel that starts now; how its threads wait depends on the machine's load.
 
     On two idle cores, bare loops of SmolLM2-135M (Intel Xeon with AMX): spinning makes a training
     step without dropout 1.7, generation 1.9 and llama.cpp 3 times as fast as sleeping; beside
@@ -47,8 +44,7 @@ def environment() -> dict[str, str]:
 
 
 class Execution:
-    """`begin` marks the notebook as running and drops its old metrics, `execute` runs it to an
-    end."""
+    """`begin` marks the step as running and drops its old metrics, `execute` runs it to an end."""
 
     def __init__(
         self, name: str, label: str, values: dict, parts: dict, out: Path, root: Path, stream
@@ -61,8 +57,7 @@ class Execution:
         self.seconds = self.earlier = 0.0
 
     def begin(self) -> None:
-        """From here until the end of `execute` the notebook counts as running, and has no
-        numbers."""
+        """From here until the end of `execute` the step counts as running, and has no numbers."""
         self.earlier = self._earlier_seconds()
         self.began = time.time()
         state.mark(
@@ -85,21 +80,15 @@ class Execution:
             self.seconds = round(time.time() - self.began, 1)
             if self.partial.exists():
                 text = self.partial.read_text(encoding="utf-8")
-                atomic_write_text(
-                    self.partial, text.replace(f"{self.root}/", "")
-                )  # a record names no machine
+                text = text.replace(f"{self.root}/", "")  # a record names no machine
+                atomic_write_text(self.partial, text)
                 if status != "interrupted":
                     os.replace(self.partial, self.out / f"{self.name}.ipynb")
-            end = (
-                {"metrics": sha256_file(self.metrics)} if status == "done" else {"failure": failure}
-            )
-            known = {
-                "began": self.began,
-                "seconds": self.seconds,
-                "earlier": self.earlier,
-                "parts": self.parts,
-            }
-            state.mark(self.out, self.name, status, **known, **end)
+            end = {"failure": failure}
+            if status == "done":
+                end = {"metrics": sha256_file(self.metrics)}
+            times = {"began": self.began, "seconds": self.seconds, "earlier": self.earlier}
+            state.mark(self.out, self.name, status, **times, parts=self.parts, **end)
         return failure
 
     def headline(self) -> str:
@@ -115,7 +104,7 @@ class Execution:
         try:
             with Progress(self.label, self.stream, environment=variables, log=self.log) as progress:
                 papermill.execute_notebook(
-                    str(folder / f"{self.name}.ipynb"),
+                    str(notebook_path(self.name, self.root)),
                     str(self.partial),
                     parameters=self.values,
                     engine_name=progress.engine,
@@ -123,24 +112,17 @@ class Execution:
                     cwd=str(folder),
                     kernel_name="python3",
                 )
-        except (
-            PapermillExecutionError
-        ) as error:  # papermill has put the error on top of the notebook
+        except PapermillExecutionError as error:  # papermill has put it on top of the notebook
             return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-        except (
-            Exception
-        ) as error:  # a dead kernel (out of memory), a full disk: told, and the run stops here
-            words = (
-                self.log.read_text(errors="replace").splitlines()[-3:] if self.log.exists() else []
-            )
-            failure = "\n  ".join([f"{type(error).__name__}: {error}", *words])
+        except Exception as error:  # a dead kernel (out of memory), a full disk
+            log = self.log.read_text(errors="replace") if self.log.exists() else ""
+            failure = "\n  ".join([f"{type(error).__name__}: {error}", *log.splitlines()[-3:]])
             self._note_on_top(failure)
             return failure
         return ""
 
     def _note_on_top(self, message: str) -> None:
-        """Papermill marks a failed cell itself; a run that broke outside a cell gets its mark
-        here."""
+        """Papermill marks a failed cell itself; a run that broke outside a cell is marked here."""
         import nbformat
 
         if self.partial.exists():
@@ -153,8 +135,7 @@ class Execution:
             nbformat.write(notebook, self.partial)
 
     def _earlier_seconds(self) -> float:
-        """Seconds that unfinished attempts have cost; of a killed one, until its last saved
-        cell."""
+        """Seconds that unfinished attempts have cost; a killed one until its last saved cell."""
         before = state.read(self.out, self.name)
         if before.get("status") in ("failed", "interrupted"):
             return before.get("earlier", 0.0) + before["seconds"]

@@ -1,88 +1,46 @@
-"""Executes the notebooks of a profile in order through papermill: live status, freshness, resume,
-record."""
+"""Runs the steps of a profile in order through papermill: live status, freshness, resume."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from lib import params
-from lib.files import ROOT
+from lib.files import ROOT, shown
 from lib.params import ParameterError
-from lib.workbook import notebook, record, state
+from lib.workbook import freshness, gates, notebook, record, state
 from lib.workbook.progress import clock
-
-# Each notebook with those whose artifacts or metrics it reads; the order of the keys is the order
-# of a run.
-UPSTREAM = {
-    "00_curate": [],
-    "10_train_base": ["00_curate"],
-    "11_merge": ["00_curate", "10_train_base"],
-    "12_benchmark": ["11_merge"],
-    "13_consistency": ["11_merge", "12_benchmark"],
-    "14_self_distill": ["00_curate", "11_merge"],
-    "15_train_consistent": ["00_curate", "11_merge", "14_self_distill"],
-    "16_rebenchmark": ["11_merge", "12_benchmark", "13_consistency", "15_train_consistent"],
-    "17_failures": ["00_curate", "15_train_consistent"],
-    "18_distill": [
-        "00_curate",
-        "11_merge",
-        "12_benchmark",
-        "14_self_distill",
-        "15_train_consistent",
-        "16_rebenchmark",
-        "17_failures",
-    ],
-    "20_prune": ["00_curate", "11_merge", "15_train_consistent", "18_distill"],
-    "21_quantize": ["00_curate", "20_prune"],
-    "22_gguf": [
-        "00_curate",
-        "11_merge",
-        "15_train_consistent",
-        "18_distill",
-        "20_prune",
-        "21_quantize",
-    ],
-    "23_pack": ["22_gguf"],
-    "24_recover": ["00_curate", "22_gguf"],
-    "25_calibrate": ["22_gguf", "24_recover"],
-}
-UPSTREAM["50_validate"] = list(UPSTREAM)  # judges all that ran before it
-JUDGES_WHAT_EXISTS = {
-    "50_validate"
-}  # runs with whatever is there; what is missing is shown as not measured
+from lib.workbook.steps import STEPS, Step, of_run, select
 
 
-def resolve(text: str, names: list[str]) -> str:
-    """The notebook that `text` names in full or by an unambiguous beginning (12). Raises
-    ParameterError."""
-    text = Path(text).name.removesuffix(".ipynb")
-    hits = [name for name in names if name == text] or [
-        name for name in names if name.startswith(text)
-    ]
-    if len(hits) != 1:
-        raise ParameterError(
-            f"{text!r} names {len(hits)} notebooks; {params.nearest(text, hits or names)}"
-        )
-    return hits[0]
+@dataclass
+class Run:
+    """What one call of `execute` works with: steps by name in order, parameters of each, folder."""
 
+    steps: dict[str, Step]
+    chosen: list[str]
+    values: dict[str, dict]
+    out: Path
+    root: Path
+    again: bool
+    stream: TextIO
 
-def select(
-    names: list[str], first: str | None, last: str | None, only: list[str] | None
-) -> list[str]:
-    """The notebooks to run, in order. Raises ParameterError for an unknown or reversed choice."""
-    if only:
-        wanted = {resolve(text, names) for text in only}
-        return [name for name in names if name in wanted]
-    start = names.index(resolve(first, names)) if first else 0
-    stop = names.index(resolve(last, names)) if last else len(names) - 1
-    if start > stop:
-        raise ParameterError(f"--from {names[start]} comes after --to {names[stop]}")
-    return names[start : stop + 1]
+    def tell(self, text: str) -> None:
+        """One line for whoever watches."""
+        print(text, file=self.stream, flush=True)
+
+    def reason(self, name: str) -> tuple[dict, str]:
+        """What the step depends on now, and why it has to run; empty when it is fresh."""
+        now = freshness.parts(name, self.values[name], self.steps[name].reads, self.out, self.root)
+        return now, "asked to" if self.again else state.stale(self.out, name, now)
 
 
 def execute(
@@ -95,118 +53,134 @@ def execute(
     overrides: dict | None = None,
     again: bool = False,
     root: Path = ROOT,
-    upstream: dict[str, list[str]] | None = None,
-    stream=None,
+    page: Sequence[Step] = STEPS,
+    stream: TextIO | None = None,
 ) -> int:
-    """Run a profile; everything is checked before the first notebook starts.
+    """Run a profile into outputs/<run>; everything is checked before the first step starts.
 
-    Returns 0, or 1 when a notebook or the report failed. Raises ParameterError for wrong input and
-    state.Busy when the folder is in use; KeyboardInterrupt passes through after the record is
-    written.
+    first, last, only: names of steps as `steps.resolve` takes them. page: the pipeline. Returns 0,
+    or 1 when a step or the report failed. Raises ParameterError for wrong input and state.Busy when
+    the folder is in use; KeyboardInterrupt passes through after the record is written.
     """
-    upstream = UPSTREAM if upstream is None else upstream
-    stream = sys.stdout if stream is None else stream
-    names = list(upstream)
     if "out" in (overrides or {}):
         raise ParameterError("-p out: the folder is chosen by --run NAME, which means outputs/NAME")
     run = f"{profile}-local" if run is None else run
     if not run or Path(run).name != run or run.startswith("."):
         raise ParameterError(f"--run {run!r} must be one folder name")
-    from lib.workbook import gates
-
-    gates.load(root)
-    chosen = select(names, first, last, only)
-    values = params.effective(profile, names, overrides, root, chosen)
     out = root / "outputs" / run
+    _refuse_record(out, root)
+    gates.load(root)
+    steps = {step.name: step for step in of_run(page, params.variants(profile, root))}
+    chosen = select(list(steps), first, last, only)
+    pinned = {s.name: {s.parameter: s.variant} for s in steps.values() if s.parameter}
+    values = params.effective(profile, list(steps), overrides, root, chosen, pinned)
     for own in values.values():
         own["out"] = f"outputs/{run}"
-    for name in chosen:
-        for other in upstream[name]:
-            absent = not (out / "metrics" / f"{other}.json").exists()
-            if absent and other not in chosen and name not in JUDGES_WHAT_EXISTS:
-                raise ParameterError(
-                    f"{name} reads {other}, which has not run in outputs/{run}; add --from {other}"
-                )
+    _refuse_gaps(steps, chosen, out)
     with state.lock(out):
-        return _run_all(chosen, values, upstream, out, root, again, stream)
+        return _run_all(Run(steps, chosen, values, out, root, again, stream or sys.stdout))
 
 
-def _run_all(chosen, values, upstream, out: Path, root: Path, again: bool, stream) -> int:
-    began, code, names = time.monotonic(), 0, list(upstream)
-
-    def tell(text: str) -> None:
-        print(text, file=stream, flush=True)
-
-    def reason(name: str) -> tuple[dict, str]:
-        now = state.parts(name, values[name], upstream[name], out, root)
-        return now, "asked to" if again else state.stale(out, name, now)
-
-    pending: list[str] = []
-    for name in chosen:  # a fresh notebook will have to run when one that it reads does
-        if reason(name)[1] or any(other in pending for other in upstream[name]):
-            pending.append(name)
-    code |= _publish(out, root, names, pending, tell)
+def _refuse_record(out: Path, root: Path) -> None:
+    """ParameterError for a folder that git tracks: a run leaves the committed record alone."""
+    name = shown(out, root)
+    command = ["git", "ls-files", "--", name]
     try:
-        for position, name in enumerate(chosen, 1):
-            label = f"[{position}/{len(chosen)}] {name}"
-            now, why = reason(name)
+        tracked = subprocess.run(command, cwd=root, capture_output=True, text=True).stdout
+    except OSError:  # no git here, so nothing is tracked
+        return
+    if tracked.strip():
+        raise ParameterError(
+            f"{name} is a committed record, which no run writes to; choose another --run NAME, and"
+            f" take a finished run over by: python -m lib.report --keep outputs/NAME {name}"
+        )
+
+
+def _refuse_gaps(steps: dict[str, Step], chosen: list[str], out: Path) -> None:
+    """ParameterError when a chosen step reads one that has not run and is not going to."""
+    for name in chosen:
+        for other in steps[name].reads:
+            absent = not (out / "metrics" / f"{other}.json").exists()
+            if absent and other not in chosen and not steps[name].judges:
+                raise ParameterError(
+                    f"{name} reads {other}, which has not run in outputs/{out.name};"
+                    f" add --from {other}"
+                )
+
+
+def _run_all(run: Run) -> int:
+    began, code = time.monotonic(), 0
+    pending: list[str] = []
+    for name in run.chosen:  # a fresh step will have to run when one that it reads does
+        if run.reason(name)[1] or any(other in pending for other in run.steps[name].reads):
+            pending.append(name)
+    code |= _publish(run, pending)
+    try:
+        for position, name in enumerate(run.chosen, 1):
+            label = f"[{position}/{len(run.chosen)}] {name}"
+            now, why = run.reason(name)
             pending = [other for other in pending if other != name]
             if not why:
-                tell(f"{label}  fresh, skipped")
+                run.tell(f"{label}  fresh, skipped")
                 continue
-            tell(f"{label}  runs: {why}")
-            running = notebook.Execution(name, label, values[name], now, out, root, stream)
-            running.begin()
-            code |= _publish(out, root, names, pending, tell)
-            failure = running.execute()
+            run.tell(f"{label}  runs: {why}")
+            execution = notebook.Execution(
+                name, label, run.values[name], now, run.out, run.root, run.stream
+            )
+            execution.begin()
+            code |= _publish(run, pending)
+            failure = execution.execute()
             pending = [] if failure else pending
-            code |= _publish(out, root, names, pending, tell, executed=name)
+            code |= _publish(run, pending, executed=name)
             if failure:
-                tell(f"{label}  FAILED\n  {failure}\n  see {params.shown(out / name, root)}.ipynb")
+                place = shown(run.out / name, run.root)
+                run.tell(f"{label}  FAILED\n  {failure}\n  see {place}.ipynb")
                 code = 1
                 break
-            tell(f"{label}  done in {clock(running.seconds)}: {running.headline()}")
+            run.tell(f"{label}  done in {clock(execution.seconds)}: {execution.headline()}")
     except KeyboardInterrupt:
-        _publish(out, root, names, [], tell)
+        _publish(run, [])
         raise
     from lib import report
 
-    tell(record.verdict(report.collect(out, root, names)[2]))
-    tell(f"page: {params.shown(out, root)}/index.html, after {clock(time.monotonic() - began)}")
+    run.tell(record.verdict(report.collect(run.out, run.root, list(run.steps))[2]))
+    page = f"{shown(run.out, run.root)}/index.html"
+    run.tell(f"page: {page}, after {clock(time.monotonic() - began)}")
     return code
 
 
-def _publish(
-    out: Path, root: Path, names: list[str], pending: list[str], tell, executed: str = ""
-) -> int:
-    """Renew the page; a fault of the page must not cost the run, so it is printed and counted. 0 or
-    1."""
+def _publish(run: Run, pending: list[str], executed: str = "") -> int:
+    """Renew the page; a fault of it must not cost the run, so it is printed and counted: 0 or 1."""
     from lib import report
 
     try:
         if executed:
-            report.notebook_html(out, executed)
-        report.write(out, root=root, names=names, pending=pending)
+            report.notebook_html(run.out, executed)
+        report.write(run.out, root=run.root, names=list(run.steps), pending=pending)
     except Exception as error:
-        tell(f"  the report could not be written: {type(error).__name__}: {error}")
+        run.tell(f"  the report could not be written: {type(error).__name__}: {error}")
         return 1
     return 0
 
 
-def command(arguments: list[str] | None = None, *, root: Path = ROOT, upstream=None) -> int:
-    """The command line of `python -m lib.run`; returns its exit code (0, 1 failed, 2 wrong input,
-    130)."""
+def command(
+    arguments: list[str] | None = None, *, root: Path = ROOT, page: Sequence[Step] = STEPS
+) -> int:
+    """The command line of `python -m lib.run`.
+
+    Returns its exit code: 0, 1 a step failed, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(prog="python -m lib.run", description=__doc__)
     parser.add_argument("profile", help=f"one of: {', '.join(params.profiles(root))}")
     parser.add_argument(
         "--run", metavar="NAME", help="write to outputs/NAME (default: <profile>-local)"
     )
     parser.add_argument(
-        "--from", dest="first", metavar="NOTEBOOK", help="start here; 12 is enough of a name"
+        "--from", dest="first", metavar="STEP", help="start here; 12 is enough of a name"
     )
-    parser.add_argument("--to", dest="last", metavar="NOTEBOOK", help="stop after this one")
+    parser.add_argument("--to", dest="last", metavar="STEP", help="stop after this one")
     parser.add_argument(
-        "--only", action="append", metavar="NOTEBOOK", help="just this one; may be repeated"
+        "--only", action="append", metavar="STEP", help="just this one; may be repeated"
     )
     parser.add_argument("-p", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--again", action="store_true", help="run also what is fresh")
@@ -225,7 +199,7 @@ def command(arguments: list[str] | None = None, *, root: Path = ROOT, upstream=N
             overrides=dict(map(params.parse_override, chosen.overrides)),
             again=chosen.again,
             root=root,
-            upstream=upstream,
+            page=page,
         )
     except (ParameterError, state.Busy) as error:
         print(f"error: {error}", file=sys.stderr)
