@@ -196,10 +196,12 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m lib.report", description=main.__doc__)
     parser.add_argument("--keep", action="store_true", help="take a run over into a record")
-    parser.add_argument("folders", nargs="+", metavar="outputs/NAME")
+    parser.add_argument("folders", nargs="*", metavar="outputs/NAME")
     chosen = parser.parse_args(arguments)
     if len(chosen.folders) != 1 + chosen.keep:
-        parser.error("give one folder, or with --keep two: the run and the record")
+        parser.print_usage(sys.stderr)
+        print("give one folder, or with --keep two: the run and the record", file=sys.stderr)
+        return 2
     names = [step.name for step in STEPS]
     folders = [Path(text).resolve() for text in chosen.folders]
     try:
