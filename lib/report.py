@@ -189,18 +189,20 @@ def render(out: Path, *, root: Path = ROOT, names: list[str]) -> None:
     write(out, root=root, names=names)
 
 
+USAGE = "python -m lib.report outputs/NAME, or --keep outputs/RUN outputs/RECORD"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """`python -m lib.report outputs/NAME` renews a page, e.g. after notebooks were run by hand.
 
     `--keep outputs/RUN outputs/RECORD` takes a finished run over into a committed record.
     """
-    parser = argparse.ArgumentParser(prog="python -m lib.report", description=main.__doc__)
+    parser = argparse.ArgumentParser(usage=USAGE, description=main.__doc__)
     parser.add_argument("--keep", action="store_true", help="take a run over into a record")
     parser.add_argument("folders", nargs="*", metavar="outputs/NAME")
     chosen = parser.parse_args(arguments)
     if len(chosen.folders) != 1 + chosen.keep:
-        parser.print_usage(sys.stderr)
-        print("give one folder, or with --keep two: the run and the record", file=sys.stderr)
+        print(f"usage: {USAGE}", file=sys.stderr)
         return 2
     names = [step.name for step in STEPS]
     folders = [Path(text).resolve() for text in chosen.folders]

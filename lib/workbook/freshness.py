@@ -27,7 +27,6 @@ RUNNERS = {
     "lib.workbook.progress",
     "lib.workbook.state",
     "lib.workbook.steps",
-    "lib.workbook.summary",
     "lib.workbook.transcripts",
 }
 WHOLE = "*"  # asks for all of a module
