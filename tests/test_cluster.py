@@ -16,7 +16,7 @@ import pytest
 from lib.cluster import curate as cluster_curate
 from lib.cluster import job as cluster_job
 from lib.cluster import near_duplicates as cluster
-from lib.cluster import rounds, shards
+from lib.cluster import rounds, session, shards
 from lib.curation import splits
 from lib.dedup import near_duplicates
 from lib.evaluation import tasks
@@ -36,7 +36,7 @@ def priority(row, shard):
 @pytest.fixture(scope="module")
 def local():
     ray = pytest.importorskip("ray")
-    cluster.start(workers=2)
+    session.start(workers=2)
     yield ray
     ray.shutdown()
 
@@ -64,7 +64,7 @@ def both(found, where, suffix, count=3, **options):
         shards.write(part, f"file://{where}/part-{number}{suffix}")
     named = shards.find([str(where)])
     for chunk in shards.chunks(named):
-        keys += [chunk["shard"] << cluster.NUMBER | number for number, _, _ in shards.read(chunk)]
+        keys += [chunk["shard"] << shards.NUMBER | number for number, _, _ in shards.read(chunk)]
     drops, stats = cluster.find(named, text, priority, partitions=4, piece=40_000, **options)
     place = {key: at for at, key in enumerate(keys)}
     drops = drops.assign(row=drops["row"].map(place), keeper=drops["keeper"].map(place))

@@ -22,10 +22,11 @@ from pathlib import Path
 
 from lib import params
 from lib.cluster import job as cluster_job
-from lib.cluster import near_duplicates as cluster
-from lib.cluster import shards
-from lib.curation import curate, decontaminate, sources, splits
+from lib.cluster import near_duplicates, session, shards
+from lib.curation import curate, decontaminate, readers, sources, splits
+from lib.evaluation import tasks
 from lib.files import ROOT, content_hash
+from lib.packaged import rows as packaged_rows
 
 SHARES = ("validation", "calibration", "threshold")
 
@@ -33,8 +34,7 @@ SHARES = ("validation", "calibration", "threshold")
 def judge_rows(
     named: list[str], out: str, index, settings: dict, piece: int | None = None
 ) -> dict[str, Counter]:
-    """Write the raw rows of some shards that pass the per-row stages into out/rows, the others into
-    out/rejects.
+    """Write raw rows that pass the per-row stages into out/rows, the others into out/rejects.
 
     index, settings: as `curate.ingest` takes them. Returns the counters of `curate.judge`. Needs a
     running Ray.
@@ -53,7 +53,7 @@ def judge_rows(
 def _judge(chunk: dict, job) -> dict:
     import numpy as np
 
-    job, chunk = cluster.held(job), cluster.of_batch(chunk)
+    job, chunk = session.held(job), session.of_batch(chunk)
     name = source_of(chunk["path"])
     source = {
         "name": name,
@@ -72,9 +72,10 @@ def _judge(chunk: dict, job) -> dict:
 
 
 def source_of(path: str) -> str:
-    """The source that a shard belongs to: its file name without suffix and number, or its folder's
-    name where that leaves a word that says nothing: "a/dolly-00001-of-00004.parquet" is dolly,
-    "a/dolly/train-00001.jsonl", too.
+    """The source that a shard belongs to: its file name without suffix and number.
+
+    Where that leaves a word that says nothing, its folder's name: "a/dolly-00001-of-00004.parquet"
+    is dolly, "a/dolly/train-00001.jsonl", too.
     """
     name = re.sub(
         r"([-_]\d+)?([-_]of[-_]\d+)?$", "", sources.stem(Path(path)).removesuffix(".parquet")
@@ -88,8 +89,6 @@ def source_of(path: str) -> str:
 
 def _raw(chunk: dict, most: int):
     """(place, row, reason) of the raw rows of a chunk, as `readers` gives them."""
-    from lib.curation import readers
-
     if chunk["path"].endswith(".parquet"):
         yield from ((f"row {number}", row, None) for number, _, row in shards.read(chunk))
         return
@@ -101,8 +100,7 @@ def _raw(chunk: dict, most: int):
 
 
 def priority(row: dict, shard: int, first: list[int]) -> tuple[int, int]:
-    """The keep rule of 00 for a row of a shard of out/rows; first: the number of the source of each
-    of these."""
+    """The keep rule of 00 for a row of a shard of out/rows; first: the source's number by shard."""
     return curate.importance(row, first[shard])
 
 
@@ -128,21 +126,11 @@ def run(
     for shards that are missing or hold no row that passes, and for a folder that holds shards
     already.
     """
-    import fsspec
-
-    from lib.evaluation import tasks
-    from lib.packaged import rows as packaged_rows
-
-    out, packaged = out.rstrip("/"), values["data"] == "packaged"
-    data = values["data"] if packaged else str(ROOT / Path(values["data"]).expanduser())
+    out = out.rstrip("/")
     named = shards.find(paths)
     for folder in (out, *(f"{out}/{name}" for name in ("rows", "rejects", *splits.SPLITS))):
         cluster_job.check_out(folder, suffix)
-    index = decontaminate.Index(
-        tasks.evaluation_texts(data),
-        n=values["ngram"],
-        ignore=packaged_rows.background() if packaged else (),
-    )
+    index = _index(values)
     settings = {
         key: values[key] for key in ("min_chars", "max_chars", "max_repetition", "max_row_bytes")
     }
@@ -152,12 +140,10 @@ def run(
             f"no row is left: read {out}/rejects, then widen the filters or the sources"
         )
     rows = shards.find([f"{out}/rows"])
-    order = list(dict.fromkeys(map(source_of, named)))
-    first = [order.index(source_of(named[int(Path(path).name.split("-")[1])])) for path in rows]
-    drops, found_by = cluster.find(
+    drops, stats = near_duplicates.find(
         rows,
         curate.evidence,
-        partial(priority, first=first),
+        partial(priority, first=_source_numbers(rows, named)),
         threshold=values["near_threshold"],
         piece=piece,
         permutations=values["permutations"],
@@ -174,12 +160,33 @@ def run(
         "reasons": dict(seen["reasons"].most_common(40)),
         "contaminated_by": seen["hits"],
         "evaluation_items": index.counts,
-        "deduplication": found_by,
+        "deduplication": stats,
         "splits": {name: made for name, made in sorted(kept.items()) if name},
     }
+    _write_manifest(manifest, out)
+    return manifest
+
+
+def _index(values: dict) -> decontaminate.Index:
+    """What no row may repeat: the evaluation items of the data that the parameters name."""
+    packaged = values["data"] == tasks.PACKAGED
+    data = values["data"] if packaged else str(ROOT / Path(values["data"]).expanduser())
+    clean = packaged_rows.background() if packaged else ()
+    return decontaminate.Index(tasks.evaluation_texts(data), n=values["ngram"], ignore=clean)
+
+
+def _source_numbers(rows: list[str], named: list[str]) -> list[int]:
+    """The number of the source of each shard of out/rows, in the order of the raw shards."""
+    order = list(dict.fromkeys(map(source_of, named)))
+    numbers = (int(Path(path).name.split("-")[1]) for path in rows)
+    return [order.index(source_of(named[number])) for number in numbers]
+
+
+def _write_manifest(manifest: dict, out: str) -> None:
+    import fsspec
+
     system, inner = fsspec.core.url_to_fs(f"{out}/manifest.json")
     system.pipe(inner, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
-    return manifest
 
 
 def main() -> None:
@@ -205,7 +212,7 @@ def main() -> None:
         overrides = dict(map(params.parse_override, chosen.p))
         values = params.effective(chosen.profile, ["00_curate"], overrides)["00_curate"]
         shards.find(chosen.paths)  # before a cluster is started for nothing
-        cluster.start(chosen.address, chosen.workers)
+        session.start(chosen.address, chosen.workers)
         manifest = run(
             chosen.paths, chosen.out, values, chosen.suffix, partitions=chosen.partitions
         )

@@ -16,8 +16,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 
-from lib.cluster import near_duplicates as cluster
-from lib.cluster import shards
+from lib.cluster import near_duplicates, session, shards
 
 
 def write_kept(
@@ -28,9 +27,9 @@ def write_kept(
     piece: int | None = None,
     folder: Callable[[dict], str] | None = None,
 ) -> dict[str, dict]:
-    """Write the rows of the shards `named` that are not in `drops` (of `near_duplicates.find`)
-    as shards into `out`, or into the folder of it that `folder` names for a row.
+    """Write the rows that are not in `drops` (of `near_duplicates.find`) as shards into `out`.
 
+    named: the shards. folder: names the folder of `out` for a row, `out` itself where None.
     Returns {folder: {"rows", "shards"}} of what was written, "" for `out` itself; a chunk that
     keeps nothing writes none. Needs a running Ray. Raises ValueError for another suffix than .jsonl
     or .parquet, ShardError for a folder that holds shards already.
@@ -57,8 +56,7 @@ def write_kept(
 
 
 def check_out(out: str, suffix: str) -> None:
-    """ShardError for a folder that holds shards already, ValueError for a suffix that no shard
-    has."""
+    """ShardError for a folder that holds shards, ValueError for a suffix that no shard has."""
     if suffix not in shards.SUFFIXES:
         raise ValueError(f"suffix is {suffix!r}; write {' or '.join(shards.SUFFIXES)}")
     try:
@@ -73,26 +71,23 @@ def check_out(out: str, suffix: str) -> None:
 def _write(chunk: dict, job) -> dict:
     import numpy as np
 
-    job, chunk = cluster.held(job), cluster.of_batch(chunk)
-    found = list(shards.read(chunk))
-    keys = np.array([chunk["shard"] << cluster.NUMBER | number for number, *_ in found], np.uint64)
-    kept: dict[str, list[dict]] = {
-        "": []
-    }  # one entry for certain: Ray wants a row to know the columns by
-    for (*_, row), gone in zip(found, np.isin(keys, job["drops"]), strict=True):
+    job, chunk = session.held(job), session.of_batch(chunk)
+    numbered = list(shards.read(chunk))
+    keys = np.array([chunk["shard"] << shards.NUMBER | place for place, *_ in numbered], np.uint64)
+    # one entry for certain: Ray wants a row to know the columns by
+    kept: dict[str, list[dict]] = {"": []}
+    for (*_, row), gone in zip(numbered, np.isin(keys, job["drops"]), strict=True):
         if not gone:
             kept.setdefault(job["folder"](row), []).append(row)
     for folder, rows in kept.items():
         if rows:
-            shards.write(
-                rows, "/".join(filter(None, (job["out"], folder, part(chunk) + job["suffix"])))
-            )
+            place = (job["out"], folder, part(chunk) + job["suffix"])
+            shards.write(rows, "/".join(filter(None, place)))
     return {"folder": np.array(list(kept)), "rows": np.array([len(rows) for rows in kept.values()])}
 
 
 def part(chunk: dict) -> str:
-    """The name, without suffix, of the shard made of a chunk: the same whoever makes it, sorted as
-    chunks are."""
+    """Name, without suffix, of the shard made of a chunk: the same whoever makes it, in order."""
     return f"part-{chunk['shard']:05d}-{chunk['low']:013d}"
 
 
@@ -120,14 +115,13 @@ def run(
     piece: int | None = None,
     **options,
 ) -> dict:
-    """Drop near-duplicates of the shards at `paths` and write what stays to `out`; returns the
-    statistics.
+    """Drop near-duplicates of the shards at `paths`, write what stays to `out`: the statistics.
 
     options: those of `near_duplicates.find`. Needs a running Ray.
     """
     check_out(out, suffix)  # before the work, not after it
     named = shards.find(paths)
-    drops, stats = cluster.find(
+    drops, stats = near_duplicates.find(
         named, partial(text_of, field=field), first_in_order, piece=piece, **options
     )
     stats |= {"kept": write_kept(named, drops, out, suffix, piece)[""]}
@@ -136,11 +130,10 @@ def run(
 
 
 def write_drops(named: list[str], drops, out: str) -> None:
-    """Write out/drops/drops.parquet: places in the shards `named` of every dropped row and its
-    keeper, and Jaccard."""
+    """Write out/drops/drops.parquet: places of every dropped row and its keeper, and Jaccard."""
 
     def place(key: int) -> tuple[str, int]:
-        return named[key >> cluster.NUMBER], key & ((1 << cluster.NUMBER) - 1)
+        return named[key >> shards.NUMBER], key & ((1 << shards.NUMBER) - 1)
 
     names = ("path", "number", "keeper_path", "keeper_number", "jaccard")
     columns = (drops[name].tolist() for name in ("row", "keeper", "jaccard"))
@@ -170,7 +163,7 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         shards.find(chosen.paths)  # before a cluster is started for nothing
-        cluster.start(chosen.address, chosen.workers)
+        session.start(chosen.address, chosen.workers)
         stats = run(
             chosen.paths,
             chosen.out,

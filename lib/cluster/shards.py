@@ -1,5 +1,4 @@
-"""Shards of a data set on any fsspec path, JSON lines or Parquet: read in chunks and by row,
-written whole or not.
+"""Shards of a data set on any fsspec path, JSON lines or Parquet: written whole or not at all.
 
 A row is known by its shard and a number: the byte where its line begins, or its place in a Parquet
 file. A chunk is a stretch of lines or one row group; what it holds does not depend on who reads it,
@@ -15,19 +14,18 @@ from contextlib import contextmanager
 
 PIECE = 16_000_000  # bytes of JSON lines in a chunk
 SUFFIXES = (".jsonl", ".parquet")
+NUMBER = 44  # low bits of a row's key that hold its number in the shard, the shard stands above
 
 
 class ShardError(OSError):
-    """A shard that is missing, incomplete, unreadable or in the way; the message says which and
-    what to do."""
+    """A shard that is missing, incomplete, unreadable or in the way; says which, and what to do."""
 
 
 def find(paths: list[str]) -> list[str]:
-    """Shards named by files, folders or patterns, sorted within each; ShardError when one names
-    nothing."""
+    """Shards named by files, folders or patterns, sorted within each; ShardError for none."""
     import fsspec
 
-    found = []
+    named = []
     for path in paths:
         system, inner = fsspec.core.url_to_fs(str(path))
         if system.isdir(inner):
@@ -43,17 +41,19 @@ def find(paths: list[str]) -> list[str]:
                 f"{path}: no shard there; wanted a file, a folder or a pattern of"
                 f" {' or '.join(SUFFIXES)}"
             )
-        found += [system.unstrip_protocol(name) for name in sorted(names)]
-    return found
+        named += [system.unstrip_protocol(name) for name in sorted(names)]
+    return named
 
 
 def chunks(shards: list[str], piece: int = PIECE) -> list[dict]:
-    """The chunks of all shards in order: {"shard": number, "path", "low", "high" in bytes, or row
-    groups, "bytes"}."""
+    """The chunks of all shards in order: {"shard": number, "path", "low", "high", "bytes"}.
+
+    low, high: bytes of a file of lines, row groups of a Parquet file.
+    """
     import fsspec
     import pyarrow.parquet as pq
 
-    found = []
+    pieces = []
     for number, path in enumerate(shards):
         system, inner = fsspec.core.url_to_fs(path)
         if path.endswith(".parquet"):
@@ -69,17 +69,19 @@ def chunks(shards: list[str], piece: int = PIECE) -> list[dict]:
         else:
             edges = [*range(0, system.size(inner), piece), system.size(inner)]
             sizes = [high - low for low, high in zip(edges, edges[1:], strict=False)]
-        found += [
+        pieces += [
             {"shard": number, "path": path, "low": low, "high": high, "bytes": size}
             for low, high, size in zip(edges, edges[1:], sizes, strict=False)
             if low < high
         ]
-    return found
+    return pieces
 
 
 def read(chunk: dict) -> Iterator[tuple[int, int, dict]]:
-    """(number, size in bytes, row) of the rows of a chunk. A line belongs to the chunk in which it
-    begins. ShardError when the shard is gone, or holds what is no JSON."""
+    """(number, size in bytes, row) of the rows of a chunk; a line belongs to where it begins.
+
+    ShardError when the shard is gone, or holds what is no JSON.
+    """
     if chunk["path"].endswith(".parquet"):
         yield from _read_group(chunk)
         return
@@ -89,8 +91,10 @@ def read(chunk: dict) -> Iterator[tuple[int, int, dict]]:
 
 
 def lines(chunk: dict, most: int = 0) -> Iterator[tuple[int, bytes | None]]:
-    """(byte, line) of the lines of JSON that begin in a chunk; None for one longer than `most`
-    bytes, which is read past in pieces. ShardError when the shard is gone."""
+    """(byte, line) of the lines of JSON that begin in a chunk; None for one over `most` bytes.
+
+    Such a line is read past in pieces. ShardError when the shard is gone.
+    """
     with _opened(chunk["path"]) as handle:
         handle.seek(max(chunk["low"] - 1, 0))
         at = chunk["low"] and chunk["low"] - 1 + _next_line(handle, most)[1]
@@ -178,8 +182,10 @@ def fetch(path: str, numbers: list[int], sizes: list[int]) -> list[dict]:
 
 
 def write(rows: list[dict], path: str) -> int:
-    """Write a shard under a temporary name, then move it to `path`; returns the number of rows. A
-    second writer of the same rows (a task done again) ends with the same file."""
+    """Write a shard under a temporary name, then move it to `path`; returns the number of rows.
+
+    A second writer of the same rows (a task done again) ends with the same file.
+    """
     import os
     import uuid
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -248,24 +248,18 @@ class Stage:
         return rank
 
 
-def deduplicate(
-    stage: Stage, engine: str = "local", workers: int = 1, address: str = "", **options
-):
-    """(exact, near, stats): DataFrames of row, keeper, jaccard (exact: 1.0), with the statistics of
-    `dedup`.
-
-    engine: "local" with `workers` signing threads, or "ray" for the job of
-    `lib.cluster.near_duplicates`, on the cluster at an address or on `workers` processes of this
-    machine. options: threshold, permutations and the rest, as it takes them.
+def deduplicate(stage: Stage, search: Callable | None = None, workers: int = 1, **options):
+    """(exact, near, stats): DataFrames of row, keeper, jaccard (exact: 1.0), and statistics.
 
     The text compared is the whole conversation: two different answers to one question may both
-    stay. Two rows are exact duplicates when their ids, hashes of their text, are the same.
+    stay. Two rows are exact duplicates when their ids, hashes of their text, are the same. search:
+    another engine (`lib.cluster.engine`), a function of (exact, **options) that returns (near,
+    stats); None looks on this machine with `workers` signing threads. options: threshold,
+    permutations and the rest, as `near_duplicates.find` takes them.
     """
     import numpy as np
     import pandas as pd
 
-    if engine not in ("local", "ray"):
-        raise ValueError(f"engine {engine!r} must be local or ray")
     rank = stage.priority()
     order = np.argsort(rank, kind="stable")
     _, first, group = np.unique(stage.ids[order], return_index=True, return_inverse=True)
@@ -273,33 +267,15 @@ def deduplicate(
     keeper[order] = order[first][group]
     lost = np.flatnonzero(keeper != np.arange(len(stage)))
     exact = pd.DataFrame({"row": lost, "keeper": keeper[lost], "jaccard": np.ones(len(lost))})
+    if search is not None:
+        return exact, *search(exact, **options)
     left = np.flatnonzero(keeper == np.arange(len(stage)))
-    if engine == "ray":
-        from lib.cluster import near_duplicates as cluster
-
-        cluster.start(address, workers)
-        names = (
-            stage.source.astype(np.int64) << cluster.NUMBER | stage.offsets
-        )  # what the job calls each row
-        job, stats = cluster.find(
-            [f"file://{path.resolve()}" for path in stage.paths],
-            evidence,
-            importance,
-            skip=frozenset(names[lost].tolist()),
-            **options,
-        )
-        place = {
-            column: np.searchsorted(names, job[column].to_numpy(np.int64))
-            for column in ("row", "keeper")
-        }
-        return exact, pd.DataFrame(place | {"jaccard": job["jaccard"].to_numpy(float)}), stats
 
     def texts():
         for number, row in zip(left, stage.rows(left), strict=True):
             yield int(number), evidence(row)
 
-    near, stats = near_duplicates.find(texts, rank[left], threads=workers, **options)
-    return exact, near, stats
+    return exact, *near_duplicates.find(texts, rank[left], threads=workers, **options)
 
 
 def importance(row: dict, source: int) -> tuple[int, int]:

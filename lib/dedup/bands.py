@@ -1,18 +1,13 @@
-"""Bands and sketches: which pairs of MinHash signatures become candidates, and how surely a pair is
-found."""
+"""Bands and sketches: which pairs of signatures become candidates, and how surely one is found."""
 
 from __future__ import annotations
 
 from lib import plots
 
-RECALL_WEIGHTS = (
-    0.002,
-    0.998,
-)  # exact Jaccard removes false positives, so the weight goes to finding
+# exact Jaccard removes false positives, so the weight goes to finding
+RECALL_WEIGHTS = (0.002, 0.998)
 PERMUTATIONS = 256  # 32 bands of 8: finds 99.7 % of the pairs at 0.8; 128 find 95 %
-SKETCH_MISSES = (
-    1e-6  # share of the pairs at the threshold that may be lost by comparing sketches first
-)
+SKETCH_MISSES = 1e-6  # share of pairs at the threshold that comparing sketches first may lose
 
 
 def lsh_parameters(
@@ -32,8 +27,7 @@ def lsh_parameters(
 
 
 def found_share(jaccard: float, bands: int, rows: int) -> float:
-    """Chance that a pair of this Jaccard similarity shares at least one band: 1 - (1 -
-    J^rows)^bands."""
+    """Chance that a pair of this similarity shares a band: 1 - (1 - J^rows)^bands."""
     return 1.0 - (1.0 - jaccard**rows) ** bands
 
 
@@ -55,9 +49,10 @@ def s_curves(axis, chosen: list[tuple[int, int]], at: float) -> None:
 
 
 def most_different_bits(threshold: float, permutations: int) -> tuple[int, int]:
-    """Different sketch bits, in the first two words and in all, that all but SKETCH_MISSES of the
-    pairs at the threshold stay within: each bit is different with probability (1 - J) / 2,
-    independently (binomial quantile).
+    """Most different sketch bits of a pair at the threshold: in the first two words, and in all.
+
+    All but SKETCH_MISSES of such pairs stay within: each bit is different with probability
+    (1 - J) / 2, independently (binomial quantile).
     """
     from scipy.stats import binom
 
@@ -68,8 +63,7 @@ def most_different_bits(threshold: float, permutations: int) -> tuple[int, int]:
 
 
 def chosen(bands, threshold: float, permutations: int) -> tuple[int, int]:
-    """(bands, rows) of a `bands` option: a pair, "datasketch", or None for the choice of
-    `lsh_parameters`."""
+    """(bands, rows) of an option: a pair, "datasketch", or None for `lsh_parameters`."""
     if bands is None or bands == "datasketch":
         return lsh_parameters(threshold, permutations, compat=bands == "datasketch")
     if (
@@ -86,8 +80,7 @@ def chosen(bands, threshold: float, permutations: int) -> tuple[int, int]:
 
 
 def buckets(signed: list, bands: int):
-    """Number the groups of entries that share a band key: (int32 (bands, entries), -1 where alone;
-    int32 sizes).
+    """Number the entries that share a band key: int32 (bands, entries), -1 where alone; sizes.
 
     signed: [(uint64 (bands, texts), sketches)] of the blocks of entries in order; the keys of a
     band are gathered, sorted with the entry in the low bits, and numbered, one band at a time.
@@ -96,7 +89,7 @@ def buckets(signed: list, bands: int):
     """
     import numpy as np
 
-    from lib.dedup import resolve
+    from lib.dedup import candidates
 
     entries = sum(keys.shape[1] for keys, _ in signed)
     mask = np.uint64((1 << max(entries - 1, 1).bit_length()) - 1)
@@ -106,8 +99,8 @@ def buckets(signed: list, bands: int):
         packed &= ~mask
         packed |= np.arange(entries, dtype=np.uint64)
         packed.sort()
-        found = np.empty(entries // 2 + 1, np.int32)
-        count = resolve.number_buckets(packed, mask, total, numbers[band], found)
-        sizes.append(found[:count].copy())
+        room = np.empty(entries // 2 + 1, np.int32)
+        count = candidates.number_buckets(packed, mask, total, numbers[band], room)
+        sizes.append(room[:count].copy())
         total += count
     return numbers, np.concatenate(sizes)

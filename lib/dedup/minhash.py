@@ -13,25 +13,24 @@ import numba
 import numpy as np
 from numba import njit, uint32, uint64
 
-if llvmlite.binding.get_host_cpu_features().get(
-    "avx512f"
-):  # LLVM takes half of the registers' width by itself
-    wide = f"{llvmlite.binding.get_host_cpu_features().flatten()},-prefer-256-bit"
-    numba.config.CPU_FEATURES = (
-        numba.config.CPU_FEATURES or wide
-    )  # a user's NUMBA_CPU_FEATURES goes first
+features = llvmlite.binding.get_host_cpu_features()
+if features.get("avx512f"):  # LLVM takes half of the registers' width by itself
+    wide = f"{features.flatten()},-prefer-256-bit"
+    # a user's NUMBA_CPU_FEATURES goes first
+    numba.config.CPU_FEATURES = numba.config.CPU_FEATURES or wide
 
 # odd: (key * MIX) >> 32 is a universal hash of the key (Dietzfelbinger et al. 1997)
 MIX = 0x9E3779B97F4A7C15
-SHORT = (
-    1 << 63
-)  # set in the one key of a text too short for a shingle; packed code points use 63 bits
+# set in the one key of a text too short for a shingle; packed code points use 63 bits
+SHORT = 1 << 63
 CHUNK = 8192  # shingles held at a time, so that memory does not grow with the length of a text
 
 
 def kernel(function):
-    """njit that keeps its machine code beside the module or in the user's cache; where both are
-    read-only numba raises, and the code is compiled anew in every process."""
+    """njit that keeps its machine code beside the module or in the user's cache.
+
+    Where both are read-only numba raises, and the code is compiled anew in every process.
+    """
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:
@@ -46,8 +45,7 @@ def permutations(count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 
 def word_table() -> np.ndarray:
-    """True for the code points of a word: alphanumeric or underscore, as in the regular expression
-    \\w."""
+    """True for the code points of a word: alphanumeric or underscore, as for the pattern \\w."""
     table = np.fromiter((chr(i).isalnum() for i in range(0x110000)), np.bool_, 0x110000)
     table[ord("_")] = True
     return table
@@ -55,8 +53,7 @@ def word_table() -> np.ndarray:
 
 @kernel
 def code_point(buffer, position):
-    """Code point at a position of valid UTF-8 (surrogates passed through) and the position after
-    it."""
+    """Code point at a position of valid UTF-8 (surrogates pass through), and the next position."""
     first = uint32(buffer[position])
     if first < uint32(0x80):
         return first, position + 1
@@ -87,26 +84,26 @@ def _trigrams(buffer, position, high, out):
 @kernel
 def _five_words(buffer, position, high, words, out):
     last, starts = np.zeros(5, np.uint64), np.zeros(5, np.int64)
-    count, found, word, inside = 0, 0, uint64(0), False
+    count, complete, word, inside = 0, 0, uint64(0), False
     while position <= high:
         if count == len(out):
-            return count, starts[(found - 4) % 5]  # where the next run of five begins
+            return count, starts[(complete - 4) % 5]  # where the next run of five begins
         point, after = uint32(32), position + 1  # a blank behind the last word ends it
         if position < high:
             point, after = code_point(buffer, position)
         if words[point]:
             if not inside:
-                starts[found % 5] = position
+                starts[complete % 5] = position
             word = (word ^ uint64(point)) * uint64(MIX)
             word ^= word >> uint64(29)
             inside = True
         elif inside:
-            last[found % 5] = word
-            found += 1
+            last[complete % 5] = word
+            complete += 1
             word, inside = uint64(0), False
-            if found >= 5:
+            if complete >= 5:
                 key = uint64(0)
-                for i in range(found, found + 5):
+                for i in range(complete, complete + 5):
                     key = (key ^ last[i % 5]) * uint64(MIX)
                     key ^= key >> uint64(32)
                 out[count] = key >> uint64(1)
@@ -117,8 +114,7 @@ def _five_words(buffer, position, high, words, out):
 
 @kernel
 def shingle_keys(buffer, low, position, high, words, out):
-    """Write shingle keys of the text buffer[low:high] from `position` on, repeats included, to
-    `out` (uint64).
+    """Write shingle keys of buffer[low:high] from `position` on, with repeats, to `out` (uint64).
 
     words: table of word characters for shingles of five words, or an empty array for three code
     points. A text shorter than a shingle gets one key, a hash of all its code points: it equals
@@ -144,7 +140,8 @@ def _sign(buffer, low, high, words, factors, offsets, recent, keys, hashes, sign
     """Minima of the affine permutations over the hashes of the shingles of buffer[low:high].
 
     `recent` remembers hashes by their high bits and skips most repeats; one that slips through
-    cannot change a minimum."""
+    cannot change a minimum.
+    """
     recent[:] = uint32(0)  # no hash of slot 1 and above
     recent[0] = uint32(0xFFFFFFFF)  # no hash of slot 0
     signature[:] = uint32(0xFFFFFFFF)
@@ -153,9 +150,8 @@ def _sign(buffer, low, high, words, factors, offsets, recent, keys, hashes, sign
         count, position = shingle_keys(buffer, low, position, high, words, keys)
         for i in range(count):
             h = uint32((keys[i] * uint64(MIX)) >> uint64(32))
-            h = uint32(
-                (h ^ (h >> uint32(16))) * uint32(0x85EBCA6B)
-            )  # MurmurHash3 finaliser, as in datasketch
+            # MurmurHash3 finaliser, as in datasketch
+            h = uint32((h ^ (h >> uint32(16))) * uint32(0x85EBCA6B))
             h = uint32((h ^ (h >> uint32(13))) * uint32(0xC2B2AE35))
             hashes[i] = h ^ (h >> uint32(16))
         distinct = 0

@@ -1,5 +1,4 @@
-"""Templates: the beginnings and endings that many different texts share, and what lies between
-them.
+"""Templates: the beginnings and endings that many texts share, and what lies between them.
 
 Instruction sets wrap short slots in long fixed wording ("Below is an instruction that describes a
 task ..."), so most of what two such texts share is the wrapping. The rule: a beginning (or ending)
@@ -49,7 +48,8 @@ def walk(buffer, starts, ends, step, rows, words, keys, lengths):
 
     keys, lengths: hash and length in bytes of each text's beginning so far, updated in place where
     that many more words are there and the text does not end with them; returns for which rows they
-    are."""
+    are.
+    """
     there = np.zeros(len(rows), np.bool_)
     for i in range(len(rows)):
         row = rows[i]
@@ -70,9 +70,10 @@ def walk(buffer, starts, ends, step, rows, words, keys, lengths):
 
 @kernel
 def shared_wording(buffer, first, second, limit, step):
-    """Length in bytes of the wording that two texts share from byte positions `first` and `second`
-    on, at most `limit` bytes and cut at a word; backwards for step -1. 0 for fewer than MIN_WORDS
-    words."""
+    """Length in bytes of the wording that two texts share from positions `first` and `second` on.
+
+    At most `limit` bytes, cut at a word; backwards for step -1. 0 for fewer than MIN_WORDS words.
+    """
     length, words, shared = 0, 0, 0
     while True:
         a, b = first + step * length, second + step * length
@@ -85,8 +86,7 @@ def shared_wording(buffer, first, second, limit, step):
 
 
 def shared_by(minimum: int):
-    """A function that tells, of hashes of beginnings, which at least `minimum` of them have in
-    common."""
+    """A function that tells, of hashes of beginnings, which occur at least `minimum` times."""
 
     def frequent(keys):
         _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
@@ -106,9 +106,10 @@ def found_in(hashes):
 
 
 def beginnings(buffer, starts, ends, step: int, rows, frequent, forget=None):
-    """Yield (rows, hashes, lengths in bytes) of the beginnings (step 1) or endings (-1) of
-    MIN_WORDS words and more of the texts `rows`, one word longer each time, for the rows whose last
-    one was frequent."""
+    """Yield (rows, hashes, lengths in bytes) of the beginnings (step 1) or endings (-1) of texts.
+
+    Of MIN_WORDS words and more, one word longer each time, for rows whose last one was frequent.
+    """
     keys, lengths = np.zeros(len(starts), np.uint64), np.zeros(len(starts), np.int64)
     for words in (MIN_WORDS, *[1] * (MAX_WORDS - MIN_WORDS)):
         parts = [
@@ -123,28 +124,25 @@ def beginnings(buffer, starts, ends, step: int, rows, frequent, forget=None):
 
 
 def cut(buffer, starts, ends, rows, frequent_heads, frequent_tails, forget=None):
-    """(bytes of template at the beginning, at the end) of the texts `rows`, int64 (texts,); 0 for
-    other texts."""
+    """(bytes of template at the beginning, at the end) of the texts `rows`, int64; 0 for others."""
     sides = []
     for step, frequent in ((1, frequent_heads), (-1, frequent_tails)):
-        found = np.zeros(len(starts), np.int64)
+        template = np.zeros(len(starts), np.int64)
         for some, keys, lengths in beginnings(buffer, starts, ends, step, rows, frequent, forget):
             shared = frequent(keys)
-            found[some[shared]] = lengths[shared]
-        sides.append(found)
+            template[some[shared]] = lengths[shared]
+        sides.append(template)
     return sides
 
 
 def inner(starts, ends, head, tail):
-    """(inner_starts, inner_ends) for template of `head` and `tail` bytes; a text that is all
-    template stays whole."""
+    """(inner_starts, inner_ends) for `head` and `tail` bytes of template; all template is none."""
     left = head + tail < ends - starts
     return np.where(left, starts + head, starts), np.where(left, ends - tail, ends)
 
 
 def spans(buffer, starts, ends, min_rows: int = 50, forget=None):
-    """(inner_starts, inner_ends), int64 byte positions of what lies between the shared wording of
-    each text.
+    """(inner_starts, inner_ends), int64: what lies between the shared wording of each text.
 
     buffer: uint8 of UTF-8; starts, ends: int64 a text. Equal texts count once. Cuts fall on white
     space, so the rest is valid UTF-8. A text that is all template is left whole. forget: of

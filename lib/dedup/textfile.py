@@ -1,5 +1,4 @@
-"""Texts as bytes of UTF-8, one after the other: in memory a block at a time, all of them in a
-temporary file."""
+"""Texts as bytes of UTF-8, one after the other: a block in memory, all in a temporary file."""
 
 from __future__ import annotations
 
@@ -22,8 +21,11 @@ def encode(text: str, lower: bool = False) -> bytes:
 
 
 def pack(texts: list[bytes]):
-    """(buffer, starts, ends) of encoded texts: uint8, and int64 positions. One blank more keeps the
-    buffer from being empty and lets a kernel look one byte behind the last text."""
+    """(buffer, starts, ends) of encoded texts: uint8, and int64 positions.
+
+    One blank more keeps the buffer from being empty and lets a kernel look one byte behind the last
+    text.
+    """
     import numpy as np
 
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), dtype=np.int64)
@@ -32,12 +34,11 @@ def pack(texts: list[bytes]):
 
 
 def read(texts, file, lower: bool, sign, threads: int = 1):
-    """Write the texts to an open file and sign them on the way: (labels, ends int64, results of
-    `sign` in order).
+    """Write texts to an open file and sign them on the way: (labels, ends int64, results).
 
     texts: strings or (label, text) pairs, or a function that returns such an iterable. sign:
-    function of (buffer, starts, ends) of a block; more than one thread signs while the next blocks
-    are read.
+    function of (buffer, starts, ends) of a block, its results come in order; more than one thread
+    signs while the next blocks are read.
     """
     import numpy as np
 
@@ -45,9 +46,8 @@ def read(texts, file, lower: bool, sign, threads: int = 1):
     numbered = enumerate(texts() if callable(texts) else texts)
     with ThreadPoolExecutor(threads) as pool:
         while block := list(islice(numbered, BLOCK)):
-            block = [
-                pair if isinstance(pair[1], str) else pair[1] for pair in block
-            ]  # of (position, entry)
+            # of (position, entry), where an entry may be a pair itself
+            block = [pair if isinstance(pair[1], str) else pair[1] for pair in block]
             for label, text in block:
                 if not isinstance(text, str):
                     raise TypeError(
@@ -93,8 +93,7 @@ def mapped(file):
 
 
 def parts(rows, forget=None):
-    """Stretches of PART of an array of `rows`; after each, `forget` of `mapped` lets its pages
-    leave the memory."""
+    """Stretches of PART of an array; after each, `forget` of `mapped` lets go of its pages."""
     for low in range(0, len(rows), PART):
         yield rows[low : low + PART]
         if forget:

@@ -49,8 +49,7 @@ def child(workers: int, folder: str) -> dict:
     import orjson
 
     from lib.cluster import job as cluster_job
-    from lib.cluster import near_duplicates as cluster
-    from lib.cluster import shards
+    from lib.cluster import session, shards
     from lib.dedup import near_duplicates
 
     named = shards.find([folder])
@@ -67,7 +66,7 @@ def child(workers: int, folder: str) -> dict:
         drops, _ = near_duplicates.find(texts)
         return {"seconds": time.perf_counter() - start, "drops": sorted(drops["row"].tolist())}
     os.sched_setaffinity(0, set(range(workers)))  # Ray counts processors and does not keep to them
-    cluster.start(workers=workers)
+    session.start(workers=workers)
     peaks, stop = {}, threading.Event()
     thread = threading.Thread(target=watch, args=(peaks, stop), daemon=True)
     thread.start()
