@@ -270,16 +270,16 @@ def test_mfu_is_absent_where_the_peak_is_unknown():
     )
 
 
-def test_an_estimate_follows_the_measurement_and_is_absent_for_other_sizes(tmp_path, monkeypatch):
-    record = {"device": "NVIDIA H100 80GB HBM3", "fit_tok_s": 18_000.0, "date": "2026-11-25"}
-    (tmp_path / "train_8b.json").write_text(json.dumps(record))
-    monkeypatch.setattr(throughput, "MEASURED", tmp_path / "train_8b.json")
+def test_an_estimate_follows_the_measurement_and_is_absent_for_other_sizes(monkeypatch):
+    bench = json.loads((ROOT / "tests" / "bench" / "results" / "train_8b.json").read_text())
+    speed = {"tokens_per_second": pytest.approx(bench["fit_tok_s"], rel=1e-4)}
+    assert {key: bench[key] for key in ("device", "date")} | speed == throughput.MEASURED
+    assert "16,368 tokens/s on NVIDIA H100" in throughput.measured_on()
+    monkeypatch.setitem(throughput.MEASURED, "tokens_per_second", 18_000.0)
     a100, h100 = throughput.estimates(18_000 * 3600 * 10, int(8.03e9), {"A100": 2.0, "H100": 4.0})
     assert h100 == {"card": "H100", "hours": "10.0", "USD": "40", "speed": "measured"}
     assert a100["hours"] == f"{10 * 989 / 312:.1f}" and "not measured" in a100["speed"]
     assert throughput.estimates(10**9, int(135e6), {"H100": 4.0}) == []
-    monkeypatch.setattr(throughput, "MEASURED", tmp_path / "none.json")
-    assert throughput.estimates(10**9, int(8.03e9), {"H100": 4.0}) == []
 
 
 @pytest.mark.slow

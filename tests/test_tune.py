@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 
+from lib.evaluation import probe
 from lib.files import ROOT, read_jsonl, write_jsonl
 from lib.training import merge, tune
 from tests import tiny
@@ -97,19 +99,23 @@ def test_from_rows_to_an_audited_merge(tmp_path, four_bit):
         "checker": "math",
         "meta": {},
     }
+    settings = {"folder": tmp_path / "asked", "seed": 1, "max_new_tokens": 4, "batch_size": 8}
     audit = merge.audit(
         base,
         result["adapter"],
         merged,
         [[5, 9, 40, 41, 100, 7], [200, 3, 3, 90]],
-        [item],
+        partial(probe.ask, [item], settings, "key"),
         base_dtype="float32",
         merged_dtype="float32",
-        task_tokens=4,
         seed=1,
         wrong_ways=not four_bit,
     )
     assert audit["metrics"]["base_is_full_precision"] == int(not four_bit)
+    texts = {label: rows["a"]["text"] for label, (rows, _) in audit["answers"].items()}
+    assert list(texts) == [row["variant"] for row in audit["task_rows"]]
+    assert audit["rows"][-1]["variant"] == audit["yardstick"] not in texts
+    assert len(list((tmp_path / "asked").glob("generations-*.jsonl"))) == len(texts)
     assert audit["reference"] == (merge.REFERENCE_4BIT if four_bit else merge.REFERENCE)
     if four_bit:
         assert audit["kl"]["merged"] > 1e-4
@@ -126,7 +132,8 @@ def test_from_rows_to_an_audited_merge(tmp_path, four_bit):
 SCRIPT = """
 import sys, time, json
 from pathlib import Path
-from lib import conversations, models, sharpen, tune
+from lib import models
+from lib.training import conversations, sharpen, tune
 folder, values, slow = Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3])
 out, base = folder / sys.argv[4], str(folder / "base")
 out.mkdir(exist_ok=True)

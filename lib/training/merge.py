@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from lib import models
+from lib import models, stats
+from lib.estimates import known
 
 REFERENCE, REFERENCE_4BIT = (
     "adapter on base (reference)",
@@ -18,10 +23,10 @@ LOADED = f"merged, loaded in {SERVED}"
 
 
 def check_base(adapter: Path, base: str, revision: str = "", allow_quantised: bool = False) -> dict:
-    """Training record of the adapter; raises ValueError unless it was trained on exactly this
-    full-precision base.
+    """Training record of the adapter; ValueError unless it was trained on exactly this base.
 
-    allow_quantised: accept an adapter that saw this base in 4 bits (QLoRA). It fits the
+    The base must have been in full precision. allow_quantised: accept an adapter that saw it in 4
+    bits (QLoRA). It fits the
     full-precision weights only about, so whoever allows it must measure by how much: `audit` takes
     the 4-bit model that was trained as reference.
     """
@@ -36,10 +41,11 @@ def check_base(adapter: Path, base: str, revision: str = "", allow_quantised: bo
             f"{adapter} was trained on a quantised base; it cannot be merged honestly (see"
             " 10_train_base)"
         )
-    if (found := models.key(base, revision=revision)) != record["base_key"]:
+    key = models.key(base, revision=revision)
+    if key != record["base_key"]:
         raise ValueError(
             f"{adapter} was trained on {record['base']} (key {record['base_key']}), not on {base}"
-            f" (key {found}); name that base in `model`, or train again"
+            f" (key {key}); name that base in `model`, or train again"
         )
     return record
 
@@ -61,11 +67,10 @@ def merge(
     revision: str = "",
     allow_quantised: bool = False,
 ) -> Path:
-    """Merge in float32 onto the full-precision base, round once to `merged_dtype`, write a
-    checkpoint atomically.
+    """Merge in float32 onto the full-precision base and write a checkpoint of `merged_dtype`.
 
-    Raises ValueError when the adapter belongs to another base (see `check_base`) or a merged weight
-    is not finite.
+    It is rounded once, and written under another name until it is whole. Raises ValueError when the
+    adapter belongs to another base (see `check_base`) or a merged weight is not finite.
     """
     import torch
 
@@ -82,8 +87,7 @@ def merge(
 
 
 def merge_through_four_bit(base: str, adapter: Path, dtype: str, revision: str = ""):
-    """The wrong way, kept to be measured: quantise the base to NF4, add the delta there, round to
-    NF4 again."""
+    """The wrong way, kept to be measured: base to NF4, add the delta there, round to NF4 again."""
     return _rounded(base, dtype, revision, adapter=adapter, four_bit=True).merge_and_unload().eval()
 
 
@@ -119,144 +123,147 @@ def audit(
     adapter: Path,
     merged: Path,
     sequences: list[list[int]],
-    items: list[dict],
+    ask: Callable,
     *,
     base_dtype: str,
     merged_dtype: str,
-    task_tokens: int,
     seed: int,
     revision: str = "",
     wrong_ways: bool = True,
 ) -> dict:
-    """Is the merged checkpoint the model that was trained? Logits, greedy tokens and task score of
-    each variant.
+    """Is the merged checkpoint the model that was trained? Logits, greedy tokens and task score.
 
     The reference is what was trained: the adapter on the full-precision base, or on the 4-bit base
     where the adapter's record says so. Each variant is loaded, compared on the same sequences of
-    token ids, asked the same items greedily, and dropped. Rounding to SERVED is measured whatever
-    this machine computes in. wrong_ways: the 4-bit routes too. Returns {reference, rows
-    (`audit_table`), kl ({variant: nats}), logits ({variant: rows of `compare_logits`}),
-        answers ({variant: texts}), yardstick (label of the untouched base, rounded against itself),
-        metrics}.
+    token ids, asked, and dropped. Rounding to SERVED is measured whatever this machine computes in.
+
+    Args:
+        ask: function(label, model, tokenizer) -> ({item id: {"text"}}, {item id: {"correct"}}) of
+            greedy answers, the same items each time (`lib.evaluation.probe.ask`).
+        wrong_ways: the 4-bit routes too.
+    Returns {reference, yardstick (labels), rows and task_rows (of `audit_tables`), kl ({variant:
+    nats}), logits ({variant: rows of `compare_logits`}), answers ({variant: what ask returned}),
+    metrics}. The yardstick is the untouched base, rounded against itself.
     """
-    import gc
-
-    import numpy as np
-
-    from lib import stats
-    from lib.evaluation import grade
-    from lib.generation import generate
-
     quantised = check_base(adapter, base, revision, allow_quantised=True)["base_quantised"]
     reference = REFERENCE_4BIT if quantised else REFERENCE
+    adapted = partial(_rounded, base, base_dtype, revision, adapter=adapter)
     variants = {
-        reference: lambda: _rounded(
-            base, base_dtype, revision, adapter=adapter, four_bit=quantised
-        ),
-        "merged": lambda: _rounded(str(merged), merged_dtype),
-        LOADED: lambda: _rounded(str(merged), SERVED),
+        reference: partial(adapted, four_bit=quantised),
+        "merged": partial(_rounded, str(merged), merged_dtype),
+        LOADED: partial(_rounded, str(merged), SERVED),
     }
     if quantised:
-        variants["adapter on full-precision base"] = lambda: _rounded(
-            base, base_dtype, revision, adapter=adapter
-        )
+        variants["adapter on full-precision base"] = adapted
     if wrong_ways:
-        variants["merged, then 4-bit"] = lambda: _rounded(str(merged), base_dtype, four_bit=True)
+        variants["merged, then 4-bit"] = partial(_rounded, str(merged), base_dtype, four_bit=True)
         if not quantised:
-            variants["adapter on 4-bit base"] = lambda: _rounded(
-                base, base_dtype, revision, adapter=adapter, four_bit=True
-            )
-        variants[WRONG] = lambda: merge_through_four_bit(base, adapter, base_dtype, revision)
-    untouched = [_rounded(base, kind, revision) for kind in (base_dtype, SERVED)]
+            variants["adapter on 4-bit base"] = partial(adapted, four_bit=True)
+        variants[WRONG] = partial(merge_through_four_bit, base, adapter, base_dtype, revision)
+    untouched = (_rounded(base, kind, revision) for kind in (base_dtype, SERVED))
+    yardstick = f"yardstick: untouched base, {base_dtype} against {SERVED}"
     floor = compare_logits(*untouched, sequences)
-    del untouched
-    tokenizer, prompts = models.load_tokenizer(base, revision), [item["prompt"] for item in items]
+    tokenizer = models.load_tokenizer(base, revision)
+    logits, answers = _compare(variants, reference, sequences, ask, tokenizer)
+    logits[yardstick] = floor
+    rows, task_rows = audit_tables(logits, answers, seed)
+    kl = {label: _mean_kl(compared) for label, compared in logits.items()}
+    metrics = _audit_metrics(logits["merged"], answers["merged"], answers[reference], seed)
+    metrics |= {
+        "base_is_full_precision": int(not quantised),
+        "kl_wrong_way": kl.get(WRONG),
+        "kl_format_floor": kl[yardstick],
+        "merged_bytes": models.bytes_on_disk(str(merged)),
+    }
+    about = {"reference": reference, "yardstick": yardstick, "rows": rows, "task_rows": task_rows}
+    return about | {"kl": kl, "logits": logits, "answers": answers, "metrics": metrics}
+
+
+def _compare(variants: dict[str, Callable], reference: str, sequences, ask, tokenizer):
+    """({variant: rows of `compare_logits`}, {variant: what ask returned}), one in memory at once.
+
+    A model in 4 bits is loaded anew for each use: its first forward may repack its weights.
+    """
     trained, logits, answers = variants[reference](), {}, {}
     for label, load in variants.items():
         other = load()
         logits[label] = compare_logits(trained, other, sequences)
-        texts = generate.generate(
-            other, tokenizer, prompts, max_new_tokens=task_tokens, progress=label
-        )
-        answers[label] = [samples[0]["text"] for samples in texts]
+        answers[label] = ask(label, other, tokenizer)
         del other
         gc.collect()
-    yardstick = f"yardstick: untouched base, {base_dtype} against {SERVED}"
-    logits[yardstick] = floor
-    graded = {
-        label: grade.grade_all(items, [[text] for text in own], progress=False)
-        for label, own in answers.items()
-    }
-    right = {label: frame["correct"].astype(float).to_numpy() for label, frame in graded.items()}
-    rows = audit_table(logits, answers, right, seed)
-    kl, compared = {row["variant"]: row["KL (nats)"] for row in rows}, logits["merged"]
+    return logits, answers
+
+
+def _audit_metrics(compared: list[dict], merged: tuple, reference: tuple, seed: int) -> dict:
     positions = sum(row["positions"] for row in compared)
-    found = {
-        "base_is_full_precision": int(not quantised),
-        "greedy_identity": stats.proportion(sum(row["same_top"] for row in compared), positions),
-        "max_logit_delta": float(np.max([row["max_abs"] for row in compared])),
+    same = sum(row["same_top"] for row in compared)
+    return {
+        "greedy_identity": stats.proportion(same, positions),
+        "max_logit_delta": float(max(row["max_abs"] for row in compared)),
         "mean_kl": stats.mean_ci([row["kl"] for row in compared], seed, unit="nats"),
         "task_score_delta": stats.paired_difference(
-            right["merged"], right[reference], seed, unit="share"
+            _right(merged), _right(reference), seed, unit="share"
         ),
-        "kl_wrong_way": float(kl[WRONG]) if wrong_ways else None,
-        "kl_format_floor": float(kl[yardstick]),
-        "merged_bytes": models.bytes_on_disk(str(merged)),
-    }
-    return {
-        "reference": reference,
-        "rows": rows,
-        "kl": kl,
-        "logits": logits,
-        "answers": answers,
-        "yardstick": yardstick,
-        "metrics": found,
     }
 
 
-def audit_table(logits: dict, answers: dict, right: dict, seed: int) -> list[dict]:
-    """One row a variant: divergence from the reference, greedy tokens, answers and task score, with
-    intervals as text.
+def _right(asked: tuple) -> list[float]:
+    """1 or 0 for each answer, in the order of the items."""
+    rows, grades = asked
+    return [float(grades[name]["correct"]) for name in rows]
 
-    Args: logits: {variant: rows of `compare_logits`}; answers: {variant: greedy texts}, the
-    reference first;
-        right: {variant: 0/1 array [items]}. Variants without answers get the logit columns alone.
+
+def _mean_kl(compared: list[dict]) -> float:
+    import numpy as np
+
+    weights = [row["positions"] for row in compared]
+    return float(np.average([row["kl"] for row in compared], weights=weights))
+
+
+def audit_tables(logits: dict, answers: dict, seed: int) -> tuple[list[dict], list[dict]]:
+    """(logits and greedy tokens, answers and task score) as rows, one a variant in each.
+
+    Args: logits: {variant: rows of `compare_logits`}; answers: {variant: (answer rows, grades)},
+        the reference first. Variants without answers are in the first table alone.
     """
     import numpy as np
 
-    from lib import stats
-
-    reference, rows = next(iter(answers)), []
+    rows = []
     for label, compared in logits.items():
-        positions = np.array([row["positions"] for row in compared])
-        same = stats.proportion(sum(row["same_top"] for row in compared), int(positions.sum()))
-        row = {
-            "variant": label,
-            "max |dlogit|": max(row["max_abs"] for row in compared),
-            "mean |dlogit|": float(
-                np.average([row["mean_abs"] for row in compared], weights=positions)
-            ),
-            "KL (nats)": float(np.average([row["kl"] for row in compared], weights=positions)),
-            "same greedy token": same,
-        }
-        if label in answers:
-            equal = sum(a == b for a, b in zip(answers[reference], answers[label], strict=True))
-            row |= {
-                "same answer text": stats.proportion(equal, len(answers[label])),
-                "task score": stats.proportion(int(right[label].sum()), len(right[label])),
+        positions = [row["positions"] for row in compared]
+        mean = np.average([row["mean_abs"] for row in compared], weights=positions)
+        same = sum(row["same_top"] for row in compared)
+        rows.append(
+            {
+                "variant": label,
+                "max |dlogit|": known(max(row["max_abs"] for row in compared)),
+                "mean |dlogit|": known(float(mean)),
+                "KL (nats)": known(_mean_kl(compared)),
+                "same greedy token": stats.proportion(same, sum(positions)),
+            }
+        )
+    first, task_rows = next(iter(answers.values())), []
+    for label, asked in answers.items():
+        texts = [[row["text"] for row in given.values()] for given in (first[0], asked[0])]
+        equal, right = sum(a == b for a, b in zip(*texts, strict=True)), _right(asked)
+        task_rows.append(
+            {
+                "variant": label,
+                "same answer text": stats.proportion(equal, len(right)),
+                "task score": stats.proportion(int(sum(right)), len(right)),
                 "minus reference": stats.paired_difference(
-                    right[label], right[reference], seed, unit="share"
+                    right, _right(first), seed, unit="share"
                 ),
             }
-        rows.append(row)
-    return rows
+        )
+    return rows, task_rows
 
 
 def delta_norms(base: str, adapter: Path, dtype: str, revision: str = "") -> list[dict]:
-    """Size of the update a layer: {layer, module, delta, weight, relative}, Frobenius norms of
-    scale*B@A and of W."""
-    import re
+    """Size of the update a layer: {layer, module, delta, weight, relative}.
 
+    delta and weight are the Frobenius norms of scale*B@A and of W, relative their ratio.
+    """
     adapted = _rounded(base, dtype, revision, adapter=adapter)
     rows = []
     for name, module in adapted.named_modules():

@@ -4,6 +4,7 @@ exact resume."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -254,6 +255,18 @@ def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
     atomic_write_json(scratch / "training.json", record)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
+
+
+def adapter_key(model) -> str:
+    """16 hex digits that change with the adapter's weights as they are now."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def base_record(name: str, dtype: str, revision: str, quantised: bool = False) -> dict:

@@ -1,6 +1,6 @@
-"""One of several processes that train one adapter, a GPU each: `torchrun -m
-lib.training.train_worker job.json`.
+"""One adapter trained by several processes, a GPU each.
 
+Each is `torchrun -m lib.training.train_worker job.json`.
 `launch` writes the job, starts torchrun (accelerate inside the Trainer does the rest) and brings
 the result back, so that a notebook trains on all visible GPUs. Plain data parallelism: frozen
 weights are on every GPU, gradients of the adapters alone are exchanged, once a step.
@@ -15,12 +15,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lib import models
 from lib.files import ROOT, atomic_write_json
+from lib.training import train
+
+
+def fit_on_all_gpus(model, tokenizer, data: dict, folder: Path, job: dict, probe=None) -> dict:
+    """`train.fit` on the one device there is; on several visible GPUs `launch`, without a probe."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        return launch(model, data, folder, job, gpus)
+    splits, settings = (data["train"], data["valid"]), job["settings"]
+    return train.fit(model, tokenizer, *splits, folder, settings, probe, job["fingerprint"])
 
 
 def launch(model, data: dict, folder: Path, job: dict, processes: int, cpu: bool = False) -> dict:
-    """Train in `processes` processes and put the adapter into `model` (peft); returns what
-    lib.training.train.fit returns.
+    """Train in `processes` processes, put the adapter into `model` (peft), return what `fit` does.
 
     data: {"train", "valid"}: datasets; job: {model, base_dtype, model_revision, lora_r, lora_alpha,
     lora_dropout, settings, fingerprint}. The model leaves the GPU while others need it. A killed
@@ -64,16 +76,12 @@ def launch(model, data: dict, folder: Path, job: dict, processes: int, cpu: bool
 
 
 def main(path: str) -> None:
-    """Train this process's share of the job; the first process writes adapter.safetensors and
-    result.json."""
+    """Train this process's share of the job; the first writes adapter.safetensors, result.json."""
     import datasets
     import peft
     import torch
     from accelerate import PartialState
     from safetensors.torch import save_file
-
-    from lib import models
-    from lib.training import train
 
     state = PartialState(cpu=not torch.cuda.is_available())
     job = json.loads(Path(path).read_text())

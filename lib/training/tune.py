@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib import models
+from lib.estimates import Estimate
 from lib.files import content_hash, read_jsonl, sha256_file, write_jsonl
 from lib.training import conversations, losses, merge, train
 
@@ -116,6 +117,28 @@ def tune(
         "held_out": validation,
         "loss_before": losses.means(before),
         "loss_after": losses.means(after),
+    }
+
+
+def ends(history: list[dict]) -> tuple[float, float]:
+    """Training loss of the first and of the last step, nats a token, from the Trainer's log."""
+    curve = [row["loss"] for row in history if "loss" in row]
+    return curve[0], curve[-1]
+
+
+def overview(name: str, result: dict, rise: Estimate) -> dict:
+    """What one training did, as a row of a table.
+
+    result: of `tune`; rise: loss on original rows, after minus before.
+    """
+    first, last = ends(result["history"])
+    return {
+        "adapter": name,
+        "steps (resumed from)": f"{result['steps']} ({result['resumed_from']})",
+        "tokens": f"{result['tokens']:,}",
+        "loss, first step": f"{first:.3f}",
+        "loss, last step": f"{last:.3f}",
+        "loss on original rows, after minus before": rise,
     }
 
 
