@@ -1,5 +1,4 @@
-"""How evaluation items are worded, in one place, so that base and tuned model always see the same
-prompt.
+"""How evaluation items are worded, in one place: every model sees the same prompt.
 
 The answer format asked for here is the one that `lib.evaluation.grade` looks for first (its
 extractors named `marked`).
@@ -34,8 +33,9 @@ def options_block(options: list[str]) -> str:
 
 
 def render(checker: str, question: str, options: list[str] | None = None, example: str = "") -> str:
-    """The user message for a question. `options` for choices, `example` (one test) for functions to
-    be written.
+    """The user message for a question.
+
+    `options` for choices, `example` (one test) for functions to be written.
     """
     if checker == "code":
         template = WRITE if example else COMPLETE

@@ -115,8 +115,10 @@ def difference(
 
 
 def mcnemar(a: Sequence, b: Sequence) -> dict:
-    """Exact two-sided McNemar test of paired right/wrong: b = only a right, c = only b right, n
-    pairs."""
+    """Exact two-sided McNemar test of paired right/wrong.
+
+    {"b": only a right, "c": only b right, "p_value", "n": pairs}.
+    """
     from statsmodels.stats.contingency_tables import mcnemar as exact
 
     x, y = _array(a, "mcnemar") != 0, _array(b, "mcnemar") != 0
@@ -130,8 +132,7 @@ def mcnemar(a: Sequence, b: Sequence) -> dict:
 
 
 def win_tie_loss(outcomes: Sequence[float], seed: int = 0) -> dict[str, dict]:
-    """Estimates win, tie, loss, score = (W + T/2) / N and, if any item was decided,
-    win_rate_without_ties.
+    """Estimates win, tie, loss, score = (W + T/2) / N, and win_rate_without_ties of decided items.
 
     outcomes: 1 win, 0.5 tie, 0 loss, one an item. Shares carry Wilson's interval, the score a
     bootstrap's.
@@ -150,9 +151,9 @@ def win_tie_loss(outcomes: Sequence[float], seed: int = 0) -> dict[str, dict]:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased chance that k of n samples, c of them right, hold a right one: 1 - C(n-c, k) / C(n,
-    k).
+    """Unbiased chance that k of n samples, c of them right, hold a right one.
 
+    1 - C(n-c, k) / C(n, k).
     Source: Chen et al. 2021, "Evaluating Large Language Models Trained on Code". ValueError unless
     1 <= k <= n and 0 <= c <= n.
     """
@@ -162,8 +163,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def entropy(classes: Sequence[int]) -> float:
-    """Shannon entropy in bits of the answer classes of one prompt; 0 when all agree, log2(k) when
-    none does.
+    """Shannon entropy in bits of the answer classes of one prompt: 0 if all agree, log2(k) if none.
 
     Class -1 is "no answer found": each such sample stands alone, since two failures to answer do
     not agree.
@@ -207,8 +207,7 @@ def _interval(
     paired: bool = False,
     statistic=None,
 ) -> Estimate:
-    """Bootstrap interval for one sample, for (cluster sums, cluster counts) `paired`, or for two
-    groups."""
+    """Bootstrap interval of one sample, of (cluster sums, counts) `paired`, or of two groups."""
     import warnings
 
     import numpy as np
@@ -251,10 +250,12 @@ def _interval(
 
 
 def _without_spread(value: float, n: int, bounds) -> tuple[float, float]:
-    """Interval when all n values are equal. Resampling would claim certainty after three items, so:
-    none of n differed, hence at most Wilson's upper bound for 0 of n could, and those may lie
-    anywhere inside `bounds`. Without finite bounds nothing can be said and the interval has no
-    width."""
+    """Interval when all n values are equal.
+
+    Resampling would claim certainty after three items, so: none of n differed, hence at most
+    Wilson's upper bound for 0 of n could, and those may lie anywhere inside `bounds`. Without
+    finite bounds nothing can be said and the interval has no width.
+    """
     if bounds is None or not abs(bounds[0]) + abs(bounds[1]) < float("inf"):
         return value, value
     share = proportion(0, n)["high"]

@@ -1,5 +1,4 @@
-"""Win, tie and loss from checkers and a judge; answers graded from their files; notebook 12 as a
-whole."""
+"""Win, tie and loss from checkers and a judge; answers graded from files; notebook 12 whole."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import re
 import pytest
 
 from lib.endpoints.client import Client
+from lib.estimates import NOT_MEASURED
 from lib.evaluation import answers, benchmark, grade, judge
 from lib.files import ROOT, read_jsonl, write_jsonl
 from lib.prompts import item as make_item
@@ -108,7 +108,7 @@ def test_summary_and_metrics_leave_out_what_was_not_measured():
     )
     assert with_control["self_tie_share"]["value"] == 1 and with_control["self_tie_share"]["n"] == 4
     assert benchmark.metrics([], []) == {} and benchmark.table({}) == []
-    assert benchmark.accuracy({}) is None and benchmark.paired({}, grades[0]) is None
+    assert benchmark.accuracy({}) is NOT_MEASURED and benchmark.paired({}, grades[0]) is None
 
 
 def test_flip_rate_counts_judged_items_only():
@@ -138,9 +138,32 @@ def test_table_shows_a_dash_for_what_is_missing():
     items = [item("1?")]
     mine = rows_of(["x"], items)
     rows = benchmark.outcomes(items, mine, mine, right(1, items=items), right(1, items=items))
-    row = benchmark.table(benchmark.summary(rows))[0]
-    assert row["win %"] == "0" and row["tie %"] == "100" and row["both right"] == 1
-    assert row["wins without ties %"] == row["flip rate %"] == row["self ties %"] == "-"
+    summaries = benchmark.summary(rows)
+    (row,) = benchmark.table(summaries)
+    assert row["win %"] == "0" and row["tie %"] == "100"
+    (ties,), (details,) = benchmark.ties_table(summaries, {}), benchmark.details_table(summaries)
+    assert ties["both right"] == 1 and "self ties %" not in benchmark.ties_table(summaries)[0]
+    assert details["wins without ties %"] == details["flip rate %"] == ties["self ties %"] == "-"
+    assert all(len(columns) <= 6 for columns in (row, ties, details))
+
+
+def test_accuracy_has_a_column_a_system_and_guessing_where_it_can_succeed():
+    items = [item("1?"), item("2?"), item("c?", "knowledge", "choice", "A"), open_item(1)]
+    items[2]["meta"] = {"options": ["a", "b", "c", "d"]}
+    groups = {name: [i for i in items if i["category"] == name] for name in ("math", "knowledge")}
+    groups["creativity"] = items[3:]
+    answered = {"base": rows_of("abc", items[:3]), "tuned": rows_of("abc", items[:3])}
+    answered["tuned"][items[0]["id"]]["finish"] = "length"
+    grades = {"base": right(0, 0, 1, items=items[:3]), "tuned": right(1, 0, 1, items=items[:3])}
+    readings = {name: {"marked": NOT_MEASURED} for name in grades}
+    rows = benchmark.accuracy_table(groups, answered, grades, readings)
+    table = {row[""]: row for row in rows}
+    assert list(table) == ["all checked items", "math", "knowledge", "marked alone", "cut"]
+    assert list(rows[0]) == ["", "guessing", "base", "tuned"]
+    assert table["knowledge"]["guessing"] == "25.0 %" and table["math"]["guessing"] == "-"
+    assert table["math"]["tuned"]["value"] == 0.5 and table["marked alone"]["tuned"] == "-"
+    assert table["cut"]["tuned"]["value"] == pytest.approx(1 / 3)
+    assert table["cut"]["base"]["value"] == 0
 
 
 def test_figure_has_a_bar_a_category_that_fills_the_axis():
@@ -186,16 +209,39 @@ def test_two_extractors_read_the_same_files_differently(tmp_path):
     assert found == {"marked": False, "loose": True}
 
 
-def test_endpoint_answers_are_saved_and_failures_have_no_row(tmp_path):
-    items = [item("3 + 4?"), item("bad?")]
-    with Server(lambda body: "7" if "3" in str(body["messages"]) else None) as server:
-        client = Client(
-            "reference", server.url, "m", 1.0, {"m": (1, 2)}, tmp_path / "c.sqlite", tries=1
-        )
-        errors = answers.ask(items, client, folder=tmp_path, system="reference", max_tokens=50)
-    assert len(errors) == 1 and list(answers.read(tmp_path, "reference")) == [items[0]["id"]]
-    row = answers.read(tmp_path, "reference")[items[0]["id"]]
-    assert row["text"] == "7" and row["tokens"] == 1 and answers.speed({"x": row}) is None
+def test_transcripts_hold_every_answer_and_what_it_got():
+    items = [item("3 + 4?"), item("3 + 5?", gold="8"), open_item(1)]
+    answered = rows_of(["The answer is 7.", "The answer is 9.", "once"], items)
+    grades = answers.graded(items, answered)
+    systems = {"tuned": (answered, grades), "base": (rows_of(["7", None, None], items), {})}
+    rows = answers.transcripts(items, systems)
+    assert [(row["system"], row["verdict"], row["extracted"]) for row in rows] == [
+        ("tuned", "right", "7"),
+        ("tuned", "wrong", "9"),
+        ("tuned", "no checker", None),
+        ("base", "no checker", None),
+    ]
+    fields = {"system", "category", "task", "prompt", "gold", "text", "extracted", "verdict"}
+    assert all(set(row) == fields for row in rows)
+    assert rows[1]["prompt"] == items[1]["prompt"] and rows[1]["gold"] == "8"
+    assert rows[2]["text"] == "once" and rows[2]["category"] == "creativity"
+
+
+def test_grades_of_one_sample_are_those_of_its_answers():
+    items = [item("3 + 4?"), open_item(1)]
+    texts = [["The answer is 9.", "The answer is 7."], ["a", "b"]]
+    frame = grade.grade_all(items, texts, progress=False)
+    for number, correct in ((0, False), (1, True)):
+        alone = rows_of([own[number] for own in texts], items)
+        assert answers.of_sample(frame, number) == answers.graded(items, alone)
+        assert answers.of_sample(frame, number)[items[0]["id"]]["correct"] is correct
+
+
+def test_an_endpoint_tells_no_speed():
+    row = {"text": "7", "tokens": 1, "finish": "stop"}
+    assert answers.speed({"x": row}) is NOT_MEASURED
+    timed = {"a": row | {"seconds": 0.5}, "b": row | {"seconds": 1.5, "tokens": 3}}
+    assert answers.speed(timed)["value"] == 2.0 and answers.speed(timed)["n"] == 2
 
 
 def longer(body):
@@ -244,13 +290,16 @@ def test_a_sample_is_shown_verbatim_and_cut():
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
-    """A random Llama over bytes, where notebook 12 looks for the merged model; its answers are
-    nonsense."""
-    folder = tmp_path_factory.mktemp("run") / "artifacts" / "11_merge" / "merged"
+    """A random Llama over bytes, handed over as 11 hands over `tuned`; its answers are nonsense."""
+    out = tmp_path_factory.mktemp("run")
+    folder = out / "artifacts" / "11_merge" / "merged"
     tiny.checkpoint(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["max_position_embeddings"] = 8192  # a prompt has as many tokens as bytes
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    handed_over = {"systems": {"tuned": {"path": "artifacts/11_merge/merged"}}}
+    (out / "metrics").mkdir()
+    (out / "metrics" / "11_merge.json").write_text(json.dumps(handed_over), encoding="utf-8")
     return folder
 
 

@@ -218,14 +218,34 @@ def test_samples_are_read_in_order_and_shown_with_dashes_for_what_is_absent(tmp_
     )
     found = consistency.read_samples(tmp_path / "g.jsonl")
     assert [row["text"] for row in found["b"]] == ["x", "y"] and len(found["a"]) == 1
-    rows = consistency.table(
-        {"tuned": consistency.summarise(frame([0.1, 0.5]).drop(columns="pass_at_1"))}
-    )
-    assert (
-        rows[0]["prompts"] == 2
-        and rows[0]["pass at 1"] == "-"
-        and rows[0]["consistency"].startswith("30.0 %")
-    )
+    summary = consistency.summarise(frame([0.1, 0.5]).drop(columns="pass_at_1"))
+    (row,) = consistency.table({"tuned": summary})
+    assert row["prompts"] == 2 and str(row["consistency"]).startswith("30.0 % [")
+    assert "n 2" not in str(row["consistency"]) and row["string consistency"] == "10.0 %"
+    (row,) = consistency.table({"tuned": summary}, consistency.RIGHTNESS)
+    assert row["prompts"] == 2 and row["pass at 1"] == "-" and row["maj at k"] == "30.0 %"
+    assert {*consistency.AGREEMENT, *consistency.RIGHTNESS} == set(consistency.METRICS)
+
+
+@pytest.mark.parametrize(
+    "gap, words",
+    [
+        ({"value": -0.2, "low": -0.3, "high": -0.1}, "is supported"),
+        ({"value": 0.2, "low": 0.1, "high": 0.3}, "is contradicted"),
+        ({"value": 0.0, "low": -0.1, "high": 0.1}, "is left open"),
+        ({}, "cannot be told"),
+        (None, "cannot be told"),
+    ],
+)
+def test_the_reading_of_a_gap_follows_its_interval(gap, words):
+    assert consistency.tie_reading(gap).startswith(words)
+
+
+def test_records_hold_none_for_what_is_missing():
+    frames = {"base": frame([0.5]), "tuned": frame([0.1, 0.5]).assign(pass_at_1=[None, 1.0])}
+    rows = consistency.records(frames)
+    assert [row["system"] for row in rows] == ["base", "tuned", "tuned"]
+    assert [row["pass_at_1"] for row in rows] == [0.5, None, 1.0]
 
 
 def test_repeated():

@@ -1,6 +1,4 @@
-"""Every IFEval instruction kind against texts written by hand: one that follows it, one that just
-misses it.
-"""
+"""Every IFEval instruction kind against one text that follows it and one that just misses it."""
 
 import gzip
 import json

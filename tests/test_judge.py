@@ -1,5 +1,4 @@
-"""The pairwise judge on a local server and on real verdicts: read strictly, orders combined, bias
-found."""
+"""The pairwise judge on a local server and on real verdicts: read strictly, both orders, bias."""
 
 from __future__ import annotations
 
@@ -11,7 +10,8 @@ from itertools import product
 import pytest
 
 from lib.endpoints.client import Client
-from lib.evaluation import judge
+from lib.estimates import NOT_MEASURED
+from lib.evaluation import benchmark, judge
 from lib.files import ROOT
 from tests.openai_server import Server
 
@@ -94,6 +94,15 @@ def test_each_pair_is_shown_in_both_orders_with_a_schema(tmp_path):
     assert rows[0]["pair"] == judge.pair_key("q {1}", "long answer", "short")
 
 
+def flip_rate(rows):
+    """Flip rate of judged rows as notebook 12 gets there: a row without verdict decides nothing."""
+    keys = range(len(rows))
+    items = [{"id": n, "checker": "open", "category": "creativity", "task": "t"} for n in keys]
+    tokens = {n: {"tokens": 1} for n in keys}
+    verdicts = dict(enumerate(rows))
+    return benchmark.flip_rate(benchmark.outcomes(items, tokens, tokens, {}, {}, verdicts))
+
+
 def test_a_fair_judge_gives_wins_losses_and_equals(tmp_path):
     with Server(longer) as server:
         rows = judge.pairwise(
@@ -101,7 +110,7 @@ def test_a_fair_judge_gives_wins_losses_and_equals(tmp_path):
         )
     expected = [("win", None), ("loss", None), ("tie", "judged_equal")]
     assert [(row["outcome"], row["tie_kind"]) for row in rows] == expected
-    assert judge.flip_rate(rows)["value"] == 0 and judge.position_bias(rows)["value"] == 0.5
+    assert flip_rate(rows)["value"] == 0 and judge.position_bias(rows)["value"] == 0.5
 
 
 @pytest.mark.parametrize("place, share", [("A", 1.0), ("B", 0.0)])
@@ -109,7 +118,7 @@ def test_an_order_biased_judge_gives_only_flips(tmp_path, place, share):
     with Server(lambda body: say(place)) as server:
         rows = judge.pairwise(client(server, tmp_path), list("pqrs"), ["aaa"] * 4, ["b"] * 4)
     assert {(row["outcome"], row["tie_kind"]) for row in rows} == {("tie", "flip")}
-    assert judge.flip_rate(rows)["value"] == 1 and judge.position_bias(rows)["value"] == share
+    assert flip_rate(rows)["value"] == 1 and judge.position_bias(rows)["value"] == share
 
 
 def test_a_model_against_itself_ties_with_any_judge(tmp_path):
@@ -132,13 +141,12 @@ def test_wrong_schema_is_asked_again_and_then_left_unmeasured(tmp_path):
         )
     assert rows[0]["outcome"] == "win"
     assert set(rows[1]) == {"pair", "error"} and "not JSON" in rows[1]["error"]
-    assert judge.flip_rate(rows)["n"] == 1 and judge.position_bias(rows)["n"] == 1
-    assert judge.flip_rate(rows[1:]) is None and judge.position_bias([]) is None
+    assert flip_rate(rows)["n"] == 1 and judge.position_bias(rows)["n"] == 1
+    assert flip_rate(rows[1:]) is NOT_MEASURED and judge.position_bias([]) is NOT_MEASURED
 
 
 def real_pairs():
-    """(directory name, first-order score, second-order score) of real GPT-4 verdicts, by
-    question."""
+    """(directory name, first-order score, second-order score) of real GPT-4 verdicts."""
 
     def scores(path):
         with gzip.open(path, "rt", encoding="utf-8") as handle:
@@ -172,7 +180,7 @@ def test_flip_rate_and_bias_on_real_verdicts_equal_a_direct_count(tmp_path):
     assert len(rows) == len(pairs) == 400 and len(judge.judged(rows)) == len(known) > 300
     same = {(1, 2), (2, 1), (3, 3)}  # 1 is the first place, and the second file swaps the places
     flips = sum(pair not in same for pair in known)
-    assert judge.flip_rate(rows)["value"] == flips / len(known) and 0.2 < flips / len(known) < 0.6
+    assert flip_rate(rows)["value"] == flips / len(known) and 0.2 < flips / len(known) < 0.6
     assert sum(row.get("outcome") == "win" for row in rows) == sum(pair == (1, 2) for pair in known)
     assert sum(row.get("tie_kind") == "judged_equal" for row in rows) == sum(
         pair == (3, 3) for pair in known

@@ -1,8 +1,8 @@
-"""Before and after on the same prompts: the identities hold, and each kind of change is told from
-the other."""
+"""Before and after on the same prompts: the identities hold, kinds of change are told apart."""
 
 import pytest
 
+from lib.estimates import NOT_MEASURED, Estimate
 from lib.evaluation import consistency, rebenchmark
 
 
@@ -76,11 +76,12 @@ def test_pairs_are_made_by_prompt_and_a_missing_side_is_left_out():
     assert changed["consistency"]["n"] == 3 and changed["consistency"]["value"] == pytest.approx(
         0.5
     )
-    table = {
-        row[""]: row
-        for row in rebenchmark.table({"old": before, "new": after}, {"change": changed})
-    }
-    assert table["consistency"]["new"] == "100.0 %" and "n 3" in table["consistency"]["change"]
+    means = {row[""]: row for row in rebenchmark.means_table({"old": before, "new": after})}
+    rows = {row[""]: row for row in rebenchmark.changes_table({"change": changed})}
+    assert means["consistency"]["new"] == "100.0 %" and "n 3" in str(rows["consistency"]["change"])
+    assert list(means) == list(rows) == [label for label, _ in rebenchmark.MEASURES.values()]
+    (row,) = rebenchmark.category_table(before, after, ["consistency", "tokens"], 1)
+    assert row["category"] == "math" and row["consistency"] == changed["consistency"]
     no_greedy = rebenchmark.measured(ITEMS, UNSTEADY, {})
     assert "to_greedy" not in rebenchmark.changes(no_greedy, no_greedy, 1)
 
@@ -107,13 +108,10 @@ def test_transitions_and_score_changes():
         outcome("b", "tie", "both_right"),
         outcome("new", "win"),
     ]
-    moved = {row["before"]: row for row in rebenchmark.transitions(before, after)}
-    assert (
-        moved["tie, both wrong"]["after: win"] == 1 and moved["loss"]["after: tie, both right"] == 1
-    )
-    assert (
-        sum(value for row in moved.values() for key, value in row.items() if key != "before") == 3
-    )
+    rows = rebenchmark.transitions(before, after)
+    moved = {(row["before"], row["after"]): row["items"] for row in rows}
+    assert moved["tie, both wrong", "win"] == 1 and moved["loss", "tie, both right"] == 1
+    assert sum(moved.values()) == 3 and all(moved.values())
     scores = rebenchmark.score_changes(before, after, 1)
     assert scores["math"]["score"]["value"] == 0.5 and scores["code"]["score"]["value"] == 0
     assert scores["all"]["score"]["n"] == 3 and scores["all"]["ties"]["value"] == 0
@@ -131,6 +129,10 @@ def test_distinct_and_self_similarity():
     same, other = (rebenchmark.diversity(samples).iloc[0] for samples in (copies, varied))
     assert same["self_similarity"] == 1.0 > other["self_similarity"]
     assert same["distinct_2"] == pytest.approx(1 / 3) and other["distinct_2"] > 0.34
+    changed = rebenchmark.diversity_changes(varied, copies, 1)
+    assert changed["distinct_2"]["value"] == pytest.approx(same["distinct_2"] - other["distinct_2"])
+    assert changed["self_similarity"]["value"] > 0 and changed["self_similarity"]["n"] == 1
+    assert rebenchmark.diversity_changes(varied, {"q": copies["p"]}, 1) == {}
 
 
 def test_the_figure_draws_what_is_measured():
@@ -139,3 +141,25 @@ def test_the_figure_draws_what_is_measured():
         {"consistent": rebenchmark.changes(before, after, 1), "unfiltered": {}}, {}, "T"
     )
     assert len(fig.axes[0].get_yticklabels()) == 9
+
+
+UP, DOWN, FLAT = (
+    Estimate(value=value, low=value - 0.1, high=value + 0.1, n=9, unit="share")
+    for value in (0.2, -0.2, 0.0)
+)
+
+
+@pytest.mark.parametrize(
+    "agreement, accuracy, answer",
+    [
+        (UP, UP, "more consistent and more right"),
+        (UP, FLAT, "more sure, and not shown to be more right"),
+        (UP, DOWN, "more sure and less right"),
+        (UP, None, "not measured"),
+        (FLAT, UP, "not shown to be more consistent"),
+        (NOT_MEASURED, UP, "not shown to be more consistent"),
+    ],
+)
+def test_the_headline_answers_with_one_interval(agreement, accuracy, answer):
+    text = rebenchmark.headline(agreement, accuracy)
+    assert answer in text and text.count("[") == bool(agreement)

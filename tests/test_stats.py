@@ -1,5 +1,4 @@
-"""Statistics against scipy, statsmodels and brute force; degenerate samples keep an honest
-width."""
+"""Statistics against scipy, statsmodels and brute force; degenerate samples keep their width."""
 
 import itertools
 import json

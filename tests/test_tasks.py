@@ -1,5 +1,4 @@
-"""Evaluation items: shape, determinism, balance, disjoint splits, and errors that say what to
-do."""
+"""Evaluation items: shape, determinism, balance, disjoint splits, errors that say what to do."""
 
 import ast
 import calendar

@@ -1,10 +1,10 @@
-"""Answers to evaluation items: from a model or an endpoint, kept as files, graded from the files
-alone."""
+"""Answers to evaluation items: kept as files, graded from the files alone, shown as text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from lib.estimates import NOT_MEASURED, Estimate
 from lib.evaluation import grade, judge
 from lib.files import read_jsonl, write_jsonl
 from lib.markdown import quote
@@ -109,23 +109,27 @@ def read(folder: Path, system: str, sample: int = 0) -> dict[str, dict]:
 def graded(
     items: list[dict], answers: dict[str, dict], extractor: str | None = None, progress: bool = True
 ) -> dict[str, dict]:
-    """{item id: {"correct", "answer", "extractor", "reason"}} of the answers that a checker
-    decided."""
+    """{item id: {"correct", "answer", "extractor", "reason"}} of what a checker decided."""
     known = [item for item in items if item["id"] in answers and item["checker"] != OPEN]
     if not known:
         return {}
     texts = [[answers[item["id"]]["text"]] for item in known]
     table = grade.grade_all(known, texts, extractor, progress=progress and extractor is None)
     rows = table[["id", "correct", "answer", "extractor", "reason"]].to_dict("records")
-    return {
-        row.pop("id"): {
-            **row,
-            "correct": bool(row["correct"]),
-            "answer": row["answer"] if isinstance(row["answer"], str) else None,
-        }
-        for row in rows
-        if row["correct"] in (True, False)
-    }
+    return {row["id"]: _grade_row(row) for row in rows if row["correct"] in (True, False)}
+
+
+def of_sample(graded_samples, number: int) -> dict[str, dict]:
+    """{item id: grade} of one sample, as `graded` gives them, of a frame of `grade.grade_all`."""
+    rows = graded_samples[graded_samples["sample"] == number].to_dict("records")
+    return {row["id"]: _grade_row(row) for row in rows if row["correct"] in (True, False)}
+
+
+def _grade_row(row: dict) -> dict:
+    """A row of `grade.grade_all` with plain values: an answer that is no text is None."""
+    answer = row["answer"] if isinstance(row["answer"], str) else None
+    plain = {"correct": bool(row["correct"]), "answer": answer}
+    return plain | {key: row[key] for key in ("extractor", "reason")}
 
 
 def verdicts(
@@ -157,17 +161,17 @@ def verdicts(
     }
 
 
-def speed(answers: dict[str, dict]) -> dict | None:
-    """Throughput of batched generation, tokens a second of wall time. None without timings."""
+def speed(answers: dict[str, dict]) -> Estimate:
+    """Throughput of batched generation, tokens a second of wall time; an endpoint tells none."""
     rows = [row for row in answers.values() if row.get("seconds")]
     if not rows:
-        return None
-    return {
-        "value": sum(row["tokens"] for row in rows) / sum(row["seconds"] for row in rows),
-        "n": len(rows),
-        "unit": "tokens/s",
-        "method": "tokens over wall seconds, batched, one run",
-    }
+        return NOT_MEASURED
+    return Estimate(
+        value=sum(row["tokens"] for row in rows) / sum(row["seconds"] for row in rows),
+        n=len(rows),
+        unit="tokens/s",
+        method="tokens over wall seconds, batched, one run",
+    )
 
 
 def transcripts(items: list[dict], systems: dict[str, tuple[dict, dict]]) -> list[dict]:
@@ -177,52 +181,56 @@ def transcripts(items: list[dict], systems: dict[str, tuple[dict, dict]]) -> lis
     Rows: {system, category, task, prompt, gold, text, extracted, verdict}; verdict is "right",
     "wrong" or "no checker".
     """
-    rows = []
-    for system, (given, grades) in systems.items():
-        for item in items:
-            if item["id"] not in given:
-                continue
-            grade_row = grades.get(item["id"])
-            right = {None: "no checker", True: "right", False: "wrong"}
-            rows.append(
-                {
-                    "system": system,
-                    "category": item["category"],
-                    "task": item["task"],
-                    "prompt": item["prompt"],
-                    "gold": item["gold"],
-                    "text": given[item["id"]]["text"],
-                    "extracted": grade_row["answer"] if grade_row else None,
-                    "verdict": right[grade_row["correct"] if grade_row else None],
-                }
-            )
-    return rows
+    return [
+        {
+            "system": system,
+            **{key: item[key] for key in ("category", "task", "prompt", "gold")},
+            "text": given[item["id"]]["text"],
+            "extracted": grades.get(item["id"], {}).get("answer"),
+            "verdict": verdict(grades.get(item["id"])),
+        }
+        for system, (given, grades) in systems.items()
+        for item in items
+        if item["id"] in given
+    ]
+
+
+def verdict(grade_row: dict | None) -> str:
+    """A grade in words."""
+    if grade_row is None:
+        return "no checker"
+    return "right" if grade_row["correct"] else "wrong"
 
 
 def sample_text(item: dict, shown: dict[str, tuple[dict, dict | None]], limit: int = 500) -> str:
-    """One item as Markdown: the prompt, then each system's answer and grade, verbatim, cut at
-    `limit`.
+    """One item as Markdown: the prompt, then each system's answer and grade, verbatim and cut.
 
     shown: {system: (answer row, grade row or None)}.
     """
-
-    gold = (
-        f"gold answer `{item['gold']}`"
-        if item["gold"] and item["checker"] != "code"
-        else item["checker"]
-    )
-    parts = [f"**{item['category']}, {item['task']}** ({gold})", quote(item["prompt"], limit)]
-    for system, (answer, verdict) in shown.items():
-        if verdict is None:
-            state = "no checker"
-        else:
-            readable = verdict["answer"] is not None and item["checker"] not in (
-                "code",
-                "constraints",
-            )
-            found = (
-                f"{verdict['extractor']}: `{verdict['answer']}`" if readable else verdict["reason"]
-            )
-            state = ("right" if verdict["correct"] else "wrong") + (f" ({found})" if found else "")
+    parts = _asked(item, limit)
+    for system, (answer, grade_row) in shown.items():
+        state = verdict(grade_row)
+        if grade_row is not None:
+            readable = item["checker"] not in ("code", "constraints")
+            if readable and grade_row["answer"] is not None:
+                state += f" ({grade_row['extractor']}: `{grade_row['answer']}`)"
+            elif grade_row["reason"]:
+                state += f" ({grade_row['reason']})"
         parts += [f"*{system}*, {answer['tokens']} tokens, {state}:", quote(answer["text"], limit)]
     return "\n\n".join(parts)
+
+
+def ungraded_text(item: dict, shown: dict[str, dict], limit: int = 300) -> str:
+    """One item as Markdown: the prompt, then answers that nothing has graded yet, {label: row}."""
+    parts = _asked(item, limit)
+    for label, answer in shown.items():
+        parts += [f"*{label}*, {answer['tokens']} tokens:", quote(answer["text"], limit)]
+    return "\n\n".join(parts)
+
+
+def _asked(item: dict, limit: int) -> list[str]:
+    """Heading and prompt of an item."""
+    gold = item["checker"]
+    if item["gold"] and gold != "code":
+        gold = f"gold answer `{item['gold']}`"
+    return [f"**{item['category']}, {item['task']}** ({gold})", quote(item["prompt"], limit)]

@@ -1,5 +1,4 @@
-"""From a model's text to a program, and from a task's tests to statements that the sandbox can
-count."""
+"""From a model's text to a program, and from a task's tests to counted checks."""
 
 from __future__ import annotations
 
@@ -30,12 +29,11 @@ def extract_code(text: str, names: list[str]) -> tuple[str | None, str]:
 
 
 def program(item: dict, code: str) -> str | None:
-    """The whole solution: what the task gives, then the answer. None if no cut of it is Python that
-    compiles.
+    """The whole solution: what the task gives, then the answer.
 
-    HumanEval: the prompt's imports and helper functions stay available, and an answer without the
-    function's `def` line is taken as its body. Trailing lines that do not parse (prose, a cut line)
-    are dropped.
+    None if no cut of it is Python that compiles. HumanEval: the prompt's imports and helper
+    functions stay available, and an answer without the function's `def` line is taken as its body.
+    Trailing lines that do not parse (prose, a cut line) are dropped.
     """
     meta = item["meta"]
     code = code.replace("\r\n", "\n").replace("\0", "").strip("\n")
@@ -72,8 +70,7 @@ def tests(item: dict) -> tuple[list[str], list[str]]:
 
 
 def instrument(source: str) -> str:
-    """The test source with every `assert` turned into a counted check, so that one failure hides no
-    other."""
+    """The test source with every `assert` a counted check: one failure hides no other."""
     tree = _Asserts().visit(ast.parse(source.replace("\r\n", "\n")))
     return ast.unparse(ast.fix_missing_locations(tree))
 

@@ -1,5 +1,4 @@
-"""Consistency: how often k samples of one prompt give the same answer, and whether that explains
-ties.
+"""Consistency: how often k samples of a prompt give the same answer; does that explain ties?
 
 Two texts agree when their answers are equivalent (`grade.classes_of`); a text without a readable
 answer (class -1) agrees with nothing, not even with another such text. Items whose whole text is
@@ -12,7 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from lib import stats
+from lib import plots, stats
+from lib.estimates import Estimate, number
+from lib.evaluation import grade
 from lib.files import read_jsonl
 
 NO_ANSWER = -1
@@ -28,6 +29,8 @@ METRICS = {
     "unreadable": "unreadable",
 }
 UNITS = {"answer_entropy": "bits"}
+AGREEMENT = ("consistency", "pairwise_agreement", "string_consistency", "unreadable")
+RIGHTNESS = ("pass_at_1", "maj_at_k", "pass_at_k", "answer_entropy")
 KINDS = {
     "win": "win",
     "loss": "loss",
@@ -39,8 +42,7 @@ KINDS = {
 
 
 def most_frequent_share(classes: Sequence[int]) -> float:
-    """Share of the most frequent answer among all samples; 0 when none has an answer, 1/k when all
-    differ."""
+    """Share of the most frequent answer among all samples; 0 without answers, 1/k if all differ."""
     if not len(classes):
         raise ValueError("the consistency of 0 samples does not exist")
     return max(_answers(classes).values(), default=0) / len(classes)
@@ -55,10 +57,9 @@ def pairwise_agreement(classes: Sequence[int]) -> float:
 
 
 def majority_correct(classes: Sequence[int], correct: Sequence) -> float:
-    """Chance that the most frequent answer is right; answers that tie for it are drawn with equal
-    chance.
+    """Chance that the most frequent answer is right; no answer at all is wrong.
 
-    No answer at all is wrong.
+    Answers that tie for it are drawn with equal chance.
     """
     answers = _answers(classes)
     leaders = [c for c, count in answers.items() if count == max(answers.values())]
@@ -101,14 +102,11 @@ def measure_prompt(classes: Sequence[int], correct: Sequence, texts: Sequence[st
 
 
 def measure(items: list[dict], graded, texts_per_item: list[list[str]]):
-    """DataFrame with one row an item, in order: id, category, task, checker and the measures of its
-    samples.
+    """DataFrame, a row an item in order: id, category, task, checker, measures of its samples.
 
     graded: the DataFrame of `grade.grade_all(items, texts_per_item)`.
     """
     import pandas as pd
-
-    from lib.evaluation import grade
 
     samples = {key: rows.sort_values("sample") for key, rows in graded.groupby("id", sort=False)}
     rows = []
@@ -124,26 +122,25 @@ def measure(items: list[dict], graded, texts_per_item: list[list[str]]):
 
 def read_samples(path) -> dict[str, list[dict]]:
     """{item id: its rows in order of sample} of a file of raw generations."""
-    found: dict[str, list[dict]] = {}
+    samples: dict[str, list[dict]] = {}
     for row in sorted(read_jsonl(path), key=lambda row: row["sample"]):
-        found.setdefault(row["id"], []).append(row)
-    return found
+        samples.setdefault(row["id"], []).append(row)
+    return samples
 
 
 def verifiable(per_item):
-    """The rows whose answer is less than the whole text: the items that consistency is defined
-    on."""
+    """The rows whose answer is less than the whole text: where consistency is defined."""
     return per_item[~per_item["checker"].isin(TEXT_CHECKERS)]
 
 
 def summarise(per_item, seed: int = 0) -> dict[str, dict]:
     """Mean of every measure over the prompts, bootstrapped over prompts; absent ones stay out."""
-    found = {}
+    means = {}
     for name, column in METRICS.items():
         values = per_item[column].dropna() if column in per_item else []
         if len(values):
-            found[name] = stats.mean_ci(values, seed, unit=UNITS.get(name, "share"))
-    return found
+            means[name] = stats.mean_ci(values, seed, unit=UNITS.get(name, "share"))
+    return means
 
 
 def by_category(per_item, seed: int = 0) -> dict[str, dict[str, dict]]:
@@ -151,29 +148,35 @@ def by_category(per_item, seed: int = 0) -> dict[str, dict[str, dict]]:
     return {name: summarise(rows, seed) for name, rows in per_item.groupby("category", sort=False)}
 
 
-def table(summaries: dict[str, dict[str, dict]]) -> list[dict]:
-    """{label: `summarise`} as rows for a reader; a dash for what was not measured."""
-    from lib.estimates import number, words
+def table(summaries: dict[str, dict[str, dict]], measures: Sequence[str] = AGREEMENT) -> list[dict]:
+    """{label: `summarise`} as rows for a reader; consistency alone carries its interval.
 
+    measures: of METRICS, AGREEMENT or RIGHTNESS; a dash stands for what was not measured.
+    """
     rows = []
-    for label, found in summaries.items():
-        row = {
-            "": label,
-            "prompts": found["consistency"]["n"],
-            "consistency": words({k: v for k, v in found["consistency"].items() if k != "n"}),
-        }
-        for name in list(METRICS)[1:]:
-            estimate = found.get(name)
-            row[name.replace("_", " ")] = number(
-                estimate and estimate["value"], estimate and estimate["unit"]
-            )
+    for label, summary in summaries.items():
+        row = {"": label, "prompts": summary["consistency"]["n"]}
+        for name in measures:
+            estimate = summary.get(name, {})
+            row[name.replace("_", " ")] = number(estimate.get("value"), estimate.get("unit", ""))
+        if "consistency" in row:
+            interval = {key: v for key, v in summary["consistency"].items() if key != "n"}
+            row["consistency"] = Estimate(interval)
         rows.append(row)
     return rows
 
 
-def repeated(first: Sequence[str], second: Sequence[str]) -> dict:
-    """Share of prompts whose two texts are equal, character by character, with Wilson's
-    interval."""
+def records(frames: dict) -> list[dict]:
+    """{system: frame of `measure`} as rows for a file, each with its system; missing is None."""
+    return [
+        {"system": system, **row}
+        for system, frame in frames.items()
+        for row in frame.astype(object).where(frame.notna(), None).to_dict("records")
+    ]
+
+
+def repeated(first: Sequence[str], second: Sequence[str]) -> Estimate:
+    """Share of prompts whose two texts are equal, character by character."""
     return stats.proportion(sum(a == b for a, b in zip(first, second, strict=True)), len(first))
 
 
@@ -193,36 +196,54 @@ def with_outcomes(per_item, outcomes: Sequence[dict]):
 
 
 def tie_relation(joined, seed: int = 0) -> dict[str, dict]:
-    """How the consistency of tied items differs from that of decided ones; what cannot be told is
-    absent.
+    """How the consistency of tied items differs from that of decided ones.
 
-    tie_consistency_gap: mean of tied minus mean of decided items; well below 0, inconsistency goes
-    with ties.
-    both_wrong_gap: ties that both get wrong minus all other items. tie_rank: chance that a tied
-    item is more consistent than a decided one, half for equals (0.5: consistency says nothing about
-    ties), with the p-value of the Mann-Whitney test in its method.
+    What cannot be told is absent. tie_consistency_gap: mean of tied minus mean of decided items;
+    well below 0, inconsistency goes with ties. both_wrong_gap: ties both get wrong minus all other
+    items. tie_rank: chance that a tied item is more consistent than a decided one, half for equals
+    (0.5: consistency says nothing about ties), with the p-value of the Mann-Whitney test in its
+    method.
     """
     from scipy.stats import mannwhitneyu
 
     tied = joined[~joined["kind"].isin(("win", "loss"))]["consistency"]
     decided = joined[joined["kind"].isin(("win", "loss"))]["consistency"]
     wrong = joined["kind"] == "both_wrong"
-    found = {}
+    relation = {}
     if len(tied) and len(decided):
-        found["tie_consistency_gap"] = stats.difference(tied, decided, seed, unit="share")
+        relation["tie_consistency_gap"] = stats.difference(tied, decided, seed, unit="share")
         test = mannwhitneyu(tied, decided)
-        found["tie_rank"] = {
-            "value": float(test.statistic) / (len(tied) * len(decided)),
-            "n": min(len(tied), len(decided)),
-            "unit": "share",
-            "method": f"Mann-Whitney, p {test.pvalue:.2g}",
-        }
+        relation["tie_rank"] = Estimate(
+            value=float(test.statistic) / (len(tied) * len(decided)),
+            n=min(len(tied), len(decided)),
+            unit="share",
+            method=f"Mann-Whitney, p {test.pvalue:.2g}",
+        )
     if wrong.any() and not wrong.all():
         values = joined["consistency"]
-        found["both_wrong_gap"] = stats.difference(
+        relation["both_wrong_gap"] = stats.difference(
             values[wrong], values[~wrong], seed, unit="share"
         )
-    return found
+    return relation
+
+
+def tie_reading(gap: dict | None) -> str:
+    """What the tie_consistency_gap says of the claim that inconsistency explains ties."""
+    if not gap:
+        return "cannot be told, as no prompt is tied or none decided"
+    if gap["high"] < 0:
+        return "is supported: tied prompts are the less consistent ones"
+    if gap["low"] > 0:
+        return "is contradicted: tied prompts are the more consistent ones"
+    return "is left open by this many prompts, as the interval holds 0"
+
+
+def kinds_table(joined, seed: int = 0) -> list[dict]:
+    """`by_kind` as rows for a reader."""
+    return [
+        {"outcome": KINDS[kind], "consistency": mean}
+        for kind, mean in by_kind(joined, seed).items()
+    ]
 
 
 def by_kind(joined, seed: int = 0) -> dict[str, dict]:
@@ -235,11 +256,11 @@ def by_kind(joined, seed: int = 0) -> dict[str, dict]:
 
 
 def figure(joined, title: str, floor: float | None = None, seed: int = 0):
-    """One dot an item: consistency by kind of outcome, with mean and interval. `floor`: 1/k, all
-    differ."""
-    import numpy as np
+    """One dot an item: consistency by kind of outcome, with mean and interval.
 
-    from lib import plots
+    floor: 1/k, where all samples differ.
+    """
+    import numpy as np
 
     means = by_kind(joined, seed)
     fig, axes = plots.figure(height=1.4 + 0.55 * len(means))

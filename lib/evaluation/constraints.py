@@ -1,5 +1,4 @@
-"""Checkers of verifiable instructions: the 25 kinds of IFEval (Zhou et al. 2023, arXiv 2311.07911),
-strict reading.
+"""Checkers of verifiable instructions: IFEval's 25 kinds, strict (Zhou et al. 2023, 2311.07911).
 
 Written from the meaning of each instruction; no package on PyPI offers them without downloads at
 run time (the package named `ifeval` is another thing, lm-evaluation-harness's version fetches nltk
@@ -20,8 +19,9 @@ ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|Sr|Jr|St|vs|etc|e\.g|i\.e|[A-
 
 
 def failed(ids: list[str], kwargs: list[dict], text: str) -> list[str]:
-    """The ids of the instructions that a text does not follow. Raises ValueError for an id without
-    a checker.
+    """The ids of the instructions that a text does not follow.
+
+    Raises ValueError for an id without a checker.
     """
     unknown = [name for name in ids if name not in CHECKERS]
     if unknown:
@@ -51,8 +51,9 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Pieces that end in . ! or ? before space, or at a blank line; abbreviations and initials do
-    not end one.
+    """Pieces that end in . ! or ? before space, or at a blank line.
+
+    Abbreviations and initials end none.
     """
     found, start = [], 0
     for stop in re.finditer(r"[.!?]+[\"'”’)*]*(?=\s|\Z)|\n\s*\n", text):
@@ -77,8 +78,7 @@ def _word_count(text: str, keyword: str) -> int:
 
 
 def _pieces(text: str, divider: str) -> list[str] | None:
-    """The parts between dividers; empty ones at the two ends are dropped, an empty one inside gives
-    None."""
+    """The parts between dividers, without empty ends; an empty one inside gives None."""
     parts = [part.strip() for part in re.split(divider, text)]
     while parts and not parts[0]:
         parts.pop(0)
@@ -183,8 +183,7 @@ def _highlights(text: str, options: dict) -> bool:
 
 @_checker("detectable_format:multiple_sections")
 def _sections(text: str, options: dict) -> bool:
-    """At least that many "SECTION 1" headings; the word as the prompt spells it, a number after
-    it."""
+    """At least that many numbered "SECTION 1" headings, the word as the prompt spells it."""
     found = re.findall(
         rf"(?<!\w){re.escape(options['section_spliter'].strip())}\s+(?:\d+|[IVX]+)\b", text
     )

@@ -33,9 +33,7 @@ def boxed(text: str) -> tuple[str, int] | None:
 
 
 def marked(text: str) -> str | None:
-    """What follows the last mark, to the end of its line; a boxed expression if that comes later or
-    on that line.
-    """
+    """What follows the last mark on its line, or a boxed expression from that line on."""
     text = text[-MAX_CHARS:]
     marks = list(MARK.finditer(text))
     box = boxed(text)
@@ -68,8 +66,9 @@ def last_line(text: str) -> str | None:
 
 
 def number(text: str | None) -> Fraction | None:
-    """A plain number (sign, thousands commas, decimals, a/b, $, %, trailing unit-free) as a
-    fraction; else None.
+    """A plain number as a fraction, else None.
+
+    A sign, thousands commas, decimals, a/b, $ and % are read.
     """
     if text is None or len(text) > 200:
         return None
@@ -90,8 +89,7 @@ def number(text: str | None) -> Fraction | None:
 
 
 def expression(text: str, equation: bool = False) -> str:
-    """The mathematical part of a marked answer: after the last `=`, or the first number if words
-    surround it.
+    """The mathematics of a marked answer: after the last `=`, or the first number among words.
 
     `equation`: the gold answer is an equation, so the `=` stays.
     """
@@ -148,15 +146,13 @@ def marked_letter(text: str, letters: str, options: list[str]) -> str | None:
 
 
 def first_letter(text: str, letters: str) -> str | None:
-    """The first option letter that stands alone: "(B)", "B.", "B)", "B:", "**B**", or the whole
-    line."""
+    """The first option letter that stands alone: "(B)", "B.", "B)", "B:", "**B**", a whole line."""
     found = re.search(rf"\(([{letters}])\)|(?<![\w'’])([{letters}])(?=[.):*]|\s*(?:\n|\Z))", text)
     return (found[1] or found[2]) if found else None
 
 
 def option_text(text: str, letters: str, options: list[str]) -> str | None:
-    """The letter of the one option whose wording (two characters or more) stands in the text; else
-    None."""
+    """The letter of the one option whose wording (two characters or more) is in the text."""
     found = [
         letter
         for letter, option in zip(letters, options, strict=False)
@@ -172,7 +168,5 @@ def last_word(text: str, words: set[str]) -> str | None:
 
 
 def normal(text: str) -> str:
-    """Lower case, white space folded, outer punctuation and quotes dropped: the form in which texts
-    are compared.
-    """
+    """Lower case, spaces folded, outer punctuation and quotes dropped: how texts are compared."""
     return re.sub(r"\s+", " ", text).strip().strip("\"'`*.,;:!?“”‘’ ").lower()

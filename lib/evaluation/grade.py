@@ -46,18 +46,16 @@ def grade(item: dict, text: str, extractor: str | None = None) -> dict:
 
 
 def answer_classes(item: dict, texts: list[str]) -> list[int]:
-    """Equivalence class of each text's answer, numbered by first appearance; -1 where no answer
-    could be read.
+    """Equivalence class of each text's answer, numbered by first appearance.
 
-    Unreadable answers share -1, which never counts as agreement: compare classes with `stats`
-    functions that know.
+    -1 where no answer could be read. Unreadable answers share -1, which never counts as agreement:
+    compare classes with `stats` functions that know.
     """
     return classes_of(item, [grade(item, text)["answer"] for text in texts])
 
 
 def classes_of(item: dict, answers: list[str | None]) -> list[int]:
-    """`answer_classes` from answers that `grade` has already extracted, so that no code runs
-    twice."""
+    """`answer_classes` from answers already extracted by `grade`, so that no code runs twice."""
     mathematical = item["checker"] == "math"
     representatives: list[str] = []
     classes = []
@@ -268,9 +266,7 @@ def _code(item: dict, text: str, only: str | None) -> dict:
 def _run_tests(
     solution: str, tests: tuple[str, ...], watched: tuple[str, ...]
 ) -> tuple[bool, str, str | None]:
-    """(passed, reason, fingerprint of the behaviour). A program that yields no value on any input
-    has none.
-    """
+    """(passed, reason, fingerprint of the behaviour or None where no input yields a value)."""
     result = sandbox.run_tests(solution, list(tests), list(watched))
     calls = [call for check in result["checks"] for call in check["calls"]]
     if all(call.startswith("!") for call in calls):

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lib import stats
+from lib.estimates import NOT_MEASURED, Estimate
 from lib.files import content_hash
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
 
 
 def request(prompt: str, a: str, b: str, max_tokens: int = 300) -> dict:
-    """The chat request that shows answer `a` first; temperature 0, and a schema where the endpoint
-    has it."""
+    """The chat request that shows answer `a` first; temperature 0, and a schema for the reply."""
     messages = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": PROMPT.format(request=prompt, a=a, b=b)},
@@ -83,12 +83,11 @@ def parse_verdict(text: str) -> dict:
 
 
 def combine(first: str, second: str) -> tuple[str, str | None]:
-    """(outcome, tie kind) of the two verdicts on one pair; "A" is the answer that stood first in
-    each.
+    """(outcome, tie kind) of the two verdicts on one pair, one for each order.
 
-    `first` saw the candidate as A, `second` saw it as B. Only agreement decides: the outcome is
-    "win" or "loss" for the candidate, or "tie" of the kind "judged_equal" (tie both times) or
-    "flip" (they disagree).
+    "A" is the answer that stood first in each; `first` saw the candidate as A, `second` as B.
+    Only agreement decides: the outcome is "win" or "loss" for the candidate, or "tie" of the kind
+    "judged_equal" (tie both times) or "flip" (they disagree).
     """
     turned = SWAPPED[second]
     if first != turned:
@@ -146,28 +145,16 @@ def judged(rows: Iterable[dict]) -> list[dict]:
     return [row for row in rows if "first" in row]
 
 
-def flip_rate(rows: list[dict]) -> dict | None:
-    """Share of judged pairs whose verdict changed with the order; None when nothing was judged."""
-    known = judged(rows)
-    return (
-        stats.proportion(sum(row["tie_kind"] == "flip" for row in known), len(known))
-        if known
-        else None
-    )
-
-
-def position_bias(rows: list[dict], seed: int = 0) -> dict | None:
-    """Share of verdicts for the answer shown first, a tie counted half: 0.5 is no bias, 1 always
-    the first.
+def position_bias(rows: list[dict], seed: int = 0) -> Estimate:
+    """Share of verdicts for the answer shown first, a tie counted half: 0.5 is no bias.
 
     A judge that prefers one answer consistently contributes exactly 0.5, whatever the answers are
-    worth. One value a pair, so the two verdicts of a pair are not taken as independent. None when
-    nothing was judged.
+    worth; one that always takes the first, 1. One value a pair, so the two verdicts of a pair are
+    not taken as independent.
     """
     worth = {"A": 1.0, "tie": 0.5, "B": 0.0}
     values = [(worth[row["first"]] + worth[row["second"]]) / 2 for row in judged(rows)]
     if not values:
-        return None
-    return stats.mean_ci(
-        values, seed, bounds=(0.0, 1.0), unit="share of verdicts for the first place"
-    )
+        return NOT_MEASURED
+    unit = "share of verdicts for the first place"
+    return stats.mean_ci(values, seed, bounds=(0.0, 1.0), unit=unit)

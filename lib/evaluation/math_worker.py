@@ -25,8 +25,9 @@ _process: subprocess.Popen | None = None
 
 @lru_cache(maxsize=50_000)
 def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify takes `answer` for `gold` (LaTeX or plain). False also if it cannot tell
-    in time.
+    """Whether math-verify takes `answer` for `gold` (LaTeX or plain).
+
+    False also if it cannot tell in time.
     """
     with _lock:
         return _ask(gold, answer)

@@ -10,8 +10,11 @@ both kinds, and no change of maj@k or of its greedy accuracy.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 
-from lib import stats
+from lib import plots, stats
+from lib.dedup import near_duplicates
+from lib.estimates import NOT_MEASURED, number
 from lib.evaluation import benchmark, consistency, grade
 
 # column -> (how a reader calls it, unit)
@@ -35,21 +38,21 @@ MEASURES = {
 def measured(items: list[dict], rows: dict[str, list[dict]], greedy: dict[str, dict]):
     """Every measure of every prompt: `consistency.measure` with the parts of the two identities.
 
-    rows: {item id: samples in order}, of `consistency.read_samples`; items without samples are left
-    out.
-    greedy: {item id: grade} of the greedy answers that samples are held against, of
-    `answers.graded`.
+    rows: {item id: samples in order}, of `consistency.read_samples`; items without are left out.
+    greedy: {item id: grade} of the greedy answers that samples are held against.
     """
     known = [item for item in items if item["id"] in rows]
     texts = [[row["text"] for row in rows[item["id"]]] for item in known]
     graded = grade.grade_all(known, texts, progress=False)
     frame = consistency.measure(known, graded, texts)
     frame["tokens"] = [_mean([row["tokens"] for row in rows[item["id"]]]) for item in known]
-    found = {
+    answers = {
         name: own.sort_values("sample")["answer"].tolist()
         for name, own in graded.groupby("id", sort=False)
     }
-    frame["to_greedy"] = [_equal(item, found[item["id"]], greedy.get(item["id"])) for item in known]
+    frame["to_greedy"] = [
+        _share_equal(item, answers[item["id"]], greedy.get(item["id"])) for item in known
+    ]
     if "maj_at_k" in frame:
         frame["right_agreement"] = frame["consistency"] * frame["maj_at_k"]
         frame["wrong_agreement"] = frame["consistency"] - frame["right_agreement"]
@@ -57,20 +60,17 @@ def measured(items: list[dict], rows: dict[str, list[dict]], greedy: dict[str, d
     return frame
 
 
-def _equal(item: dict, found: list, grade_of_greedy: dict | None) -> float | None:
-    """Share of the answers that are equivalent to the greedy one; None where there is no readable
-    greedy answer."""
+def _share_equal(item: dict, answers: list, grade_of_greedy: dict | None) -> float | None:
+    """Share of the answers that are equivalent to the greedy one; None where that has none."""
     if grade_of_greedy is None or grade_of_greedy["answer"] is None:
         return None
-    classes = grade.classes_of(
-        item, [grade_of_greedy["answer"], *(None if a != a else a for a in found)]
-    )
-    return sum(c == 0 for c in classes[1:]) / len(found)
+    readable = [None if answer != answer else answer for answer in answers]  # NaN: no answer
+    classes = grade.classes_of(item, [grade_of_greedy["answer"], *readable])
+    return sum(c == 0 for c in classes[1:]) / len(answers)
 
 
 def changes(before, after, seed: int = 0) -> dict[str, dict]:
-    """{measure: after minus before, mean over the prompts that both have}, paired; what nothing
-    measures is absent."""
+    """{measure: after minus before over the prompts that both have}, paired; others are absent."""
     both = before.merge(after, on="id", suffixes=("_before", "_after"))
     result = {}
     for name, (_, unit) in MEASURES.items():
@@ -84,52 +84,51 @@ def changes(before, after, seed: int = 0) -> dict[str, dict]:
     return result
 
 
-def table(frames: dict, changed: dict[str, dict]) -> list[dict]:
-    """A row a measure: its mean in each system, then the changes with intervals; a dash for what is
-    not measured.
-
-    frames: {system: frame of `measured`}; changed: {label: `changes`}.
-    """
-    from lib.estimates import number, words
-
+def means_table(frames: dict) -> list[dict]:
+    """{system: frame of `measured`} as a row a measure; a dash for what is not measured."""
     rows = []
     for name, (label, unit) in MEASURES.items():
-        means = {
-            system: frame[name].astype(float).mean() if name in frame else float("nan")
-            for system, frame in frames.items()
-        }
-        rows.append(
-            {
-                "": label,
-                **{
-                    system: "-" if value != value else number(float(value), unit)
-                    for system, value in means.items()
-                },
-                **{what: words(found.get(name)) for what, found in changed.items()},
-            }
-        )
+        row = {"": label}
+        for system, frame in frames.items():
+            mean = frame[name].astype(float).mean() if name in frame else float("nan")
+            row[system] = "-" if mean != mean else number(float(mean), unit)
+        rows.append(row)
+    return rows
+
+
+def changes_table(changed: dict[str, dict]) -> list[dict]:
+    """{label: `changes`} as a row a measure."""
+    return [
+        {"": text} | {label: own.get(name, NOT_MEASURED) for label, own in changed.items()}
+        for name, (text, _) in MEASURES.items()
+    ]
+
+
+def category_table(before, after, measures: list[str], seed: int = 0) -> list[dict]:
+    """`changes` of some measures, a row a category of the frames."""
+    rows = []
+    for category, own in before.groupby("category", sort=False):
+        changed = changes(own, after[after["category"] == category], seed)
+        columns = {MEASURES[name][0]: changed.get(name, NOT_MEASURED) for name in measures}
+        rows.append({"category": category, **columns})
     return rows
 
 
 def transitions(before: list[dict], after: list[dict]) -> list[dict]:
-    """What each outcome became, on the items that both decided: a row a kind before, a column a
-    kind after.
+    """What each outcome became, on the items that both decided: a row for each move that occurs.
 
     Rows of `benchmark.outcomes`; kinds are win, loss and the kinds of tie.
     """
-    kinds = [
+    old, new = (
         {row["id"]: row["tie_kind"] if row["outcome"] == "tie" else row["outcome"] for row in rows}
         for rows in (before, after)
-    ]
-    moved = Counter((kinds[0][name], kinds[1][name]) for name in kinds[0] if name in kinds[1])
-    present = [kind for kind in consistency.KINDS if any(kind in pair for pair in moved)]
+    )
+    moved = Counter((kind, new[name]) for name, kind in old.items() if name in new)
     return [
-        {
-            "before": consistency.KINDS[a],
-            **{f"after: {consistency.KINDS[b]}": moved[a, b] for b in present},
-        }
-        for a in present
-        if any(moved[a, b] for b in present)
+        {"before": consistency.KINDS[a], "after": consistency.KINDS[b], "items": moved[a, b]}
+        for a in consistency.KINDS
+        for b in consistency.KINDS
+        if moved[a, b]
     ]
 
 
@@ -171,74 +170,85 @@ def distinct(texts: list[str], n: int = 2, words: int = 50) -> float | None:
 
 
 def diversity(rows: dict[str, list[dict]]):
-    """DataFrame, a row a prompt: id, distinct_2, and self_similarity (mean Jaccard similarity of
-    two of its texts)."""
-    from itertools import combinations
+    """DataFrame, a row a prompt: id, distinct_2, self_similarity.
 
+    self_similarity: mean Jaccard similarity of two of its texts, None for a single text.
+    """
     import pandas as pd
 
-    from lib.dedup import near_duplicates
-
-    found = []
+    measured_rows = []
     for name, samples in rows.items():
         texts = [row["text"] for row in samples]
         pairs = [near_duplicates.jaccard(a, b) for a, b in combinations(texts, 2)]
-        found.append(
-            {
-                "id": name,
-                "distinct_2": distinct(texts),
-                "self_similarity": _mean(pairs) if pairs else None,
-            }
+        similarity = _mean(pairs) if pairs else None
+        measured_rows.append(
+            {"id": name, "distinct_2": distinct(texts), "self_similarity": similarity}
         )
-    return pd.DataFrame(found, columns=["id", "distinct_2", "self_similarity"])
+    return pd.DataFrame(measured_rows, columns=["id", "distinct_2", "self_similarity"])
+
+
+def diversity_changes(before: dict, after: dict, seed: int = 0) -> dict[str, dict]:
+    """{measure of `diversity`: after minus before}, paired by prompt; empty where none has both."""
+    frames = [diversity(rows).dropna() for rows in (after, before)]
+    pairs = frames[0].merge(frames[1], on="id")
+    if not len(pairs):
+        return {}
+    return {
+        name: stats.paired_difference(pairs[f"{name}_x"], pairs[f"{name}_y"], seed, unit="share")
+        for name in ("distinct_2", "self_similarity")
+    }
 
 
 def direction(estimate: dict | None) -> str:
-    """What an interval says of a change: "rises", "falls", "is not shown to move", "is not
-    measured"."""
-    if estimate is None:
+    """What an interval says of a change: rises, falls, is not shown to move, is not measured."""
+    if not estimate:
         return "is not measured"
-    return (
-        "rises"
-        if estimate["low"] > 0
-        else "falls"
-        if estimate["high"] < 0
-        else "is not shown to move"
-    )
+    if estimate["low"] > 0:
+        return "rises"
+    return "falls" if estimate["high"] < 0 else "is not shown to move"
 
 
 def told(estimate: dict | None) -> str:
     """`direction` with the change and its interval, to be written after a noun."""
-    from lib.estimates import words
+    return direction(estimate) + (f" ({estimate})" if estimate else "")
 
-    return direction(estimate) + (f" ({words(estimate)})" if estimate else "")
+
+def headline(agreement: dict | None, accuracy: dict | None) -> str:
+    """The answer of notebook 16 from the changes of consistency and of greedy accuracy."""
+    answers = {
+        "rises": "it is more consistent and more right",
+        "falls": "it is more sure and less right",
+        "is not shown to move": "it is more sure, and not shown to be more right",
+        "is not measured": "it is more sure; whether it is more right is not measured",
+    }
+    answer = answers[direction(accuracy)]
+    if direction(agreement) != "rises":
+        answer = "it is not shown to be more consistent"
+    return f"Consistency {told(agreement)}, greedy accuracy {direction(accuracy)}: {answer}."
 
 
 def figure(changed: dict[str, dict[str, dict]], accuracy: dict[str, dict], title: str):
-    """Changes with their intervals, a colour a system: the measures that are shares, then greedy
-    accuracy.
+    """Changes with intervals, a colour a system: the measures that are shares, then accuracy.
 
     changed: {system: `changes`}; accuracy: {system: paired difference of greedy accuracy}.
     """
-    from lib import plots
-
+    left_out = ("agreement", "string_consistency", "unreadable")
     names = [
-        name
-        for name, (_, unit) in MEASURES.items()
-        if unit == "share" and name not in ("agreement", "string_consistency", "unreadable")
+        name for name, (_, unit) in MEASURES.items() if unit == "share" and name not in left_out
     ]
     labels = [MEASURES[name][0] for name in names] + ["greedy accuracy, items of 12"]
     fig, axes = plots.figure(height=1.3 + 0.42 * len(labels))
-    for place, (system, found) in enumerate(changed.items()):
-        shift = (place - (len(changed) - 1) / 2) * 0.26
-        for row, entry in enumerate([*(found.get(name) for name in names), accuracy.get(system)]):
-            if entry is not None:
-                ends, colour = [entry["low"], entry["high"]], plots.CYCLE[place]
-                axes.plot(
-                    ends, [row + shift] * 2, color=colour, linewidth=2, solid_capstyle="round"
-                )
-                label = system if row == 0 else None
-                axes.plot(entry["value"], row + shift, "o", color=colour, markersize=6, label=label)
+    for place, (system, own) in enumerate(changed.items()):
+        shift, colour = (place - (len(changed) - 1) / 2) * 0.26, plots.CYCLE[place]
+        estimates = [*(own.get(name) for name in names), accuracy.get(system)]
+        for row, estimate in enumerate(estimates):
+            if not estimate:
+                continue
+            ends, line = [estimate["low"], estimate["high"]], {"color": colour, "linewidth": 2}
+            axes.plot(ends, [row + shift] * 2, solid_capstyle="round", **line)
+            label = system if row == 0 else None
+            dot = {"color": colour, "markersize": 6, "label": label}
+            axes.plot(estimate["value"], row + shift, "o", **dot)
     axes.axvline(0, color=plots.INK, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)

@@ -1,5 +1,4 @@
-"""Evaluation items: real ones from a folder, or those that installed packages carry. One shape for
-all.
+"""Evaluation items in one shape: real ones from a folder, or those that packages carry.
 
 An item is {"id", "task", "category", "prompt", "gold", "checker", "meta", "licence"}; see
 `lib.prompts.item`. `probe` items serve decisions taken during training, `test` items the reported
@@ -29,8 +28,7 @@ log = logging.getLogger(__name__)
 def load_items(
     data: str, categories: list[str], per_category: int, seed: int, split: str = "test"
 ) -> list[dict]:
-    """Items of the named categories, `per_category` each, balanced over tasks; the same call gives
-    the same list.
+    """Items of the named categories, `per_category` each, balanced over tasks, always the same.
 
     Args:
         data: "packaged", or a folder with `evals/` (layout of the README beside it).
@@ -67,9 +65,28 @@ def load_items(
     return chosen
 
 
+def overview(groups: dict[str, list[dict]]) -> list[dict]:
+    """{category: items} as rows for a reader: how many, of which tasks, decided by what."""
+    return [
+        {
+            "category": category,
+            "items": len(items),
+            "tasks": ", ".join(sorted({item["task"] for item in items})),
+            "checkers": ", ".join(sorted({item["checker"] for item in items})),
+        }
+        for category, items in groups.items()
+    ]
+
+
+def drawn(groups: dict[str, list[dict]], seed: int, most: int = 3) -> list[dict]:
+    """One item of each of `most` categories, drawn by the seed: what is shown before any number."""
+    present = [category for category, items in groups.items() if items]
+    categories = random.Random(seed).sample(present, min(most, len(present)))
+    return [random.Random(seed).choice(groups[category]) for category in categories]
+
+
 def evaluation_texts(data: str) -> Iterator[tuple[str, str, str | None]]:
-    """(name, question, gold answer or None) of every test item available in `data`, for
-    decontamination.
+    """(name, question, gold answer or None) of every test item in `data`, for decontamination.
 
     From a folder this includes evaluation sets that no task here uses (TruthfulQA, Arena-Hard ...).
     """
@@ -130,8 +147,9 @@ def _balanced(items: list[dict], count: int, rng: random.Random) -> list[dict]:
 
 
 def _interleaved(groups: list[list[dict]], rng: random.Random, shuffle: bool = True) -> list[dict]:
-    """One of each group in turn, groups in random order; members shuffled too unless they are in
-    order already.
+    """One of each group in turn, groups in random order.
+
+    Members are shuffled, too, unless they are in order already.
     """
     rng.shuffle(groups)
     for group in groups if shuffle else ():

@@ -59,8 +59,9 @@ OTHER_TEXTS = {
 
 
 def items(data: Path, category: str, split: str) -> Iterator[dict]:
-    """Items of a category in a folder. Raises ValueError if the folder has no file for it in the
-    test split.
+    """Items of a category in a folder.
+
+    Raises ValueError if the folder has no file for it in the test split.
     """
     folder = evals_folder(data)
     found, sanitized = False, set()
@@ -91,9 +92,10 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
 
 
 def _member(item: dict, split: str) -> bool:
-    """Whether an item of a file belongs to the split. MBPP numbers its own (Austin et al. 2021:
-    test to 510, validation to 600, then train); of other training files half is for probes, half
-    for training, by content.
+    """Whether an item of a file belongs to the split.
+
+    MBPP numbers its own (Austin et al. 2021: test to 510, validation to 600, then train); of other
+    training files half is for probes, half for training, by content.
     """
     if item["task"].startswith("mbpp"):
         number = int(item["meta"]["task_id"])
@@ -137,8 +139,7 @@ def evals_folder(data: Path) -> Path:
 
 
 def _matching(folder: Path, patterns: str) -> list[Path]:
-    """Files that match the first pattern with any match, plain or gzip-compressed, in name
-    order."""
+    """Files of the first pattern that has any, plain or gzip-compressed, in name order."""
     for pattern in patterns.split():
         found = {
             re.sub(r"\.gz$", "", path.name): path for path in sorted(folder.glob(pattern + ".gz"))

@@ -1,5 +1,6 @@
-"""The program that runs inside the sandbox process (started by `lib.sandbox.sandbox`, never
-imported by it).
+"""The program that runs inside the sandbox process.
+
+Started by `lib.sandbox.sandbox`, never imported by it.
 
     python -s -P -S child.py JOB_FD RESULT_FD
 
@@ -16,115 +17,24 @@ import sys
 DENIED = (
     # processes: fork vfork execve execveat kill tkill tgkill setpgid setsid ptrace sigqueueinfo
     # process_vm pidfd
-    57,
-    58,
-    59,
-    322,
-    62,
-    200,
-    234,
-    109,
-    112,
-    101,
-    129,
-    297,
-    310,
-    311,
-    424,
-    434,
-    438,
-    440,
-    # network: socket to sendmsg, bind, listen, socketpair, accept4, sendmmsg; io_uring could do the
-    # same
-    41,
-    42,
-    43,
-    44,
-    46,
-    47,
-    49,
-    50,
-    53,
-    288,
-    299,
-    307,
-    425,
-    426,
-    427,
+    57, 58, 59, 322, 62, 200, 234, 109, 112, 101, 129, 297, 310, 311, 424, 434, 438, 440,
+    # network: socket to sendmsg, bind, listen, socketpair, accept4, sendmmsg; io_uring could do
+    # the same
+    41, 42, 43, 44, 46, 47, 49, 50, 53, 288, 299, 307, 425, 426, 427,
     # files, where landlock is silent: truncate chmod chown utime xattr futimesat utimensat
     # handle_at fchmodat2
-    76,
-    90,
-    91,
-    92,
-    93,
-    94,
-    132,
-    188,
-    189,
-    190,
-    197,
-    198,
-    199,
-    235,
-    260,
-    261,
-    268,
-    280,
-    303,
-    304,
-    452,
-    # system: shared memory and queues, mount, chroot, namespaces, clock, modules, keys, bpf, limits
-    # of others
-    29,
-    64,
-    68,
-    135,
-    141,
-    155,
-    159,
-    160,
-    161,
-    163,
-    164,
-    165,
-    166,
-    167,
-    168,
-    169,
-    170,
-    171,
-    175,
-    176,
-    179,
-    203,
-    227,
-    240,
-    246,
-    248,
-    249,
-    250,
-    272,
-    298,
-    300,
-    302,
-    305,
-    308,
-    313,
-    320,
-    321,
-    323,
-    428,
-    429,
-    430,
-    442,
-)
+    76, 90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280, 303,
+    304, 452,
+    # system: shared memory and queues, mount, chroot, namespaces, clock, modules, keys, bpf,
+    # limits of others
+    29, 64, 68, 135, 141, 155, 159, 160, 161, 163, 164, 165, 166, 167, 168, 169, 170, 171, 175,
+    176, 179, 203, 227, 240, 246, 248, 249, 250, 272, 298, 300, 302, 305, 308, 313, 320, 321,
+    323, 428, 429, 430, 442,
+)  # fmt: skip
 
 
 def limits(job):
-    """CPU seconds, address space, file size, open files, core dumps; processes where the kernel
-    counts them.
-    """
+    """Limits on CPU, address space, file size, open files, core dumps; processes if counted."""
     import resource
 
     bounds = {
@@ -134,9 +44,8 @@ def limits(job):
         resource.RLIMIT_NOFILE: 32,
         resource.RLIMIT_CORE: 0,
     }
-    if (
-        os.getuid()
-    ):  # not enforced for root; the system-call filter refuses new processes for everyone
+    # not enforced for root; the system-call filter refuses new processes for everyone
+    if os.getuid():
         bounds[resource.RLIMIT_NPROC] = 0
     for kind, value in bounds.items():
         hard = resource.getrlimit(kind)[1]
@@ -145,8 +54,7 @@ def limits(job):
 
 
 def namespaces(libc, folder):
-    """Own user, network, mount and IPC namespaces, with a small memory disk over the only writable
-    folder."""
+    """Own user, network, mount and IPC namespaces; a small memory disk is the writable folder."""
     uid, gid = os.getuid(), os.getgid()
     if libc.unshare(0x10000000 | 0x40000000 | 0x08000000 | 0x00020000):
         return False
@@ -157,24 +65,21 @@ def namespaces(libc, folder):
     ):
         with open(f"/proc/self/{name}", "w") as handle:
             handle.write(text)
-    libc.mount(
-        b"none", b"/", None, 0x4000 | 0x40000, None
-    )  # MS_REC | MS_PRIVATE: mounts stay in here
+    # MS_REC | MS_PRIVATE: mounts stay in here
+    libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None)
     libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 2 | 4, b"size=16m,nr_inodes=1024,mode=700")
     return True
 
 
 def landlock(libc, folder):
-    """Reading: standard library, shared libraries. Writing: the own folder. Nothing else (Linux
-    5.13)."""
+    """Reads the standard and shared libraries, writes the own folder, nothing else (Linux 5.13)."""
     import struct
 
     version = libc.syscall(444, None, 0, 1)
     if version < 1:
         return False
-    everything = (
-        1 << (13 + (version >= 2) + (version >= 3))
-    ) - 1  # 13 rights, then REFER, then TRUNCATE
+    # 13 rights, then REFER, then TRUNCATE
+    everything = (1 << (13 + (version >= 2) + (version >= 3))) - 1
     network, scope = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
     attributes = struct.pack("QQQ", everything, network, scope)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
@@ -188,17 +93,15 @@ def landlock(libc, folder):
         except OSError:
             return
         if not os.path.isdir(path):
-            rights &= (
-                0b110 | 1 << 14
-            )  # write, read and truncate are the rights that a single file knows
+            # write, read and truncate are the rights that a single file knows
+            rights &= 0b110 | 1 << 14
         libc.syscall(445, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0)
         os.close(descriptor)
 
     read = 0b1100  # READ_FILE, READ_DIR
     for path in sys.path:
-        if os.path.isdir(
-            path
-        ):  # entry by entry, for installed packages (some hold answers) stay unreadable
+        # entry by entry, for installed packages (some hold answers) stay unreadable
+        if os.path.isdir(path):
             for entry in os.listdir(path):
                 if entry not in ("site-packages", "dist-packages"):
                     allow(os.path.join(path, entry), read)
@@ -218,8 +121,9 @@ def landlock(libc, folder):
 
 
 def seccomp(libc):
-    """Refuse the system calls above; `clone` may make threads only. x86-64; elsewhere the audit
-    hook stands in.
+    """Refuse the system calls above; `clone` may make threads only.
+
+    x86-64; elsewhere the audit hook stands in.
     """
     if os.uname().machine != "x86_64":
         return False
@@ -233,27 +137,16 @@ def seccomp(libc):
 
     # Each step: operation, steps to skip if true, if false, value. 0x20 loads a field, 0x15 is ==,
     # 0x35 is >=, 0x45 is "has bits", 0x06 returns.
-    program = [
-        step(0x20, 0, 0, 4),
-        step(0x15, 1, 0, 0xC000003E),
-        step(0x06, 0, 0, 0x80000000),
-    ]  # 32-bit: kill
-    program += [
-        step(0x20, 0, 0, 0),
-        step(0x35, 0, 1, 0x40000000),
-        step(0x06, 0, 0, refuse),
-    ]  # x32: refuse
-    program += [
-        step(0x15, 0, 1, 435),
-        step(0x06, 0, 0, unknown),
-    ]  # clone3: the C library then tries clone
+    program = [step(0x20, 0, 0, 4), step(0x15, 1, 0, 0xC000003E)]
+    program += [step(0x06, 0, 0, 0x80000000)]  # 32-bit: kill
+    program += [step(0x20, 0, 0, 0), step(0x35, 0, 1, 0x40000000)]
+    program += [step(0x06, 0, 0, refuse)]  # x32: refuse
+    program += [step(0x15, 0, 1, 435)]
+    program += [step(0x06, 0, 0, unknown)]  # clone3: the C library then tries clone
     for number in DENIED:
         program += [step(0x15, 0, 1, number), step(0x06, 0, 0, refuse)]
-    program += [
-        step(0x15, 0, 3, 56),
-        step(0x20, 0, 0, 16),
-        step(0x45, 1, 0, 0x10000),
-    ]  # clone: threads only
+    program += [step(0x15, 0, 3, 56), step(0x20, 0, 0, 16)]
+    program += [step(0x45, 1, 0, 0x10000)]  # clone: threads only
     program += [step(0x06, 0, 0, refuse), step(0x06, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(program))
     header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
@@ -261,35 +154,18 @@ def seccomp(libc):
 
 
 def audit(folder, lacking):
-    """The soft guard where the kernel offers no hard one: Python's audit events. Native code gets
-    round it.
+    """The soft guard where the kernel offers no hard one: Python's audit events.
+
+    Native code gets round it.
     """
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     inside = os.path.realpath(folder) + os.sep
     readable = tuple(os.path.realpath(path) + os.sep for path in sys.path)
     realpath, fsdecode = os.path.realpath, os.fsdecode
-    change = (
-        "os.remove",
-        "os.rename",
-        "os.mkdir",
-        "os.rmdir",
-        "os.link",
-        "os.symlink",
-        "os.truncate",
-        "os.ch",
-    )
-    change += ("os.utime", "os.setxattr", "os.removexattr", "shutil.")
-    process = (
-        "os.fork",
-        "os.exec",
-        "os.posix_spawn",
-        "os.spawn",
-        "os.system",
-        "os.kill",
-        "pty.",
-        "subprocess.",
-    )
-    process += ("signal.pthread_kill",)
+    change = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
+    change += ("os.truncate", "os.ch", "os.utime", "os.setxattr", "os.removexattr", "shutil.")
+    process = ("os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill")
+    process += ("pty.", "subprocess.", "signal.pthread_kill")
     busy = False
 
     def hook(event, args):
@@ -320,8 +196,7 @@ def audit(folder, lacking):
 
 
 def isolate(job, folder):
-    """Apply every layer that this system grants; returns what stands between the code and each
-    resource."""
+    """Apply every layer that this system grants; returns {layer: whether it is active}."""
     import ctypes
 
     wanted, active = job["layers"], {}

@@ -1,8 +1,8 @@
-"""Runs untrusted code and its tests inside the sandbox process; `lib.sandbox.child` loads it by
-path.
+"""Runs untrusted code and its tests inside the sandbox process.
 
-Every name used after the untrusted code has run is bound beforehand, so that code which deletes or
-replaces builtins spoils its own result and not the report.
+`lib.sandbox.child` loads it by path. Every name used after the untrusted code has run is bound
+beforehand, so that code which deletes or replaces builtins spoils its own result and not the
+report.
 """
 
 import sys
@@ -13,14 +13,12 @@ _int, _float, _bool, _complex, _bytes = int, float, bool, complex, bytes
 
 
 def canonical(value, depth=0):
-    """Text of a value; values that compare equal (1 and 1.0, sets in any order) have the same
-    text."""
+    """Text of a value; equal values (1 and 1.0, sets in any order) have the same text."""
     kind = _type(value)
     if depth > 20:
         return "..."
-    if kind in (_bool, _int) or (
-        kind is _float and value - value == 0 and value == _int(value)
-    ):  # finite, whole
+    whole = kind is _float and value - value == 0 and value == _int(value)  # and finite
+    if whole or kind in (_bool, _int):
         return _repr(_int(value))
     if kind is _float:
         return f"{value:.10g}"
@@ -49,9 +47,18 @@ def name_of(error):
     return _type(error).__name__
 
 
+def _print(stderr, error_types):
+    """The traceback of the exception that is being handled, unless that fails, too."""
+    try:
+        import traceback
+
+        traceback.print_exc(limit=5, file=stderr)
+    except error_types:
+        pass
+
+
 def run(job, report):
-    """Run job["solution"], then job["tests"] (instrumented by `lib.evaluation.code_check`) against
-    it.
+    """Run job["solution"], then against it job["tests"], instrumented by `evaluation.code_check`.
 
     Returns {"ran", "checks", "failed", "error", "where"}; every check is reported as it happens,
     with what the function under test returned or raised: a later timeout does not lose the earlier
@@ -104,11 +111,6 @@ def run(job, report):
             exec(compile(source, "tests", "exec", dont_inherit=True), hidden)
         return {"ran": True, "checks": counts[0], "failed": counts[1]}
     except error_types as error:
-        try:
-            import traceback
-
-            traceback.print_exc(limit=5, file=stderr)
-        except error_types:
-            pass
+        _print(stderr, error_types)
         ended = {"ran": False, "error": name_of(error), "where": where}
         return {**ended, "checks": counts[0], "failed": counts[1]}

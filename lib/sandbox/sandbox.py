@@ -27,9 +27,8 @@ from pathlib import Path
 
 LAYERS = ("namespaces", "landlock", "seccomp")
 CHILD = Path(__file__).with_name("child.py")
-OUTPUT_BYTES = (
-    16_384  # of stdout and of stderr, kept for the reader; the process may write `file_mb` of each
-)
+# of stdout and of stderr, kept for the reader; the process may write `file_mb` of each
+OUTPUT_BYTES = 16_384
 
 
 def run_python(
@@ -99,18 +98,13 @@ def isolation() -> dict[str, str]:
 def _run(
     job: dict, stdin: str, timeout_s: float, memory_mb: int, file_mb: int, layers: tuple[str, ...]
 ) -> dict:
-    """Start the child, wait, kill what is left, read its report. Raises OSError if no process can
-    be started.
+    """Start the child, wait, kill what is left, read its report. Raises OSError if it cannot start.
+
+    Returns {"stdout", "stderr", "reason", "isolation", "checks", "end" (its last event or None)}.
     """
     token, marker = secrets.token_hex(16), secrets.token_hex(16)
-    job = {
-        **job,
-        "token": token,
-        "cpu_s": max(1, round(timeout_s)),
-        "memory_mb": memory_mb,
-        "file_mb": file_mb,
-        "layers": list(layers),
-    }
+    bounds = {"cpu_s": max(1, round(timeout_s)), "memory_mb": memory_mb, "file_mb": file_mb}
+    job = {**job, "token": token, **bounds, "layers": list(layers)}
     folder = tempfile.mkdtemp(prefix="sandbox-")
     try:
         with contextlib.ExitStack() as stack:
@@ -120,24 +114,7 @@ def _run(
             files["job"].write(json.dumps(job).encode())
             for name in ("in", "job"):
                 files[name].seek(0)
-            descriptors = [files["job"].fileno(), files["result"].fileno()]
-            process = subprocess.Popen(
-                [sys.executable, "-s", "-P", "-S", str(CHILD), *map(str, descriptors)],
-                stdin=files["in"],
-                stdout=files["out"],
-                stderr=files["err"],
-                pass_fds=descriptors,
-                cwd=folder,
-                start_new_session=True,
-                # A fixed hash seed makes sets print alike in every run; the child empties the
-                # environment.
-                env={
-                    "PYTHONHASHSEED": "0",
-                    "PYTHONIOENCODING": "utf-8:backslashreplace",
-                    "SANDBOX_FOLDER": folder,
-                    "SANDBOX_MARKER": marker,
-                },
-            )
+            process = _start(files, folder, marker)
             try:
                 timed_out = not _wait(process, 4 * timeout_s + 2)
             finally:  # also when the user interrupts the notebook
@@ -146,33 +123,47 @@ def _run(
                 process.wait()
                 events = _events(_read(files["result"], -1), token)
                 start = next((event for event in events if event["event"] == "start"), None)
-                if not (
-                    start and start["active"].get("seccomp")
-                ):  # else it could start no other process
+                filtered = start and start["active"].get("seccomp")
+                if not filtered:  # else it could start no other process
                     _kill_descendants(marker)
             stdout, stderr = (_read(files[name], OUTPUT_BYTES) for name in ("out", "err"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     end = next((event for event in reversed(events) if event["event"] == "end"), None)
-    checks = [
-        {key: e[key] for key in ("passed", "calls", "error")}
-        for e in events
-        if e["event"] == "check"
-    ]
+    checks = [event for event in events if event["event"] == "check"]
     return {
         "stdout": stdout,
         "stderr": stderr,
         "reason": _reason(process.returncode, timed_out, start, end),
         "isolation": (start or {}).get("active", {}),
-        "checks": checks,
+        "checks": [{key: event[key] for key in ("passed", "calls", "error")} for event in checks],
         "end": end,
     }
 
 
+def _start(files: dict, folder: str, marker: str) -> subprocess.Popen:
+    """The child in a session of its own, with nothing but its files, its folder and a marker."""
+    descriptors = [files["job"].fileno(), files["result"].fileno()]
+    return subprocess.Popen(
+        [sys.executable, "-s", "-P", "-S", str(CHILD), *map(str, descriptors)],
+        stdin=files["in"],
+        stdout=files["out"],
+        stderr=files["err"],
+        pass_fds=descriptors,
+        cwd=folder,
+        start_new_session=True,
+        # A fixed hash seed makes sets print alike in every run; the child empties the environment.
+        env={
+            "PYTHONHASHSEED": "0",
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
+            "SANDBOX_FOLDER": folder,
+            "SANDBOX_MARKER": marker,
+        },
+    )
+
+
 def _events(report: str, token: str) -> list[dict]:
-    """The report lines that carry the token; anything else on that descriptor was not written by
-    the harness.
-    """
+    """The report lines that carry the token; nothing else was written by the harness."""
     events = []
     for line in report.splitlines():
         if line.startswith(token):
@@ -186,13 +177,9 @@ def _reason(status: int, timed_out: bool, start: dict | None, end: dict | None) 
     if timed_out:
         return "timeout"
     if end is not None:
-        return {"MemoryError": "memory", "SystemExit": "exit"}.get(
-            end.get("error", ""), end.get("error", "")
-        )
-    if status in (
-        -signal.SIGXCPU,
-        -signal.SIGKILL,
-    ):  # KILL at the hard CPU limit, equal to the soft one
+        error = end.get("error", "")
+        return {"MemoryError": "memory", "SystemExit": "exit"}.get(error, error)
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):  # KILL: the hard CPU limit equals the soft one
         return "cpu"
     if start is None:
         return "sandbox did not start"
@@ -205,8 +192,10 @@ def _read(handle, limit: int) -> str:
 
 
 def _wait(process: subprocess.Popen, seconds: float) -> bool:
-    """Wait for the end; False after `seconds`. By descriptor: Popen.wait(timeout) polls in steps of
-    50 ms."""
+    """Wait for the end; False after `seconds`.
+
+    By descriptor, since Popen.wait(timeout) polls in steps of 50 ms.
+    """
     try:
         descriptor = os.pidfd_open(process.pid)
     except (AttributeError, OSError):  # not Linux, or older than 5.3
@@ -220,16 +209,15 @@ def _wait(process: subprocess.Popen, seconds: float) -> bool:
 
 
 def _kill_descendants(marker: str) -> None:
-    """Kill every process that inherited the marker in its environment, whatever session or parent
-    it has."""
+    """Kill every process that inherited the marker in its environment, whatever its session."""
     needle = f"SANDBOX_MARKER={marker}".encode()
     for _ in range(20):  # a fork bomb can outrun one sweep
-        found = False
+        any_left = False
         for entry in os.scandir("/proc") if os.path.isdir("/proc") else ():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     if needle in Path(entry.path, "environ").read_bytes():
                         os.kill(int(entry.name), signal.SIGKILL)
-                        found = True
-        if not found:
+                        any_left = True
+        if not any_left:
             return
