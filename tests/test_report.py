@@ -104,7 +104,7 @@ def test_a_metrics_file_edited_to_be_higher_is_seen_by_its_state(first):
     assert path.exists() and "edited" in state.stale(first.out, "01_first", now)
 
 
-def test_what_a_notebook_folds_stays_inside_its_fold(project):
+def test_a_notebook_keeps_what_it_folds_and_links_its_transcripts(project):
     import nbformat
 
     v4 = nbformat.v4
@@ -114,6 +114,11 @@ def test_what_a_notebook_folds_stays_inside_its_fold(project):
     project.out.mkdir(parents=True)
     nbformat.write(v4.new_notebook(cells=cells), project.out / "01_first.ipynb")
     html = report.notebook_html(project.out, "01_first").read_text()
+    assert "transcripts/" not in html
+    (project.out / "transcripts").mkdir()
+    (project.out / "transcripts/01_first.html").touch()
+    html = report.notebook_html(project.out, "01_first").read_text()
+    assert 'href="../transcripts/01_first.html"' in html
     inside = html.partition("<summary>2 parameters</summary>")[2].partition("</details>")[0]
     assert "<table" in inside and "<code>k</code>" in inside
 
