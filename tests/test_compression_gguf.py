@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from lib.compression import (
-    adapter_gguf,
     from_gguf,
     gguf_types,
     imatrix,
     llamacpp,
     runtime,
-    sparse,
+    sparse_gguf,
     to_gguf,
 )
 from lib.files import ROOT
@@ -332,7 +331,7 @@ def test_the_header_is_read_as_the_gguf_package_reads_it(plain, tmp_path):
 
 
 def test_magnitude_zeroes_the_share_of_each_matrix_and_nothing_else(plain, tmp_path):
-    path = sparse.magnitude(plain[1], tmp_path / "sparse.gguf", 0.65)
+    path = sparse_gguf.zero_smallest(plain[1], tmp_path / "sparse.gguf", 0.65)
     assert from_gguf.zero_share(path)["all"] == pytest.approx(0.65, abs=0.01)
     before, after = (
         {name: values for name, values, _ in from_gguf.weights(each)} for each in (plain[1], path)
@@ -341,9 +340,22 @@ def test_magnitude_zeroes_the_share_of_each_matrix_and_nothing_else(plain, tmp_p
     kept = after["blk.0.attn_q.weight"] != 0
     assert (before["blk.0.attn_q.weight"][kept] == after["blk.0.attn_q.weight"][kept]).all()
     with pytest.raises(ValueError, match="prune the F16"):
-        sparse.magnitude(
+        sparse_gguf.zero_smallest(
             llamacpp.quantize(plain[1], tmp_path / "q.gguf", "Q8_0", threads=1), tmp_path / "x", 0.5
         )
+
+
+def test_a_file_says_what_it_was_quantised_by_and_sparse_ones_pack(plain, tmp_path):
+    assert from_gguf.file_type(plain[1]) == "F16"
+    path = llamacpp.quantize(plain[1], tmp_path / "q.gguf", "Q5_K_M", threads=1)
+    assert from_gguf.file_type(path) == "Q5_K_M"
+    sparse = sparse_gguf.zero_smallest(plain[1], tmp_path / "sparse.gguf", 0.8)
+    settings = {"ftype": "Q5_K_M", "imatrix": None, "level": 3, "threads": 1}
+    theirs, ours = (
+        sparse_gguf.packed_size(sparse, kind, tmp_path, settings) for kind in (None, "Q5_0")
+    )
+    assert theirs["zeros"] < 0.3 < 0.79 < ours["zeros"]
+    assert ours["bytes"] / ours["packed"] > theirs["bytes"] / theirs["packed"]
 
 
 def test_permutation_is_undone():
@@ -409,7 +421,7 @@ def test_an_adapter_shifts_the_logits_as_peft_does_and_switches_off_again(plain,
     import torch
     from transformers import AutoModelForCausalLM
 
-    path = adapter_gguf.write(adapter, plain[0], tmp_path / "adapter.gguf", "F32")
+    path = to_gguf.write_adapter(adapter, plain[0], tmp_path / "adapter.gguf", "F32")
     base = to_gguf.write(plain[0], tmp_path / "f32.gguf", "F32")
     ids = bpe()("Does the adapter arrive?")["input_ids"]
     loaded = peft.PeftModel.from_pretrained(
@@ -492,7 +504,7 @@ def test_untied_tables_under_a_tied_config_are_refused(tmp_path):
     folder = broken(
         model(tmp_path / "untied", tie_word_embeddings=False), tmp_path, tie_word_embeddings=True
     )
-    with pytest.raises(ValueError, match="differs from embed_tokens"):
+    with pytest.raises(ValueError, match="differs from the embeddings"):
         to_gguf.write(folder, tmp_path / "out.gguf")
 
 
@@ -566,7 +578,7 @@ def test_wrong_magic_a_cut_file_and_a_foreign_adapter_are_refused(plain, adapter
     with pytest.raises(ValueError, match="unknown"):
         llamacpp.quantize(plain[1], tmp_path / "y.gguf", "Q9_K")
     small = model(tmp_path / "small", hidden_size=64)
-    path = adapter_gguf.write(adapter, small, tmp_path / "adapter.gguf")
+    path = to_gguf.write_adapter(adapter, small, tmp_path / "adapter.gguf")
     with pytest.raises(ValueError, match="does not fit"):
         runtime.Gguf(to_gguf.write(small, tmp_path / "small.gguf"), adapters=[path])
     assert not list(tmp_path.glob("*partial*"))

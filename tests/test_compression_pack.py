@@ -1,5 +1,4 @@
-"""Packing is lossless and refuses everything that is off; calibration measures what it says;
-hard_examplesy picks the hardest."""
+"""Packing is lossless and refuses all that is off; confidence, hard examples, better answers."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from lib.compression import hard_examples, pack, sizes
+from lib.compression import pack, recover, sizes
 from lib.evaluation import confidence
 
 
@@ -86,6 +85,16 @@ def test_a_cut_a_longer_and_an_exploding_file_are_refused(source, tmp_path):
     manifest = json.loads((tmp_path / "x.zst.json").read_text()) | {"packed_bytes": len(bomb)}
     (tmp_path / "x.zst.json").write_text(json.dumps(manifest))
     refused(tmp_path, packed, "holds more than the 3,000,000 bytes")
+
+
+def test_damage_is_refused_on_copies_and_leaves_nothing(source, tmp_path):
+    packed = tmp_path / "x.zst"
+    pack.pack(source, packed)
+    before = packed.read_bytes()
+    rows = pack.answers_to_damage(packed, tmp_path / "damaged")
+    assert len(rows) == 3 and all(row["answer"] != "accepted" for row in rows)
+    assert [row["files left"] for row in rows] == [0, 0, 0]
+    assert packed.read_bytes() == before and not (tmp_path / "damaged").exists()
 
 
 def test_a_manifest_that_is_none_a_missing_one_and_a_wrong_dictionary_are_refused(source, tmp_path):
@@ -217,12 +226,12 @@ def test_signals_come_from_the_tokens_that_spell_the_answer():
 
 def test_the_hardest_rows_come_first_and_too_few_are_refused():
     found = {"nats": [2.0, 30.0, 8.0], "tokens": [2, 10, 2]}
-    assert hard_examples.hardest({"id": ["a", "b", "c"]}, found, 2) == [
+    assert recover.hardest({"id": ["a", "b", "c"]}, found, 2) == [
         ("c", pytest.approx(math.exp(4))),
         ("b", pytest.approx(math.exp(3))),
     ]
     with pytest.raises(ValueError, match="score more rows"):
-        hard_examples.hardest({"id": ["a"]}, {"nats": [1.0], "tokens": [1]}, 2)
+        recover.hardest({"id": ["a"]}, {"nats": [1.0], "tokens": [1]}, 2)
 
 
 class Teacher:
@@ -244,11 +253,11 @@ def test_a_teacher_s_whole_answers_replace_gold_and_the_rest_stays(tmp_path):
     rows = [
         {"id": str(n), "instruction": f"question {n}", "response": f"gold {n}"} for n in range(3)
     ]
-    about = hard_examples.improved(rows, tmp_path / "rows.jsonl", Teacher())
+    about = recover.write_better_answers(rows, tmp_path / "rows.jsonl", Teacher())
     assert about == {"rows": 3, "answered": 1, "source": "stand-in"}
     assert [row["response"] for row in read_jsonl(tmp_path / "rows.jsonl")] == [
         "better",
         "gold 1",
         "gold 2",
     ]
-    assert hard_examples.improved(rows, tmp_path / "rows.jsonl")["source"] == "gold"
+    assert recover.write_better_answers(rows, tmp_path / "rows.jsonl")["source"] == "gold"

@@ -1,5 +1,7 @@
-"""GGUF weights back as a plain checkpoint: the compressed model as something that can be trained
-on."""
+"""GGUF files read back: their header, their weights, and a plain checkpoint made from them.
+
+That checkpoint is the compressed model as something that can be trained on.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,13 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.compression.to_gguf import checked, unpermute
+from lib import models
+from lib.compression.gguf_types import FTYPES
+from lib.compression.to_gguf import checked, rotary_heads, unpermute
 
 
 class Tensor(NamedTuple):
-    """One entry of a GGUF file's table: shape has rows first, `begin` counts from the start of the
-    file."""
+    """An entry of a GGUF file's table; shape has rows first, `begin` is a place in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -25,31 +28,38 @@ class Tensor(NamedTuple):
     bytes: int
 
 
-WIDTHS = {
-    0: 1,
-    1: 1,
-    2: 2,
-    3: 2,
-    4: 4,
-    5: 4,
-    6: 4,
-    7: 1,
-    10: 8,
-    11: 8,
-    12: 8,
-}  # of GGUF's value types, in bytes
-STRING, ARRAY = 8, 9
+WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a type
+STRING, ARRAY = 8, 9  # GGUF's value types that have no fixed width
 
 
 def table(path: str | Path) -> list[Tensor]:
-    """The tensors of a GGUF file, by reading its header alone: gguf.GGUFReader makes an array of
-    every token.
+    """The tensors of a GGUF file, by its header alone: gguf.GGUFReader makes an array a token.
 
     Raises ValueError for another magic number, and for a file that ends before its last tensor.
     """
-    import gguf
+    _, tensors = _header(Path(path))
+    end, size = max((each.begin + each.bytes for each in tensors), default=0), _size(path)
+    if end > size:
+        raise ValueError(
+            f"{path}: cut short, its tensors end at byte {end:,} and the file at {size:,}; write it"
+            " again"
+        )
+    return tensors
 
-    path = Path(path)
+
+def file_type(path: str | Path) -> str:
+    """llama.cpp's name of the recipe that a GGUF file says it was quantised by, such as Q5_K_M."""
+    values, _ = _header(Path(path))
+    names = {number: name for name, (number, *_) in FTYPES.items()}
+    return names[values["general.file_type"]]
+
+
+def _size(path: str | Path) -> int:
+    return Path(path).stat().st_size
+
+
+def _header(path: Path) -> tuple[dict[str, int], list[Tensor]]:
+    """(alignment and file type by their keys, the tensors) of a GGUF file."""
     with open(path, "rb") as handle:
         raw = handle.read(64 << 20)
     if raw[:4] != b"GGUF":
@@ -58,40 +68,41 @@ def table(path: str | Path) -> list[Tensor]:
         )
     try:
         _, count, pairs = struct.unpack_from("<IQQ", raw, 4)
-        at, alignment = 24, 32
-        for _ in range(pairs):
-            key, at = _string(raw, at)
-            if key == "general.alignment":
-                (alignment,) = struct.unpack_from("<I", raw, at + 4)
-            at = _skip(raw, at + 4, struct.unpack_from("<I", raw, at)[0])
-        found = []
-        for _ in range(count):
-            name, at = _string(raw, at)
-            (dimensions,) = struct.unpack_from("<I", raw, at)
-            *sides, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", raw, at + 4)
-            at += 16 + 8 * dimensions
-            kind = gguf.GGMLQuantizationType(kind)
-            block, width = gguf.GGML_QUANT_SIZES[kind]
-            found.append(
-                Tensor(
-                    name,
-                    tuple(reversed(sides)),
-                    kind.name,
-                    offset,
-                    math.prod(sides) // block * width,
-                )
-            )
+        values, at = _values(raw, 24, pairs)
+        tensors, at = _tensors(raw, at, count)
     except (struct.error, KeyError, ValueError) as error:
         raise ValueError(f"{path}: cut short or damaged ({error}); write it again") from error
+    alignment = values.get("general.alignment", 32)
     start = -(-at // alignment) * alignment
-    found = [each._replace(begin=start + each.begin) for each in found]
-    end, size = max((each.begin + each.bytes for each in found), default=0), path.stat().st_size
-    if end > size:
-        raise ValueError(
-            f"{path}: cut short, its tensors end at byte {end:,} and the file at {size:,}; write it"
-            " again"
-        )
-    return found
+    return values, [tensor._replace(begin=start + tensor.begin) for tensor in tensors]
+
+
+def _values(raw: bytes, at: int, pairs: int) -> tuple[dict[str, int], int]:
+    """(the two numbers that are needed, place after all key-value pairs)."""
+    values = {}
+    for _ in range(pairs):
+        key, at = _string(raw, at)
+        if key in ("general.alignment", "general.file_type"):
+            (values[key],) = struct.unpack_from("<I", raw, at + 4)
+        at = _skip(raw, at + 4, struct.unpack_from("<I", raw, at)[0])
+    return values, at
+
+
+def _tensors(raw: bytes, at: int, count: int) -> tuple[list[Tensor], int]:
+    """(tensors whose `begin` counts from the start of the data, place after their table)."""
+    import gguf
+
+    tensors = []
+    for _ in range(count):
+        name, at = _string(raw, at)
+        (dimensions,) = struct.unpack_from("<I", raw, at)
+        *sides, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", raw, at + 4)
+        at += 16 + 8 * dimensions
+        kind = gguf.GGMLQuantizationType(kind)
+        block, width = gguf.GGML_QUANT_SIZES[kind]
+        size = math.prod(sides) // block * width
+        tensors.append(Tensor(name, tuple(reversed(sides)), kind.name, offset, size))
+    return tensors, at
 
 
 def _string(raw: bytes, at: int) -> tuple[str, int]:
@@ -117,8 +128,7 @@ def _skip(raw: bytes, at: int, kind: int) -> int:
 
 
 def weights(path: str | Path):
-    """(name, float32 array, type name) of every tensor of a GGUF file, dequantised as llama.cpp
-    does."""
+    """(name, float32 array, type name) of every tensor, dequantised as llama.cpp does."""
     import gguf
     import numpy as np
 
@@ -130,9 +140,8 @@ def weights(path: str | Path):
             values = raw.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
         else:
             block, width = gguf.GGML_QUANT_SIZES[kind]
-            values = gguf.quants.dequantize(
-                raw.reshape(-1, tensor.shape[-1] // block * width), kind
-            )
+            blocks = raw.reshape(-1, tensor.shape[-1] // block * width)
+            values = gguf.quants.dequantize(blocks, kind)
         yield tensor.name, values.reshape(tensor.shape), tensor.type
 
 
@@ -142,8 +151,7 @@ def type_counts(path: str | Path) -> dict[str, int]:
 
 
 def zero_share(path: str | Path) -> dict[str, float]:
-    """Share of exact zeros among the weights of attention and MLP matrices: {"all": share, type:
-    share ...}."""
+    """Share of exact zeros in attention and MLP matrices: {"all": share, type: share ...}."""
     import numpy as np
 
     zeros: dict[str, list[int]] = {"all": [0, 0]}
@@ -157,88 +165,74 @@ def zero_share(path: str | Path) -> dict[str, float]:
 
 
 def checkpoint(path: str | Path, like: str | Path, out: str | Path) -> Path:
-    """Write the dequantised weights of a GGUF file as float32 checkpoint `out`, with config and
-    tokenizer of `like`.
+    """Write the dequantised weights of a GGUF file as a float32 checkpoint `out`.
 
-    like: the checkpoint folder that the file was made from. Raises ValueError when shapes do not
-    match it.
+    like: the checkpoint folder that the file was made from, whose config and tokenizer it gets.
+    Raises ValueError when shapes do not match it.
     """
-    import gguf
     import numpy as np
 
     config, _, _ = checked(like)
-    out, heads = Path(out), config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    wanted = {"model.embed_tokens", "model.norm", "lm_head"} | {
-        f"model.layers.{layer}.{part}"
-        for layer in range(config["num_hidden_layers"])
-        for part in PARTS
-    }
-    back = {names.get_name(name): name for name in wanted}
-    found = {}
+    shape = models.llama_shape(config)
+    modules, state = _modules(shape["layers"]), {}
     for name, values, _ in weights(path):
         if name == "rope_freqs.weight":
             continue
-        target = back.get(name.removesuffix(".weight"))
-        if target is None:
+        module = modules.get(name.removesuffix(".weight"))
+        if module is None:
             raise ValueError(
                 f"{path}: tensor {name} has no place in {Path(like).name}; it belongs to another"
                 " model"
             )
-        if target.endswith("q_proj"):
+        if heads := rotary_heads(module, shape):
             values = unpermute(values, heads)
-        if target.endswith("k_proj"):
-            values = unpermute(values, kv_heads)
-        found[f"{target}.weight"] = np.ascontiguousarray(values, np.float32)
-    table = found["model.embed_tokens.weight"].shape
-    if table != (config["vocab_size"], config["hidden_size"]):
+        state[f"{module}.weight"] = np.ascontiguousarray(values, np.float32)
+    table = state["model.embed_tokens.weight"].shape
+    if table != (shape["vocab"], shape["hidden"]):
         raise ValueError(
-            f"{path}: its table is {table}, that of {Path(like).name} {config['vocab_size']} rows"
-            f" of {config['hidden_size']}"
+            f"{path}: its table is {table}, that of {Path(like).name} {shape['vocab']} rows of"
+            f" {shape['hidden']}"
         )
-    return _save(found, config, like, out)
+    return _save(state, config, like, Path(out))
+
+
+def _modules(layers: int) -> dict[str, str]:
+    """{name of a module in a GGUF file: its name in transformers} of a Llama."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    modules = ["model.embed_tokens", "model.norm", "lm_head"]
+    modules += [f"model.layers.{layer}.{part}" for layer in range(layers) for part in PARTS]
+    return {names.get_name(module): module for module in modules}
 
 
 def dense(model, like: str | Path, out: str | Path) -> Path:
-    """Write the dense weights of a transformers model that was loaded from quantised ones, as
-    checkpoint `out`.
+    """Write the dense weights of a model that was loaded from quantised ones as checkpoint `out`.
 
-    like: the 16-bit checkpoint folder; tensors that it does not have (scales, zero points) stay
-    behind.
+    model: of transformers. like: the 16-bit checkpoint folder; tensors that it does not have
+    (scales, zero points) stay behind. Raises ValueError for a tensor that is still packed.
     """
-    from safetensors import safe_open
-
     config, _, _ = checked(like)
-    names = set()
-    for path in Path(like).glob("*.safetensors"):
-        with safe_open(path, "pt") as handle:
-            names |= set(handle.keys())
-    state = model.state_dict()
+    names, state = models.tensor_names(Path(like)).keys(), model.state_dict()
     if missing := names - state.keys() - {"lm_head.weight"}:
         raise ValueError(
             f"the loaded model has no {sorted(missing)[0]}; its weights are still packed"
         )
-    found = {name: state[name].detach().float().cpu().numpy() for name in names if name in state}
-    return _save(found, config, like, Path(out))
+    own = {name: state[name].detach().float().cpu().numpy() for name in names if name in state}
+    return _save(own, config, like, Path(out))
 
 
-def _save(found: dict, config: dict, like: str | Path, out: Path) -> Path:
+def _save(state: dict, config: dict, like: str | Path, out: Path) -> Path:
+    """Write a checkpoint with the tokenizer of `like` under a temporary name, then rename it."""
     from safetensors.numpy import save_file
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(found, partial / "model.safetensors", metadata={"format": "pt"})
-    (partial / "config.json").write_text(
-        json.dumps(config | {"dtype": "float32"}, indent=1), encoding="utf-8"
-    )
-    for name in (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "generation_config.json",
-    ):
+    save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config | {"dtype": "float32"}, indent=1)
+    (partial / "config.json").write_text(text, encoding="utf-8")
+    for name in BESIDE_WEIGHTS:
         if (Path(like) / name).exists():
             shutil.copy(Path(like) / name, partial / name)
     shutil.rmtree(out, ignore_errors=True)
@@ -246,6 +240,12 @@ def _save(found: dict, config: dict, like: str | Path, out: Path) -> Path:
     return out
 
 
+BESIDE_WEIGHTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 PARTS = (
     "input_layernorm",
     "self_attn.q_proj",

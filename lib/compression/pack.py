@@ -1,11 +1,14 @@
-"""Lossless packing with zstd: streamed both ways in bounded memory, checked by SHA-256, refused
-when anything is off."""
+"""Lossless packing with zstd: streamed both ways in bounded memory, checked by SHA-256.
+
+What is off in any way is refused, and nothing of it is left on disk.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -19,16 +22,19 @@ class Refused(ValueError):
     """A packed file that is not what its manifest says. Nothing of it is left on disk."""
 
 
-def parameters(level: int, window_log: int = 0):
-    """zstd parameters; window_log 0 leaves zstd's own, else long-distance matching over
-    2**window_log bytes."""
+def parameters(level: int, window_log: int = 0, threads: int = 0):
+    """zstd parameters; window_log above 0: long-distance matching over 2**window_log bytes.
+
+    At 0 the window is that of the level, or with threads the one that zstd itself chooses.
+    """
     import zstandard
 
-    if not window_log:
-        return zstandard.ZstdCompressionParameters.from_level(level)
-    return zstandard.ZstdCompressionParameters.from_level(
-        level, window_log=window_log, enable_ldm=True
-    )
+    options = {}
+    if window_log or threads:
+        options |= {"window_log": window_log, "enable_ldm": bool(window_log)}
+    if threads:
+        options["threads"] = threads
+    return zstandard.ZstdCompressionParameters.from_level(level, **options)
 
 
 def pack(
@@ -40,40 +46,19 @@ def pack(
     dictionary: bytes = b"",
     threads: int = 0,
 ) -> dict:
-    """Compress `source` to `out` and write `out`.json, the manifest, after it. Returns the manifest
-    with "seconds".
+    """Compress `source` to `out` and write `out`.json, the manifest, after it.
 
-    Manifest: {"source", "bytes", "sha256" (of the source), "packed", "packed_bytes",
-    "packed_sha256", "level", "window_log", "dictionary" (file name or "") and "dictionary_sha256"};
-    a dictionary is written beside `out`, since nobody can unpack without it, and counts as packed
-    bytes.
+    Returns the manifest with "seconds": {"source", "bytes", "sha256" (of the source), "packed",
+    "packed_bytes", "packed_sha256", "level", "window_log", "dictionary" (file name or ""),
+    "dictionary_sha256" and "dictionary_bytes"}. A dictionary is written beside `out`, since nobody
+    can unpack without it, and counts as packed bytes.
     """
-    import zstandard
-
     source, out = Path(source), Path(out)
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist, so there is nothing to pack")
-    settings = parameters(level, window_log)
-    if threads:
-        settings = zstandard.ZstdCompressionParameters.from_level(
-            level, threads=threads, window_log=window_log or 0, enable_ldm=bool(window_log)
-        )
-    words = {"dict_data": zstandard.ZstdCompressionDict(dictionary)} if dictionary else {}
-    began, before, after = time.perf_counter(), hashlib.sha256(), hashlib.sha256()
-    size = 0
-    with open(source, "rb") as reader, replacing(out, "wb") as target:
-        squeeze = zstandard.ZstdCompressor(compression_params=settings, **words).compressobj(
-            size=source.stat().st_size
-        )
-        while block := reader.read(BLOCK):
-            before.update(block)
-            piece = squeeze.compress(block)
-            after.update(piece)
-            target.write(piece)
-        piece = squeeze.flush()
-        after.update(piece)
-        target.write(piece)
-        size = target.tell()
+    began = time.perf_counter()
+    settings = parameters(level, window_log, threads)
+    before, after, size = _compress(source, out, settings, dictionary)
     beside = ""
     if dictionary:
         beside = f"{out.name}.dict"
@@ -82,10 +67,10 @@ def pack(
     manifest = {
         "source": source.name,
         "bytes": source.stat().st_size,
-        "sha256": before.hexdigest(),
+        "sha256": before,
         "packed": out.name,
         "packed_bytes": size + len(dictionary),
-        "packed_sha256": after.hexdigest(),
+        "packed_sha256": after,
         "level": level,
         "window_log": window_log,
         "dictionary": beside,
@@ -96,9 +81,29 @@ def pack(
     return manifest | {"seconds": time.perf_counter() - began}
 
 
+def _compress(source: Path, out: Path, settings, dictionary: bytes) -> tuple[str, str, int]:
+    """Stream `source` into `out`: (SHA-256 of the source, SHA-256 of `out`, bytes of `out`)."""
+    import zstandard
+
+    options = {"dict_data": zstandard.ZstdCompressionDict(dictionary)} if dictionary else {}
+    compressor = zstandard.ZstdCompressor(compression_params=settings, **options)
+    before, after = hashlib.sha256(), hashlib.sha256()
+    with open(source, "rb") as reader, replacing(out, "wb") as target:
+        stream = compressor.compressobj(size=source.stat().st_size)
+
+        def put(piece: bytes) -> None:
+            after.update(piece)
+            target.write(piece)
+
+        while block := reader.read(BLOCK):
+            before.update(block)
+            put(stream.compress(block))
+        put(stream.flush())
+        return before.hexdigest(), after.hexdigest(), target.tell()
+
+
 def unpack(packed: str | Path, out: str | Path, *, most_bytes: int = 0) -> dict:
-    """Decompress `packed` to `out`, which appears only when size and SHA-256 are those of the
-    manifest beside `packed`.
+    """Decompress `packed` to `out`, which appears only when size and SHA-256 are the manifest's.
 
     most_bytes: refuse a manifest that promises more than this; 0 allows what it promises.
     Decompression itself stops at the promised size, so a file that would unfold to terabytes is
@@ -114,52 +119,15 @@ def unpack(packed: str | Path, out: str | Path, *, most_bytes: int = 0) -> dict:
             f"{packed.name} unpacks to {manifest['bytes']:,} bytes, {most_bytes:,} are allowed;"
             " raise the limit"
         )
-    words, stored, promised = (
-        {},
-        packed.stat().st_size,
-        manifest["packed_bytes"] - manifest["dictionary_bytes"],
-    )
-    if stored != promised:
-        what = "is cut short" if stored < promised else "goes on after its end"
-        raise Refused(
-            f"{packed.name} {what}: {stored:,} bytes, its manifest says {promised:,}; fetch it"
-            " again"
-        )
-    if manifest["dictionary"]:
-        content = packed.with_name(Path(manifest["dictionary"]).name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != manifest["dictionary_sha256"]:
-            raise Refused(
-                f"{manifest['dictionary']} is not the dictionary that {packed.name} was packed with"
-            )
-        words["dict_data"] = zstandard.ZstdCompressionDict(content)
-    began, seen, size = time.perf_counter(), hashlib.sha256(), 0
+    decompressor = _decompressor(packed, manifest)
+    began = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
     try:
-        window = 1 << max(27, manifest["window_log"])
-        opener = zstandard.ZstdDecompressor(max_window_size=window, **words)
-        with open(packed, "rb") as source, os.fdopen(descriptor, "wb") as target:
-            with opener.stream_reader(source, read_size=BLOCK, closefd=False) as reader:
-                while block := reader.read(BLOCK):
-                    size += len(block)
-                    if size > manifest["bytes"]:
-                        raise Refused(
-                            f"{packed.name} holds more than the {manifest['bytes']:,} bytes of its"
-                            " manifest"
-                        )
-                    seen.update(block)
-                    target.write(block)
+        with os.fdopen(descriptor, "wb") as target:
+            _decompress(decompressor, packed, target, manifest)
             target.flush()
             os.fsync(target.fileno())
-        if size < manifest["bytes"]:
-            raise Refused(
-                f"{packed.name} is cut short: {size:,} of {manifest['bytes']:,} bytes; fetch it"
-                " again"
-            )
-        if seen.hexdigest() != manifest["sha256"]:
-            raise Refused(
-                f"{packed.name}: SHA-256 of its content is not that of the manifest; fetch it again"
-            )
         os.chmod(temporary, 0o644)
         os.replace(temporary, out)
     except zstandard.ZstdError as error:
@@ -168,14 +136,92 @@ def unpack(packed: str | Path, out: str | Path, *, most_bytes: int = 0) -> dict:
         Path(temporary).unlink(missing_ok=True)
     seconds = time.perf_counter() - began
     return {
-        "bytes": size,
-        "sha256": seen.hexdigest(),
+        "bytes": manifest["bytes"],
+        "sha256": manifest["sha256"],
         "seconds": seconds,
-        "megabytes_per_second": size / 1e6 / seconds,
+        "megabytes_per_second": manifest["bytes"] / 1e6 / seconds,
     }
 
 
-FIELDS = {
+def _decompressor(packed: Path, manifest: dict):
+    """A zstd decompressor for a packed file whose size, and dictionary, are the manifest's."""
+    import zstandard
+
+    stored = packed.stat().st_size
+    promised = manifest["packed_bytes"] - manifest["dictionary_bytes"]
+    if stored != promised:
+        what = "is cut short" if stored < promised else "goes on after its end"
+        raise Refused(
+            f"{packed.name} {what}: {stored:,} bytes, its manifest says {promised:,}; fetch it"
+            " again"
+        )
+    options = {}
+    if manifest["dictionary"]:
+        content = packed.with_name(Path(manifest["dictionary"]).name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != manifest["dictionary_sha256"]:
+            raise Refused(
+                f"{manifest['dictionary']} is not the dictionary that {packed.name} was packed with"
+            )
+        options["dict_data"] = zstandard.ZstdCompressionDict(content)
+    window = 1 << max(27, manifest["window_log"])
+    return zstandard.ZstdDecompressor(max_window_size=window, **options)
+
+
+def _decompress(decompressor, packed: Path, target, manifest: dict) -> None:
+    """Stream `packed` into `target`; Refused unless it is what the manifest promises."""
+    digest, size = hashlib.sha256(), 0
+    with (
+        open(packed, "rb") as source,
+        decompressor.stream_reader(source, read_size=BLOCK, closefd=False) as reader,
+    ):
+        while block := reader.read(BLOCK):
+            size += len(block)
+            if size > manifest["bytes"]:
+                raise Refused(
+                    f"{packed.name} holds more than the {manifest['bytes']:,} bytes of its manifest"
+                )
+            digest.update(block)
+            target.write(block)
+    if size < manifest["bytes"]:
+        raise Refused(
+            f"{packed.name} is cut short: {size:,} of {manifest['bytes']:,} bytes; fetch it again"
+        )
+    if digest.hexdigest() != manifest["sha256"]:
+        raise Refused(
+            f"{packed.name}: SHA-256 of its content is not that of the manifest; fetch it again"
+        )
+
+
+def answers_to_damage(packed: Path, scratch: Path) -> list[dict]:
+    """What `unpack` says of a packed file once a byte is flipped, half is missing, or more follows.
+
+    packed: a file without a dictionary. It is copied to the folder `scratch`, which is made anew
+    and deleted. Rows {"damage", "answer" (the refusal, or "accepted"), "files left"}.
+    """
+    whole, rows = packed.read_bytes(), []
+    half = len(whole) // 2
+    copy, out = scratch / packed.name, scratch / "out"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    shutil.copy(packed.with_name(f"{packed.name}.json"), scratch)
+    for damage, content in {
+        "one byte flipped": whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :],
+        "cut in half": whole[:half],
+        "four bytes more": whole + b"more",
+    }.items():
+        copy.write_bytes(content)
+        answer = "accepted"
+        try:
+            unpack(copy, out)
+        except Refused as error:
+            answer = str(error)
+        left = len(list(scratch.glob("*out*")))
+        rows.append({"damage": damage, "answer": answer, "files left": left})
+    shutil.rmtree(scratch)
+    return rows
+
+
+FIELDS = {  # what `unpack` reads of a manifest
     "bytes": int,
     "sha256": str,
     "packed_bytes": int,
@@ -187,28 +233,31 @@ FIELDS = {
 
 
 def _manifest(packed: Path) -> dict:
+    """The manifest beside a packed file, with every one of FIELDS."""
     path = packed.with_name(f"{packed.name}.json")
     if not path.exists():
         raise FileNotFoundError(
             f"{path.name} is missing; a packed file is not opened without its manifest"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [key for key, kind in FIELDS.items() if not isinstance(found.get(key), kind)]
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [key for key, kind in FIELDS.items() if not isinstance(manifest.get(key), kind)]
     except (ValueError, AttributeError) as error:
         raise Refused(f"{path.name} is not a manifest ({error})") from error
-    if wrong or not 0 <= found["window_log"] <= 31:
+    if wrong or not 0 <= manifest["window_log"] <= 31:
         raise Refused(
             f"{path.name} is not a manifest: {', '.join(wrong) or 'window_log'} is missing or wrong"
         )
-    return found
+    return manifest
 
 
 def dictionary(
     source: str | Path, size: int = 112_640, pieces: int = 2000, length: int = 4096, seed: int = 0
 ) -> bytes:
-    """A zstd dictionary trained on `pieces` places of a file, `length` bytes each. ValueError for a
-    file too small."""
+    """A zstd dictionary trained on `pieces` places of a file, `length` bytes each.
+
+    Raises ValueError for a file that is too small.
+    """
     import numpy as np
     import zstandard
 
@@ -221,7 +270,7 @@ def dictionary(
         )
     places = np.sort(np.random.default_rng(seed).integers(0, total - length, pieces))
     with open(source, "rb") as handle:
-        samples = [(handle.seek(int(place)), handle.read(length))[1] for place in places]
+        samples = [_piece(handle, int(place), length) for place in places]
     try:
         return zstandard.train_dictionary(size, samples).as_bytes()
     except zstandard.ZstdError as error:
@@ -229,3 +278,8 @@ def dictionary(
             f"{source.name}: no dictionary can be trained on it ({error}); use more or longer"
             " pieces"
         ) from error
+
+
+def _piece(handle, place: int, length: int) -> bytes:
+    handle.seek(place)
+    return handle.read(length)

@@ -1,4 +1,4 @@
-"""Llama checkpoints as GGUF files.
+"""Llama checkpoints and LoRA adapters as GGUF files.
 
 Source of the format: the `gguf` package and llama.cpp's convert_hf_to_gguf.py (what is stored under
 which key). The proof that a file says what the checkpoint says is in notebook 22: same tokens, same
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+
+from lib import models
 
 # llama.cpp splits text before BPE by the name of a pre-tokenizer. Which name is right follows from
 # the tokenizer's own splitting rules, so they are hashed: a wrong name is silent and costs quality,
@@ -36,13 +38,13 @@ PRE_TOKENIZERS = {
 
 
 def pre_tokenizer(tokenizer_json: dict) -> str:
-    """llama.cpp's name of the splitting rules of a tokenizer.json, found by their hash. ValueError
-    for unknown rules."""
-    if tokenizer_json["model"].get("type") != "BPE":
-        raise ValueError(
-            f"tokenizer of type {tokenizer_json['model'].get('type')}: only byte-level BPE is"
-            " converted here"
-        )
+    """llama.cpp's name of the splitting rules of a tokenizer.json, by their hash.
+
+    Raises ValueError for rules, a kind of tokenizer, or a normalizer that llama.cpp does not have.
+    """
+    kind = tokenizer_json["model"].get("type")
+    if kind != "BPE":
+        raise ValueError(f"tokenizer of type {kind}: only byte-level BPE is converted here")
     if not tokenizer_json["model"].get("merges"):
         raise ValueError(
             "the tokenizer has no merges; llama.cpp loads byte-level BPE only with them"
@@ -55,15 +57,15 @@ def pre_tokenizer(tokenizer_json: dict) -> str:
             f"the tokenizer normalises text ({normalizer.get('type')}), which llama.cpp's BPE does"
             " not do"
         )
-    found = _hash(rules)
+    own = _hash(rules)
     names = {_hash(known): name for name, known in PRE_TOKENIZERS.items()}
-    if found not in names:
+    if own not in names:
         raise ValueError(
-            f"splitting rules of the tokenizer have hash {found}, known are"
+            f"splitting rules of the tokenizer have hash {own}, known are"
             f" {', '.join(names.values())}; add theirs to PRE_TOKENIZERS with llama.cpp's name for"
             f" them: {json.dumps(rules)[:300]}"
         )
-    return names[found]
+    return names[own]
 
 
 def _hash(rules: list[dict]) -> str:
@@ -74,64 +76,52 @@ def _hash(rules: list[dict]) -> str:
 def checked(folder: str | Path) -> tuple[dict, dict, dict]:
     """(config, tokenizer.json, tokenizer_config.json) of a checkpoint folder that can be converted.
 
-    Raises ValueError for another architecture, biases, a missing tokenizer or chat template, or
-    weights that are quantised; each says what to do.
+    Raises ValueError as `models.llama_shape` does, and for biases or a missing tokenizer file; each
+    says what to do.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder}: no config.json; name a checkpoint folder")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != "llama":
-        raise ValueError(
-            f"{folder}: architecture {config.get('model_type')!r}; this writer knows Llama"
-            " (model_type llama) only, convert others with llama.cpp's own converter"
-        )
+    names = ("tokenizer.json", "tokenizer_config.json")
+    if (folder / "config.json").exists():
+        for name in names:
+            if not (folder / name).exists():
+                raise ValueError(
+                    f"{folder}: no {name}; save the tokenizer beside the weights"
+                    " (tokenizer.save_pretrained)"
+                )
+    models.llama_shape(folder)
+    config, tokenizer, settings = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", *names)
+    )
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise ValueError(
             f"{folder}: attention or MLP biases are not converted; Llama checkpoints have none"
         )
-    if config.get("quantization_config"):
-        raise ValueError(
-            f"{folder}: its weights are quantised; convert the 16-bit checkpoint, or unpack it"
-            " first (`unpacked`) to show what requantising costs"
-        )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (folder / name).exists():
-            raise ValueError(
-                f"{folder}: no {name}; save the tokenizer beside the weights"
-                " (tokenizer.save_pretrained)"
-            )
-    tokenizer, settings = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("tokenizer.json", "tokenizer_config.json")
-    )
     return config, tokenizer, settings
 
 
 def permute(weight, heads: int):
-    """Rows of a query or key projection from transformers' half-split rotary order to llama.cpp's
-    interleaved one."""
-    rows = weight.shape[0]
-    return (
-        weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(weight.shape)
-    )
+    """Rows of a query or key projection, transformers' half-split rotary order to interleaved."""
+    rows, *rest = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, *rest)
+    return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
 def unpermute(weight, heads: int):
     """The inverse of `permute`."""
-    rows = weight.shape[0]
-    return (
-        weight.reshape(heads, rows // heads // 2, 2, *weight.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(weight.shape)
-    )
+    rows, *rest = weight.shape
+    pairs = weight.reshape(heads, rows // heads // 2, 2, *rest)
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def rotary_heads(module: str, shape: dict) -> int:
+    """Heads of a query or key projection, whose rows are permuted; 0 for every other module."""
+    if module.endswith("q_proj"):
+        return shape["heads"]
+    return shape["kv_heads"] if module.endswith("k_proj") else 0
 
 
 def rope_factors(config: dict):
-    """Factors [head_dim / 2] that Llama 3 divides its rotary frequencies by; None when the model
-    has plain ones.
+    """Factors [head_dim / 2] that Llama 3 divides its rotary frequencies by; None for plain ones.
 
     Source: transformers, modeling_rope_utils.py, _compute_llama3_parameters.
     """
@@ -145,7 +135,7 @@ def rope_factors(config: dict):
             f"rotary scaling {rope.get('rope_type')!r} is not converted; known are default and"
             " llama3"
         )
-    width = head_dim(config)
+    width = models.llama_shape(config)["head_dim"]
     frequency = rope_theta(config) ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = rope["original_max_position_embeddings"] * frequency / (2 * np.pi)
@@ -155,18 +145,12 @@ def rope_factors(config: dict):
 
 def rope_theta(config: dict) -> float:
     """Base of the rotary frequencies, wherever a config keeps it."""
-    return float(
-        (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", 10000.0))
-    )
-
-
-def head_dim(config: dict) -> int:
-    """Width of an attention head."""
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    rope = config.get("rope_parameters") or {}
+    return float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
 
 
 def tensors(folder: str | Path):
-    """(name, float32 array) of every tensor of the safetensors files in `folder`, one at a time."""
+    """(name, float32 array) of every tensor of a folder's safetensors files, one at a time."""
     import torch
     from safetensors import safe_open
 
@@ -183,50 +167,68 @@ def write(folder: str | Path, out: str | Path, dtype: str = "F16") -> Path:
     """Write a Llama checkpoint as `out`: matrices in `dtype` (F16, BF16 or F32), vectors in F32.
 
     A tied output table is not stored twice: llama.cpp uses token_embd for both. Raises ValueError
-    as `checked` does, and for a checkpoint whose config says tied but whose two tables differ, or
-    untied with none.
+    as `checked` does, and for a tensor that a Llama has no place for.
     """
     import gguf
-    import numpy as np
 
     config, tokenizer, settings = checked(folder)
-    out, heads = Path(out), config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    tied, seen, tables = bool(config.get("tie_word_embeddings")), set(), []
-    kind = gguf.GGMLQuantizationType[dtype]
-    with writing(out) as writer:
+    shape, kind = models.llama_shape(config), gguf.GGMLQuantizationType[dtype]
+    with writing(Path(out)) as writer:
         _metadata(writer, config, dtype, Path(folder).name)
         _vocabulary(writer, folder, config, tokenizer, settings)
         factors = rope_factors(config)
         if factors is not None:
             writer.add_tensor("rope_freqs.weight", factors)
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape["layers"])
         for name, weight in tensors(folder):
-            seen.add(name)
-            if tied and name in ("model.embed_tokens.weight", "lm_head.weight"):
-                tables.append(weight)
-                if len(tables) == 2 and not np.array_equal(*tables):
-                    raise ValueError(
-                        f"{folder}: config.json says tie_word_embeddings, but lm_head differs from"
-                        " embed_tokens; set it to false, or the trained output table is lost"
-                    )
-                if name == "lm_head.weight":
-                    continue
+            if shape["tied"] and name == "lm_head.weight":
+                continue  # `checked` has seen that it is the embeddings
             target = names.get_name(name, try_suffixes=(".weight",))
             if target is None:
                 raise ValueError(f"{folder}: tensor {name} has no place in a Llama GGUF")
-            if name.endswith("q_proj.weight"):
+            if heads := rotary_heads(name.removesuffix(".weight"), shape):
                 weight = permute(weight, heads)
-            if name.endswith("k_proj.weight"):
-                weight = permute(weight, kv_heads)
             raw = gguf.GGMLQuantizationType.F32 if weight.ndim == 1 else kind
             writer.add_tensor(target, gguf.quants.quantize(weight, raw), raw_dtype=raw)
-        if not tied and "lm_head.weight" not in seen:
-            raise ValueError(
-                f"{folder}: config.json says the tables are not tied, but there is no"
-                " lm_head.weight; set tie_word_embeddings to true if the model shares one table"
-            )
-    return out
+    return Path(out)
+
+
+def write_adapter(
+    adapter: str | Path, base: str | Path, out: str | Path, dtype: str = "F16"
+) -> Path:
+    """Write a PEFT LoRA adapter as a GGUF adapter for the GGUF of `base` (a checkpoint folder).
+
+    Raises ValueError for anything but plain LoRA on linear layers of a Llama.
+    """
+    import gguf
+
+    adapter = Path(adapter)
+    shape = models.llama_shape(checked(base)[0])
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    plain = settings.get("peft_type") == "LORA"
+    if not plain or settings.get("use_dora") or settings.get("modules_to_save"):
+        raise ValueError(
+            f"{adapter}: only plain LoRA is converted (no DoRA, no fully trained modules)"
+        )
+    scale = settings["r"] ** 0.5 if settings.get("use_rslora") else 1.0
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape["layers"])
+    kind = gguf.GGMLQuantizationType[dtype]
+    with writing(Path(out)) as writer:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(settings["lora_alpha"] * scale))
+        for name, weight in tensors(adapter):
+            name = name.removeprefix("base_model.model.").removesuffix(".weight")
+            module, part = name.rsplit(".lora_", 1)
+            target = names.get_name(module)
+            if target is None:
+                raise ValueError(f"{adapter}: module {module} has no place in a Llama GGUF")
+            heads = rotary_heads(module, shape)
+            if part == "B" and heads:
+                weight = permute(weight, heads)
+            values = gguf.quants.quantize(weight, kind)
+            writer.add_tensor(f"{target}.weight.lora_{part.lower()}", values, raw_dtype=kind)
+    return Path(out)
 
 
 class writing:
@@ -259,54 +261,52 @@ class writing:
 def _metadata(writer, config: dict, dtype: str, name: str) -> None:
     import gguf
 
-    heads, width = config["num_attention_heads"], head_dim(config)
+    shape = models.llama_shape(config)
     writer.add_name(name)
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(shape["layers"])
     writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    writer.add_key_length(width)
-    writer.add_value_length(width)
+    writer.add_embedding_length(shape["hidden"])
+    writer.add_feed_forward_length(shape["intermediate"])
+    writer.add_head_count(shape["heads"])
+    writer.add_head_count_kv(shape["kv_heads"])
+    writer.add_key_length(shape["head_dim"])
+    writer.add_value_length(shape["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(rope_theta(config))
-    writer.add_rope_dimension_count(width)
-    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_vocab_size(shape["vocab"])
     kinds = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}
     writer.add_file_type(gguf.LlamaFileType[kinds[dtype]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
 def _vocabulary(writer, folder, config: dict, tokenizer: dict, settings: dict) -> None:
+    """Tokens, their kinds, merges, special ids and the chat template of a checkpoint folder."""
     import gguf
     import transformers
 
-    words = {index: token for token, index in tokenizer["model"]["vocab"].items()}
+    size = config["vocab_size"]
+    tokens = {index: token for token, index in tokenizer["model"]["vocab"].items()}
     added = {entry["id"]: entry for entry in tokenizer["added_tokens"]}
-    words |= {index: entry["content"] for index, entry in added.items()}
+    tokens |= {index: entry["content"] for index, entry in added.items()}
+    if max(tokens) >= size:
+        raise ValueError(f"{folder}: token {max(tokens)} has no row in a table of {size}")
     kinds = []
-    for index in range(config["vocab_size"]):
-        if index not in words:
+    for index in range(size):
+        if index not in tokens:
             kinds.append(gguf.TokenType.UNUSED)
         elif index in added:
             special = added[index]["special"]
             kinds.append(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
         else:
             kinds.append(gguf.TokenType.NORMAL)
-    if max(words) >= config["vocab_size"]:
-        raise ValueError(
-            f"{folder}: token {max(words)} has no row in a table of {config['vocab_size']}"
-        )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
-    writer.add_token_list(
-        [words.get(index, f"[PAD{index}]") for index in range(config["vocab_size"])]
-    )
+    writer.add_token_list([tokens.get(index, f"[PAD{index}]") for index in range(size)])
     writer.add_token_types(kinds)
     merges = tokenizer["model"]["merges"]
-    writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in merges])
-    ids = {token: index for index, token in words.items()}
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
+    ids = {token: index for index, token in tokens.items()}
     for role in ("bos", "eos", "unk", "pad"):
         token = settings.get(f"{role}_token")
         token = token.get("content") if isinstance(token, dict) else token
