@@ -7,7 +7,7 @@ import os
 import pytest
 
 from lib import models
-from lib.compression import adapter_gguf, runtime, to_gguf
+from lib.compression import runtime, to_gguf
 from lib.endpoints.client import Client
 from lib.evaluation import answers, systems
 from lib.files import read_jsonl
@@ -36,7 +36,7 @@ def made(tmp_path_factory):
     for name in ("base", "merged"):  # llama.cpp ends a text at <|endoftext|>, too
         GenerationConfig(eos_token_id=[0, 2]).save_pretrained(folder / name)
     gguf = {"path": to_gguf.write(base, folder / "base.gguf", "F32"), "tokenizer": base}
-    adapter_file = adapter_gguf.write(adapter, base, folder / "adapter.gguf", "F32")
+    adapter_file = to_gguf.write_adapter(adapter, base, folder / "adapter.gguf", "F32")
     return {
         "checkpoint": {"name": "checkpoint", "path": base},
         "adapted": {"name": "adapted", "path": base, "adapter": adapter},
