@@ -258,10 +258,10 @@ def effective(
 
     Checks the whole profile; raises ParameterError at the first fault. common.yaml sets COMMON
     alone, where the notebook declares the key. An override goes to each of the `chosen` steps (all
-    by default) that declares it. `pinned`: {step: values that no file or override may contradict}.
+    by default) that declares it. `pinned`: {step, running or not: values that nothing contradicts}.
     """
     folder = _folder(profile, root)
-    _check_files(folder, steps, root)
+    _check_files(folder, [*steps, *(pinned or {})], root)
     common = read_flat(folder / "common.yaml", root)
     for key in common.keys() - {*COMMON, VARIANTS}:
         where, near = shown(folder / "common.yaml", root), nearest(key, [*COMMON, VARIANTS])

@@ -16,6 +16,7 @@ from lib.estimates import Estimate, words
 from lib.files import ROOT, atomic_write_json, from_root
 from lib.markdown import folded, quote, table
 from lib.workbook import gates, provenance, record
+from lib.workbook import transcripts as pages
 
 __all__ = ["Job", "answer", "finish", "quote", "say", "show", "start", "table"]
 ANSWER = "answer"  # names the display below the title
@@ -224,9 +225,6 @@ def finish(
     kept = {key: known for key, value in metrics.items() if (known := gates.estimate(key, value))}
     judged = [gates.judge(g, kept) for g in gates.load(job.root) if g["step"] == job.name]
     if transcripts:
-        import importlib
-
-        pages = importlib.import_module("lib.workbook.transcripts")
         pages.write(job.out, job.name, transcripts)
     found = {
         "step": job.name,

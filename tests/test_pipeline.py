@@ -13,6 +13,7 @@ import time
 import nbformat
 import pytest
 
+from lib.files import ROOT
 from lib.params import ParameterError
 from lib.workbook import pipeline, state
 from lib.workbook.progress import Progress, clock
@@ -282,3 +283,132 @@ def test_threads_spin_only_where_nobody_else_wants_the_cores(monkeypatch, busy, 
     monkeypatch.setattr(notebook.psutil, "cpu_percent", lambda interval: busy)
     found = notebook.environment()
     assert found["OMP_WAIT_POLICY"] == "PASSIVE" and ("GOMP_SPINCOUNT" in found) == spins
+
+
+STEPS = ["01_first", "02_varied.code", "02_varied.reasoning", "03_last"]
+
+
+def done(text: str) -> list[str]:
+    return [name for name in STEPS if f"{name}  done" in text]
+
+
+@pytest.mark.slow
+def test_variants_are_steps_and_a_killed_one_goes_on(varied):
+    """Two variants of one notebook: killed in the second, resumed, each with what is its own."""
+    stop = varied.root / "stop"
+    stop.write_text("")
+    wait = f"""import os, time
+while domain == "reasoning" and os.path.exists({str(stop)!r}):
+    open({str(varied.root / "waits")!r}, "w").close()
+    time.sleep(0.1)"""
+    varied.varied(wait)
+    varied.write("params/tiny/common.yaml", "variants: [02_varied.code, 02_varied.reasoning]\n")
+    varied.write("params/tiny/02_varied.yaml", "k: 5\n")
+    varied.write("params/tiny/02_varied.code.yaml", "k: 7\n")
+    process = spawn(varied)
+    wait_for((varied.root / "waits").exists)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    states = [state.statuses(varied.out, STEPS)[name] for name in STEPS]
+    assert states == ["done", "done", "interrupted", "absent"]
+    stop.unlink()
+
+    code, text = run(varied)
+    assert code == 0 and done(text) == STEPS[2:], text
+    assert "02_varied.code  fresh" in text and "02_varied.reasoning  runs: it was killed" in text
+    assert [metrics(varied, name)["metrics"]["kept"]["value"] for name in STEPS] == [3, 7, 5, 12]
+    for name, domain in ((STEPS[1], "code"), (STEPS[2], "reasoning")):
+        record = metrics(varied, name)
+        assert record["step"] == name and record["provenance"]["params"]["domain"] == domain
+        assert record["figures"][0]["file"] == f"02_{domain}_line.png"
+        assert (varied.out / "figures" / f"02_{domain}_line.png").exists()
+        assert (varied.out / f"{name}.ipynb").exists() and (
+            varied.out / f"html/{name}.html"
+        ).exists()
+    assert [gate["id"] for gate in metrics(varied, STEPS[1])["gates"]] == ["last", "absent"]
+    assert metrics(varied, STEPS[2])["gates"] == []
+    page = (varied.out / "README.md").read_text()
+    assert page.count("**done**") == 4 and "html/02_varied.reasoning.html" in page
+    code, text = run(varied)
+    assert code == 0 and text.count("fresh, skipped") == 4
+
+    varied.write("params/tiny/02_varied.code.yaml", "k: 8\n")
+    code, text = run(varied)
+    assert done(text) == ["02_varied.code", "03_last"]
+    assert "02_varied.code  runs: parameter: k changed" in text
+    varied.write("params/tiny/common.yaml", "variants: [02_varied.reasoning]\n")
+    varied.notebook("03_last", "k = job.metrics('02_varied.reasoning')['kept']['value']")
+    code, text = run(varied, "only", ["03"])
+    assert code == 0 and done(text) == ["03_last"] and metrics(varied, "03_last")["headline"]
+
+
+@pytest.mark.slow
+def test_a_variant_under_plain_papermill_is_named_by_its_parameter(varied):
+    varied.write("params/tiny/common.yaml", "variants: [02_varied.reasoning]\nhourly_rate: 1.0\n")
+    varied.write("params/tiny/02_varied.reasoning.yaml", "k: 9\n")
+    command = [sys.executable, "-m", "papermill", "notebooks/02_varied.ipynb", "out.ipynb"]
+    for file in ("common", "02_varied", "02_varied.reasoning"):
+        command += ["-f", f"params/tiny/{file}.yaml"]
+    command += ["--no-progress-bar", "-p", "domain", "reasoning"]
+    finished = subprocess.run(command, cwd=varied.root, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    record = metrics(varied, "02_varied.reasoning")
+    assert record["metrics"]["kept"]["value"] == 9
+    assert record["provenance"]["params"]["hourly_rate"] == 1.0
+
+
+def test_a_variant_that_does_not_exist_is_refused_before_anything_runs(varied):
+    varied.write("params/tiny/common.yaml", "variants: [02_varied.cod]\n")
+    refused(varied, "'02_varied.cod'", "'02_varied.code'")
+    varied.write("params/tiny/common.yaml", "variants: [02_varied.code]\n")
+    refused(varied, "'02_varied.reasoning'", only=["02_varied.reasoning"])
+    varied.write("params/tiny/02_varied.other.yaml", "{}")
+    refused(varied, "02_varied.other.yaml belongs to no step")
+
+
+def answers(project, name="01_first") -> str:
+    """What a reader sees below the title of an executed notebook."""
+    cells = nbformat.read(project.out / f"{name}.ipynb", as_version=4).cells
+    [cell] = [cell for cell in cells if cell.source.endswith("run.answer()")]
+    return "\n".join(output["data"]["text/markdown"] for output in cell.outputs)
+
+
+@pytest.mark.slow
+def test_the_answer_stands_below_the_title_of_the_executed_notebook(project):
+    waiting = "*Not answered yet: the answer appears here when the notebook has run to its end.*"
+    project.notebook("01_first", "1/0")
+    assert run(project)[0] == 1 and answers(project) == waiting
+    project.notebook("01_first")
+    code, _ = run(project)
+    assert code == 0 and answers(project) == "**01_first counts 3**"
+    assert answers(project, "02_second") == "**02_second counts 3**"
+    assert "01_first counts 3" in (project.out / "html/01_first.html").read_text()
+    project.write("params/tiny/02_second.yaml", "k: 6\n")
+    run(project)
+    assert answers(project, "02_second") == "**02_second counts 6**"
+
+
+def git(folder, *arguments):
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def test_a_run_leaves_a_committed_record_alone(project):
+    project.write("outputs/kept/metrics/01_first.json", "{}")
+    git(project.root, "init")
+    git(project.root, "add", "outputs/kept")
+    refused(project, "outputs/kept is a committed record", "--keep outputs/NAME", run="kept")
+    git(project.root, "rm", "-r", "--cached", "outputs/kept")
+    refused(project, "02_second reads 01_first", run="other", only=["02"])
+
+
+@pytest.mark.parametrize("profile", ["smoke", "smollm2"])
+def test_git_ignores_what_a_run_writes_and_keeps_the_records(profile):
+    def ignored(path):
+        return subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0
+
+    assert ignored(f"outputs/{profile}-local/metrics/00_curate.json")
+    for record in ("smollm2", "gsm8k_mbpp", "shared_instruct"):
+        assert not ignored(f"outputs/{record}/metrics/x.json")
+        assert ignored(f"outputs/{record}/artifacts/00_curate/x.jsonl")
+        assert ignored(f"outputs/{record}/00_curate.partial.ipynb")

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from lib import plots, run
+from lib.files import from_root
 from lib.params import ParameterError
 from lib.workbook import provenance
 from tests.conftest import PARAMETERS
@@ -191,3 +192,30 @@ def test_a_processor_without_bfloat16_products_is_told_from_its_flags(
     monkeypatch.setattr(provenance.shutil, "which", lambda name: None)
     monkeypatch.setattr(provenance.Path, "read_text", lambda self: information)
     assert provenance.device()["fast_dtype"] == fast
+
+
+@pytest.mark.parametrize("text", ["data", "~/x", "/absolute"])
+def test_a_path_of_a_parameter_is_the_same_in_the_check_and_in_the_notebook(
+    project, monkeypatch, text
+):
+    monkeypatch.setenv("HOME", str(project.root / "home"))
+    places = {"data": project.root / "data", "~/x": project.root / "home" / "x"}
+    wanted = places.get(text, project.root.__class__("/absolute"))
+    job = start(project, data=text)
+    assert job.path(text) == from_root(text, project.root) == wanted
+
+
+def test_the_data_of_a_home_folder_passes_the_check_and_is_read(project, monkeypatch):
+    from lib.evaluation import tasks_files
+    from lib.params import effective
+
+    monkeypatch.setenv("HOME", str(project.root / "home"))
+    project.write("home/x/evals/gsm8k.jsonl", "")
+    values = effective("tiny", ["01_first"], {"data": "~/x"}, project.root)["01_first"]
+    job = start(project, data=values["data"])
+    assert tasks_files.evals_folder(job.path(job.params["data"])).parent == project.root / "home/x"
+
+
+def test_a_common_key_that_the_notebook_does_not_use_is_no_fault_of_plain_papermill(project):
+    injected = "# Parameters\nseed = 5\nvariants = ['30_modifier.code']\nk = 3\n"
+    assert start(project, In=["", injected]).params.keys() == VALUES.keys()

@@ -126,8 +126,10 @@ def library(codes: list[str], root: Path) -> dict[str, str]:
         if attribute in module.imports and attribute not in module.definitions:
             rest = name.removeprefix(f"{dotted}.{attribute}")
             waiting.append(module.imports[attribute] + rest)
+        package = path.name == "__init__.py"
         whole = attribute not in module.imports.keys() | module.definitions.keys() | {TOP}
-        if whole and path.name == "__init__.py":  # a package as a value: all of its modules
+        whole &= not package or attribute in ("", WHOLE) or attribute.startswith("__")
+        if whole and package:  # as a value: all of its modules
             inside = [p for p in path.parent.iterdir() if p.suffix == ".py" or p.is_dir()]
             waiting += [f"{dotted}.{p.stem}.{WHOLE}" for p in inside if p.stem.isidentifier()]
         wanted = module.definitions if whole else {attribute, TOP}

@@ -72,7 +72,7 @@ def execute(
     gates.load(root)
     steps = {step.name: step for step in of_run(page, params.variants(profile, root))}
     chosen = select(list(steps), first, last, only)
-    pinned = {s.name: {s.parameter: s.variant} for s in steps.values() if s.parameter}
+    pinned = {step.name: {step.parameter: step.variant} for step in page if step.parameter}
     values = params.effective(profile, list(steps), overrides, root, chosen, pinned)
     for own in values.values():
         own["out"] = f"outputs/{run}"
