@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.curation import audit, curate, decontaminate, filters, sources, splits
+from lib.curation import account, audit, curate, decontaminate, filters, sources, splits
 from lib.evaluation import tasks
 from lib.files import ROOT, content_hash, read_jsonl, sha256_file, write_jsonl
 from lib.packaged import rows as packaged_rows
@@ -130,11 +130,13 @@ def test_every_raw_row_is_kept_or_refused_with_a_reason(folder, tmp_path):
     assert {row["source"] for row in rejects if row["stage"] == "exact duplicate"} == {"b_second"}
     assert audit.orphans(stage, near, 0.8) == 0
     paths = [tmp_path / f"out/{name}.jsonl" for name in splits.SPLITS]
-    assert not audit.recheck(paths, decontaminate.Index([("toy/1", QUESTION, "87")]))[2]
-    share, _, still = audit.recheck(
-        paths, decontaminate.Index([("toy/2", kept[0]["instruction"], None)])
-    )
-    assert share["n"] == 300 and [row["id"] for row in still] == [kept[0]["id"]]
+    assert not audit.contaminated(paths, decontaminate.Index([("toy/1", QUESTION, "87")]))
+    index = decontaminate.Index([("toy/2", kept[0]["instruction"], None)])
+    assert [row["id"] for row in audit.contaminated(paths, index)] == [kept[0]["id"]]
+    assert audit.second_opinion(audit.sample(paths, 1000))[0]["n"] == 300
+    some = [row["id"] for row in audit.sample(paths, 40)]
+    assert len(set(some)) == 40 and some == [row["id"] for row in audit.sample(paths[::-1], 40)]
+    assert some == [row["id"] for row in audit.sample(paths, 80)][:40]
 
 
 def test_rows_have_the_agreed_shape_and_the_manifest_describes_the_files(folder, tmp_path):
@@ -209,13 +211,13 @@ def test_an_evaluation_file_in_the_training_folder_is_noticed_and_none_of_it_sta
     write_jsonl(data / "mine.jsonl", rows(20))
     manifest, records, *_ = curated(data, tmp_path / "out", index)
     assert manifest["counts"][0]["contaminated"] == 30 and manifest["counts"][0]["kept"] == 0
-    (notice,) = audit.notices(records)
+    (notice,) = account.notices(records)
     assert (
         notice["source"] == "gsm8k_test"
         and "100% of its rows" in notice["why"]
         and "layout" in notice["why"]
     )
-    assert audit.hits(records) == [
+    assert account.hits(records) == [
         {"evaluation set": "gsm8k", "rows": 30, "most of them in": "gsm8k_test"}
     ]
 
@@ -231,7 +233,10 @@ def test_real_evaluation_files_in_the_training_folder_disappear(tmp_path):
     manifest, records, *_ = curated(data, tmp_path / "out", index)
     kept = {row["source"]: row["kept"] for row in manifest["counts"]}
     assert kept == {"gsm8k_test_first_half": 0, "humaneval": 0, "mine": 20, "all": 20}
-    assert {notice["source"] for notice in audit.notices(records)} == kept.keys() - {"mine", "all"}
+    assert {notice["source"] for notice in account.notices(records)} == kept.keys() - {
+        "mine",
+        "all",
+    }
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_never_killed(folder, tmp_path, monkeypatch):
@@ -411,10 +416,9 @@ def test_what_is_put_into_the_packaged_data_is_found(tmp_path):
     natural = audit.not_injected(read_jsonl(tmp_path / "out/rejects.jsonl"), origins)
     assert natural.keys() <= {"near-duplicate", "exact duplicate", "contaminated"}
     assert audit.orphans(stage, near, 0.8) == 0
-    share, doubted, still = audit.recheck(
-        [tmp_path / f"out/{name}.jsonl" for name in splits.SPLITS], index
-    )
-    assert not still
+    paths = [tmp_path / f"out/{name}.jsonl" for name in splits.SPLITS]
+    assert not audit.contaminated(paths, index)
+    share, doubted = audit.second_opinion(audit.sample(paths, 1000))
     assert share["low"] > 0.98 and share["n"] - len(doubted) == round(share["value"] * share["n"])
 
 
@@ -439,8 +443,8 @@ def test_injections_count_as_caught_only_for_their_own_reason():
 
 
 def test_excerpts_are_short_and_on_one_line():
-    assert audit.excerpt("a\n b   c", 10) == "a b c"
-    assert audit.excerpt("x" * 50, 10) == "xxxxxxx..."
+    assert account.excerpt("a\n b   c", 10) == "a b c"
+    assert account.excerpt("x" * 50, 10) == "xxxxxxx..."
 
 
 def test_the_patterns_of_domains_match_as_with_re():

