@@ -15,9 +15,8 @@ from lib.estimates import Estimate
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
-LARGE = (
-    20_000  # above this many units Student's t equals the bootstrap to a thousandth of its width
-)
+# above this many units Student's t equals the bootstrap to a thousandth of its width
+LARGE = 20_000
 
 
 def proportion(k: int, n: int, unit: str = "share") -> Estimate:
@@ -187,12 +186,10 @@ def n_to_decide(estimate: dict, threshold: float) -> int | None:
         return int(n)
     if value == threshold:
         return None
-    if estimate.get("method", "").startswith(
-        "Wilson"
-    ):  # exact: it excludes t once (p-t)^2 > z^2 t(1-t)/n
-        return max(
-            n + 1, ceil(_z() ** 2 * threshold * (1 - threshold) / (value - threshold) ** 2 + 1e-9)
-        )
+    if estimate.get("method", "").startswith("Wilson"):
+        # exact: the interval excludes t once (p-t)^2 > z^2 t(1-t)/n
+        needed = _z() ** 2 * threshold * (1 - threshold) / (value - threshold) ** 2
+        return max(n + 1, ceil(needed + 1e-9))
     half = estimate["high"] - value if threshold > value else value - estimate["low"]
     return max(n + 1, ceil(n * (half / (value - threshold)) ** 2))
 
@@ -231,7 +228,7 @@ def _interval(
     for method in ("BCa", "percentile"):  # BCa has no answer when every resample lies on one side
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = bootstrap(
+            interval = bootstrap(
                 samples,
                 statistic,
                 paired=paired,
@@ -242,11 +239,11 @@ def _interval(
                 confidence_level=CONFIDENCE,
                 rng=np.random.default_rng(seed),
             )
-        found = found.confidence_interval
-        if np.isfinite([found.low, found.high]).all():
+        interval = interval.confidence_interval
+        if np.isfinite([interval.low, interval.high]).all():
             break
     method = f"bootstrap {method} over {what}"
-    return _estimate(value, min(found.low, value), max(found.high, value), n, unit, method)
+    return _estimate(value, min(interval.low, value), max(interval.high, value), n, unit, method)
 
 
 def _without_spread(value: float, n: int, bounds) -> tuple[float, float]:

@@ -365,3 +365,20 @@ def test_real_layouts_are_read_right():
     )
     ids = [item["meta"]["task_id"] for item in tasks_files.items(SHARED, "code", "test")]
     assert len(ids) == len(set(ids))
+
+
+def test_the_overview_counts_and_what_is_shown_follows_the_seed():
+    items = tasks.load_items("packaged", ["math", "knowledge"], 6, 1)
+    groups = {name: [i for i in items if i["category"] == name] for name in ("math", "knowledge")}
+    groups["code"] = []
+    rows = tasks.overview(groups)
+    assert [(row["category"], row["items"]) for row in rows] == [
+        ("math", 6),
+        ("knowledge", 6),
+        ("code", 0),
+    ]
+    assert rows[1]["checkers"] == "choice" and rows[2]["tasks"] == ""
+    shown = tasks.drawn(groups, 5)
+    assert {item["category"] for item in shown} == {"math", "knowledge"} and len(shown) == 2
+    assert shown == tasks.drawn(groups, 5) and len(tasks.drawn(groups, 5, most=1)) == 1
+    assert len({tasks.drawn(groups, seed, most=1)[0]["id"] for seed in range(20)}) > 3

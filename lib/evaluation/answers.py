@@ -66,36 +66,6 @@ def generate(
     )
 
 
-def ask(items: list[dict], client, *, folder: Path, system: str, max_tokens: int) -> list[str]:
-    """Let an endpoint answer the items at temperature 0 and save generations-<system>.jsonl.
-
-    Returns the errors of the items it did not answer; these have no row.
-    """
-    requests = [
-        {
-            "messages": [{"role": "user", "content": item["prompt"]}],
-            "max_tokens": max_tokens,
-            "temperature": 0.0,
-        }
-        for item in items
-    ]
-    replies = client.chat(requests, label=f"{system}, {client.model}")
-    fields = {"text": "text", "tokens": "tokens_out", "finish": "finish"}
-    write_jsonl(
-        path(folder, system),
-        (
-            {
-                "id": item["id"],
-                "sample": 0,
-                **{name: reply[field] for name, field in fields.items()},
-            }
-            for item, reply in zip(items, replies, strict=True)
-            if "error" not in reply
-        ),
-    )
-    return [reply["error"] for reply in replies if "error" in reply]
-
-
 def read(folder: Path, system: str, sample: int = 0) -> dict[str, dict]:
     """{item id: row} of one sample. FileNotFoundError says how to get the file."""
     file = path(folder, system)

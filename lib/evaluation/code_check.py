@@ -89,8 +89,8 @@ def _defines(code: str, name: str) -> bool:
 
 def _before(prompt: str, name: str) -> str:
     """The part of a prompt before the function's own `def`: imports and helpers."""
-    found = re.search(rf"^def\s+{re.escape(name)}\s*\(", prompt, re.MULTILINE)
-    return prompt[: found.start()] if found else prompt
+    definition = re.search(rf"^def\s+{re.escape(name)}\s*\(", prompt, re.MULTILINE)
+    return prompt[: definition.start()] if definition else prompt
 
 
 def _compiles(source: str) -> bool:

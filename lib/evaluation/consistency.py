@@ -180,14 +180,19 @@ def repeated(first: Sequence[str], second: Sequence[str]) -> Estimate:
     return stats.proportion(sum(a == b for a, b in zip(first, second, strict=True)), len(first))
 
 
-def with_outcomes(per_item, outcomes: Sequence[dict]):
-    """The rows of items that notebook 12 decided, with `kind`: win, loss, or the kind of tie."""
-    kinds = {
+def kinds(outcomes: Sequence[dict]) -> dict[str, str]:
+    """{item id: win, loss, or the kind of tie} of rows of `benchmark.outcomes`."""
+    return {
         row["id"]: row["tie_kind"] if row["outcome"] == "tie" else row["outcome"]
         for row in outcomes
     }
-    joined = per_item[per_item["id"].isin(kinds)].copy()
-    joined["kind"] = [kinds[key] for key in joined["id"]]
+
+
+def with_outcomes(per_item, outcomes: Sequence[dict]):
+    """The rows of items that notebook 12 decided, with `kind`: win, loss, or the kind of tie."""
+    kind_of = kinds(outcomes)
+    joined = per_item[per_item["id"].isin(kind_of)].copy()
+    joined["kind"] = [kind_of[key] for key in joined["id"]]
     if unknown := set(joined["kind"]) - set(KINDS):
         raise ValueError(
             f"outcomes hold unknown kinds {sorted(map(str, unknown))}; known: {list(KINDS)}"

@@ -55,17 +55,17 @@ def sentences(text: str) -> list[str]:
 
     Abbreviations and initials end none.
     """
-    found, start = [], 0
+    pieces, start = [], 0
     for stop in re.finditer(r"[.!?]+[\"'”’)*]*(?=\s|\Z)|\n\s*\n", text):
         piece = text[start : stop.end()]
         if stop[0] == "." and ABBREVIATION.search(piece):
             continue
         if re.search(r"\w", piece):
-            found.append(piece.strip())
+            pieces.append(piece.strip())
         start = stop.end()
     if re.search(r"\w", text[start:]):
-        found.append(text[start:].strip())
-    return found
+        pieces.append(text[start:].strip())
+    return pieces
 
 
 def _holds(count: int, relation: str | None, number: int) -> bool:
@@ -184,18 +184,18 @@ def _highlights(text: str, options: dict) -> bool:
 @_checker("detectable_format:multiple_sections")
 def _sections(text: str, options: dict) -> bool:
     """At least that many numbered "SECTION 1" headings, the word as the prompt spells it."""
-    found = re.findall(
+    headings = re.findall(
         rf"(?<!\w){re.escape(options['section_spliter'].strip())}\s+(?:\d+|[IVX]+)\b", text
     )
-    return len(found) >= options["num_sections"]
+    return len(headings) >= options["num_sections"]
 
 
 @_checker("detectable_format:json_format")
 def _json(text: str, options: dict) -> bool:
     """The whole text is JSON, with or without a Markdown fence around it."""
-    found = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, re.DOTALL | re.IGNORECASE)
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", text, re.DOTALL | re.IGNORECASE)
     try:
-        json.loads(found[1] if found else text)
+        json.loads(fenced[1] if fenced else text)
     except (ValueError, RecursionError):
         return False
     return True

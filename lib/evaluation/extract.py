@@ -23,12 +23,12 @@ MAX_CHARS = 20_000  # of a text, from its end: no final answer stands before tha
 
 def boxed(text: str) -> tuple[str, int] | None:
     r"""(content, position) of the last \boxed{...} or \fbox{...} with balanced braces."""
-    for found in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
+    for opening in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
         depth = 1
-        for position in range(found.end(), len(text)):
+        for position in range(opening.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[position], 0)
             if depth == 0:
-                return text[found.end() : position], found.start()
+                return text[opening.end() : position], opening.start()
     return None
 
 
@@ -105,25 +105,25 @@ def expression(text: str, equation: bool = False) -> str:
         maths = re.search(r"\$([^$]+)\$", text)
         if maths:
             return maths[1].strip()
-        found = NUMBER.search(text)
-        if found:
-            return found[0]
+        match = NUMBER.search(text)
+        if match:
+            return match[0]
     return text
 
 
 def _last(matches):
-    found = list(matches)
-    return found[-1] if found else None
+    everything = list(matches)
+    return everything[-1] if everything else None
 
 
 def last_expression(text: str) -> str | None:
     """The last number, or the last $...$ if it ends later."""
     text = text[-MAX_CHARS:]
-    found = _last(NUMBER.finditer(text))
+    match = _last(NUMBER.finditer(text))
     maths = _last(re.finditer(r"\$([^$\n]{1,200})\$", text))
-    if maths and (not found or maths.end() > found.end()):
+    if maths and (not match or maths.end() > match.end()):
         return expression(maths[1])
-    return found[0] if found else None
+    return match[0] if match else None
 
 
 # -- choices and words
@@ -135,9 +135,9 @@ def marked_letter(text: str, letters: str, options: list[str]) -> str | None:
     answer = marked(text)
     if answer is None:
         return None
-    found = re.match(rf"\W*(?:option\s+)?\(?([{letters}])(?![A-Za-z'’])", answer)
-    if found:
-        return found[1]
+    match = re.match(rf"\W*(?:option\s+)?\(?([{letters}])(?![A-Za-z'’])", answer)
+    if match:
+        return match[1]
     for letter, option in zip(letters, options, strict=False):
         if normal(answer) == normal(option):
             return letter
@@ -147,24 +147,24 @@ def marked_letter(text: str, letters: str, options: list[str]) -> str | None:
 
 def first_letter(text: str, letters: str) -> str | None:
     """The first option letter that stands alone: "(B)", "B.", "B)", "B:", "**B**", a whole line."""
-    found = re.search(rf"\(([{letters}])\)|(?<![\w'’])([{letters}])(?=[.):*]|\s*(?:\n|\Z))", text)
-    return (found[1] or found[2]) if found else None
+    match = re.search(rf"\(([{letters}])\)|(?<![\w'’])([{letters}])(?=[.):*]|\s*(?:\n|\Z))", text)
+    return (match[1] or match[2]) if match else None
 
 
 def option_text(text: str, letters: str, options: list[str]) -> str | None:
     """The letter of the one option whose wording (two characters or more) is in the text."""
-    found = [
+    quoted = [
         letter
         for letter, option in zip(letters, options, strict=False)
         if len(option.strip()) > 1 and re.search(rf"(?<!\w){re.escape(option.strip())}(?!\w)", text)
     ]
-    return found[0] if len(found) == 1 else None
+    return quoted[0] if len(quoted) == 1 else None
 
 
 def last_word(text: str, words: set[str]) -> str | None:
     """The last of `words` in the text, lower-cased."""
-    found = re.findall(r"\b(" + "|".join(sorted(words)) + r")\b", text[-MAX_CHARS:].lower())
-    return found[-1] if found else None
+    matches = re.findall(r"\b(" + "|".join(sorted(words)) + r")\b", text[-MAX_CHARS:].lower())
+    return matches[-1] if matches else None
 
 
 def normal(text: str) -> str:

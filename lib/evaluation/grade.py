@@ -13,17 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from lib import prompts
-from lib.evaluation import code_check, extract, math_worker
+from lib.evaluation import code_check, constraints, extract, math_worker
 from lib.packaged import generated as generated_items
 from lib.sandbox import sandbox
 
-REASONING_GYM_PASS = (
-    1.0  # verifier score from which an answer counts as right; partial credit does not
-)
-EXTRACTORS = (
-    "marked",
-    "loose",
-)  # explicit mark; or the checker's fallback (last, first_letter, option_text) alone
+# verifier score from which an answer counts as right; partial credit does not
+REASONING_GYM_PASS = 1.0
+# explicit mark; or the checker's fallback (last, first_letter, option_text) alone
+EXTRACTORS = ("marked", "loose")
 
 
 def grade(item: dict, text: str, extractor: str | None = None) -> dict:
@@ -95,23 +92,10 @@ def grade_all(
     jobs = [(item, sample, text) for item, texts in pairs for sample, text in enumerate(texts)]
     with ThreadPoolExecutor(max_workers=max(1, min(os.cpu_count() or 1, len(jobs)))) as pool:
         graded = pool.map(lambda job: grade(job[0], job[2], extractor), jobs)
-        bar = tqdm(
-            graded,
-            "grade",
-            len(jobs),
-            file=sys.stdout,
-            mininterval=5,
-            ascii=True,
-            disable=not progress,
-        )
+        plain = {"file": sys.stdout, "mininterval": 5, "ascii": True, "disable": not progress}
+        bar = tqdm(graded, "grade", len(jobs), **plain)
         rows = [
-            {
-                "id": item["id"],
-                "category": item["category"],
-                "task": item["task"],
-                "sample": sample,
-                **result,
-            }
+            {key: item[key] for key in ("id", "category", "task")} | {"sample": sample, **result}
             for (item, sample, _), result in zip(jobs, bar, strict=True)
         ]
     columns = ["id", "category", "task", "sample", "correct", "answer", "extractor", "reason"]
@@ -126,8 +110,7 @@ def _nothing(what: str) -> dict:
     return _result(False, None, "none", f"no {what} found")
 
 
-# -- the checkers: (item, text, extractor or None) -> result
-# -------------------------------------------------------
+# the checkers: (item, text, extractor or None) -> result
 
 
 def _math(item: dict, text: str, only: str | None) -> dict:
@@ -191,9 +174,8 @@ def _candidate(item: dict, text: str, only: str | None) -> tuple[str | None, str
     if extract.number(item["gold"]) is not None:
         return extract.last_expression(text), "last"
     line = extract.last_line(text)
-    return (
-        None if line and extract.MARK.search(line) else line
-    ), "last"  # an echo of the asked form is no answer
+    echo = line and extract.MARK.search(line)  # of the form that was asked for: no answer
+    return (None if echo else line), "last"
 
 
 def _exact(item: dict, text: str, only: str | None) -> dict:
@@ -201,9 +183,8 @@ def _exact(item: dict, text: str, only: str | None) -> dict:
     if answer is None:
         return _nothing("answer")
     answer, gold = extract.normal(answer)[:500], extract.normal(item["gold"])
-    return _result(
-        answer == gold, answer, extractor, "" if answer == gold else "differs from the gold answer"
-    )
+    reason = "" if answer == gold else "differs from the gold answer"
+    return _result(answer == gold, answer, extractor, reason)
 
 
 def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
@@ -213,40 +194,31 @@ def _reasoning_gym(item: dict, text: str, only: str | None) -> dict:
     answer, gold = answer[:500], item["gold"]
     value = extract.number(extract.expression(answer))
     if value is not None and extract.number(gold) is not None and "/" not in gold:
-        answer = (
-            str(value) if value.denominator == 1 else repr(float(value))
-        )  # 1.30e+02 and 130 are one answer
+        # 1.30e+02 and 130 are one answer
+        answer = str(value) if value.denominator == 1 else repr(float(value))
     if extract.normal(answer) == extract.normal(gold):
         # verifiers differ in what they forgive; case, quotes and a full stop are forgiven for all
         answer = gold
+    shown = extract.normal(answer)
     try:
         score = generated_items.verify(item["meta"], answer)
     except Exception as error:  # a verifier's own bug on odd input makes no right answer
-        return _result(
-            False, extract.normal(answer), extractor, f"the verifier raised {type(error).__name__}"
-        )
+        return _result(False, shown, extractor, f"the verifier raised {type(error).__name__}")
     correct = score >= REASONING_GYM_PASS
-    return _result(
-        correct, extract.normal(answer), extractor, "" if correct else f"verifier score {score:.2f}"
-    )
+    return _result(correct, shown, extractor, "" if correct else f"verifier score {score:.2f}")
 
 
 def _constraints(item: dict, text: str, only: str | None) -> dict:
-    from lib.evaluation import constraints
-
     if not text.strip():
         return _nothing("text")
     failed = constraints.failed(item["meta"]["instruction_id_list"], item["meta"]["kwargs"], text)
-    return _result(
-        not failed, extract.normal(text), "whole", "fails " + ", ".join(failed) if failed else ""
-    )
+    reason = f"fails {', '.join(failed)}" if failed else ""
+    return _result(not failed, extract.normal(text), "whole", reason)
 
 
 def _open(item: dict, text: str, only: str | None) -> dict:
     answer = extract.normal(text)
-    return _result(
-        None, answer or None, "whole" if answer else "none", "" if answer else "no text found"
-    )
+    return _result(None, answer, "whole") if answer else _nothing("text") | {"correct": None}
 
 
 def _code(item: dict, text: str, only: str | None) -> dict:

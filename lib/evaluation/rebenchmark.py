@@ -119,10 +119,7 @@ def transitions(before: list[dict], after: list[dict]) -> list[dict]:
 
     Rows of `benchmark.outcomes`; kinds are win, loss and the kinds of tie.
     """
-    old, new = (
-        {row["id"]: row["tie_kind"] if row["outcome"] == "tie" else row["outcome"] for row in rows}
-        for rows in (before, after)
-    )
+    old, new = consistency.kinds(before), consistency.kinds(after)
     moved = Counter((kind, new[name]) for name, kind in old.items() if name in new)
     return [
         {"before": consistency.KINDS[a], "after": consistency.KINDS[b], "items": moved[a, b]}

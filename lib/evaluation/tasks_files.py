@@ -44,11 +44,8 @@ FILES: dict[str, dict[str, tuple[str, str]]] = {
         "vicuna_bench": ("vicuna_bench_question.jsonl", ""),
     },
 }
-CREATIVE = {
-    "writing",
-    "roleplay",
-    "counterfactual",
-}  # the categories of MT-bench and Vicuna bench that are open
+# the categories of MT-bench and Vicuna bench that are open
+CREATIVE = {"writing", "roleplay", "counterfactual"}
 # Sets that no task uses but whose text must not be trained on either: pattern, fields with question
 # and answer.
 OTHER_TEXTS = {
@@ -64,10 +61,10 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
     Raises ValueError if the folder has no file for it in the test split.
     """
     folder = evals_folder(data)
-    found, sanitized = False, set()
+    any_file, sanitized = False, set()
     for task, (test, train) in FILES[category].items():
         for path in _matching(folder, test if split == "test" else train):
-            found = True
+            any_file = True
             for number, row in enumerate(_rows(path), 1):
                 try:
                     item = READERS[task](row, path)
@@ -83,7 +80,7 @@ def items(data: Path, category: str, split: str) -> Iterator[dict]:
                     continue
                 if item and _member(item, split):
                     yield item
-    if not found and split == "test":
+    if not any_file and split == "test":
         wanted = " or ".join(pattern.split()[0] for pattern, _ in FILES[category].values())
         raise ValueError(
             f"No {category} items in {folder}: expected {wanted} (plain or .gz); add a file or"
@@ -141,12 +138,12 @@ def evals_folder(data: Path) -> Path:
 def _matching(folder: Path, patterns: str) -> list[Path]:
     """Files of the first pattern that has any, plain or gzip-compressed, in name order."""
     for pattern in patterns.split():
-        found = {
+        files = {
             re.sub(r"\.gz$", "", path.name): path for path in sorted(folder.glob(pattern + ".gz"))
         }
-        found |= {path.name: path for path in sorted(folder.glob(pattern))}
-        if found:
-            return [found[name] for name in sorted(found)]
+        files |= {path.name: path for path in sorted(folder.glob(pattern))}
+        if files:
+            return [files[name] for name in sorted(files)]
     return []
 
 

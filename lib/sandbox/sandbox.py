@@ -144,6 +144,12 @@ def _run(
 def _start(files: dict, folder: str, marker: str) -> subprocess.Popen:
     """The child in a session of its own, with nothing but its files, its folder and a marker."""
     descriptors = [files["job"].fileno(), files["result"].fileno()]
+    environment = {
+        "PYTHONHASHSEED": "0",  # so that sets print alike in every run
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+        "SANDBOX_FOLDER": folder,
+        "SANDBOX_MARKER": marker,
+    }  # the child empties it
     return subprocess.Popen(
         [sys.executable, "-s", "-P", "-S", str(CHILD), *map(str, descriptors)],
         stdin=files["in"],
@@ -152,13 +158,7 @@ def _start(files: dict, folder: str, marker: str) -> subprocess.Popen:
         pass_fds=descriptors,
         cwd=folder,
         start_new_session=True,
-        # A fixed hash seed makes sets print alike in every run; the child empties the environment.
-        env={
-            "PYTHONHASHSEED": "0",
-            "PYTHONIOENCODING": "utf-8:backslashreplace",
-            "SANDBOX_FOLDER": folder,
-            "SANDBOX_MARKER": marker,
-        },
+        env=environment,
     )
 
 
