@@ -48,6 +48,14 @@ def save(fig, path) -> None:
     plt.close(fig)
 
 
+def dot(axes, x: float, estimate: dict, colour: str | None = None, label: str | None = None):
+    """A dot with its interval as an error bar, at `x`."""
+    value = estimate["value"]
+    bars = [[value - estimate["low"]], [estimate["high"] - value]]
+    style = {"fmt": "o", "color": colour, "elinewidth": 1, "alpha": 0.8, "label": label}
+    axes.errorbar(x, value, bars, **style)
+
+
 def intervals(
     estimates: dict[str, dict], *, title: str = "", xlabel: str = "", line: float | None = None
 ):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from lib.compression import (
+    calibration,
     from_gguf,
     gguf_types,
-    imatrix,
+    ladder,
     llamacpp,
     runtime,
     sparse_gguf,
@@ -444,7 +445,7 @@ def test_importance_is_the_mean_square_of_what_a_linear_layer_reads(plain):
 
     folder, _ = plain
     rows = [bpe()(text)["input_ids"] for text in PROMPTS[:6]]
-    found = imatrix.measure(str(folder), rows, 6)
+    found = calibration.importance(str(folder), rows, 6)
     arch = arch_of(folder)
     wanted = {
         name
@@ -469,7 +470,7 @@ def test_importance_is_the_mean_square_of_what_a_linear_layer_reads(plain):
     expected = (torch.cat(seen) ** 2).mean(0).numpy()
     assert found["blk.1.ffn_down.weight"] == pytest.approx(expected, rel=1e-4)
     with pytest.raises(ValueError, match="6 calibration"):
-        imatrix.measure(str(folder), rows, 7)
+        calibration.importance(str(folder), rows, 7)
 
 
 def broken(folder, tmp_path, **changes):
@@ -590,3 +591,24 @@ def test_a_prompt_beyond_the_context_is_refused(plain):
         pytest.raises(ValueError, match="exceed 64 cells"),
     ):
         loaded.generate([list(range(3, 63))], max_new_tokens=10)
+
+
+def test_a_ladder_s_rows_are_compared_by_curve_bytes_and_divergence():
+    rows = [
+        {"curve": curve, "ftype": ftype, "bytes": size, "kl": {"value": kl}}
+        for curve, ftype, size, kl in (
+            ("source", "F16", 100, 0.0),
+            ("source", "Q8_0", 50, 0.1),
+            ("source", "Q4_K_M", 25, 0.5),
+            ("source, no importance matrix", "Q4_K_M", 25, 0.7),
+            ("pruned", "F16", 60, 0.2),
+            ("pruned", "Q8_0", 30, 0.4),
+            ("pruned", "Q4_K_M", 26, 0.6),
+        )
+    ]
+    assert ladder.beaten(rows) == ["Q4_K_M"]
+    assert "Of 2 pruned files 1 are beaten" in ladder.pruned_sentence(rows)
+    assert "(Q4_K_M)" in ladder.pruned_sentence(rows)
+    assert ladder.matrix_gain(rows, ["Q4_K_M", "Q8_0"]) == {"Q4_K_M": pytest.approx(-0.2)}
+    assert ladder.get(rows, "pruned", "Q2_K") is None
+    assert "one curve stands alone" in ladder.pruned_sentence(rows[:4])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lib import models
-from lib.compression import calibration, grid, measure, prune, recover, source, structured
+from lib.compression import calibration, grid, measure, prune, recover, structured
 from lib.files import write_jsonl
 from tests import tiny
 
@@ -230,7 +230,7 @@ def test_widths_and_heads_that_loaders_accept():
 
 def test_the_choice_is_the_smallest_file_within_the_rule():
     rows = [
-        {"name": name, "bytes": size, "perplexity": value}
+        {"name": name, "bytes": size, "perplexity": {"value": value}}
         for name, size, value in (
             ("unpruned", 100, 10.0),
             ("zeros", 100, 12.0),
@@ -298,11 +298,16 @@ def test_calibration_has_the_asked_size_follows_the_seed_and_says_when_there_is_
         calibration.sequences(file, tokenizer, 500, 64, 1)
 
 
-def test_the_newest_trained_model_is_the_source(tmp_path):
-    with pytest.raises(FileNotFoundError, match="11_merge first"):
-        source.source_model(tmp_path)
-    for name, place in reversed(source.CANDIDATES):
-        folder = tmp_path / "artifacts" / name / place
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-        assert source.source_model(tmp_path) == (str(folder), name)
+def test_the_best_point_at_a_sparsity_and_the_sparse_points():
+    rows = [
+        {"name": name, "removed": removed, "perplexity": {"value": value}}
+        for name, removed, value in (
+            ("unpruned", 0.0, 10.0),
+            ("wanda 65", 0.65, 14.0),
+            ("magnitude 65", 0.651, 30.0),
+            ("depth 65", 0.66, 90.0),
+        )
+    ]
+    assert grid.best_at(rows, 0.65)["name"] == "wanda 65" and grid.best_at(rows, 0.5) is None
+    assert [row["name"] for row in grid.sparse(rows)] == ["wanda 65", "magnitude 65"]
+    assert grid.unpruned(rows)["perplexity"]["value"] == 10.0

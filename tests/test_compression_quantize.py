@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib import models
-from lib.compression import quantize, sizes, source
+from lib.compression import quantize, sizes
 from tests import tiny
 
 torch = pytest.importorskip("torch")
@@ -68,17 +68,8 @@ def test_every_method_is_written_reloaded_weighed_and_compared_and_not_done_twic
     examples = datasets.Dataset.from_list(
         [{"input_ids": ids, "labels": [-100] * 4 + ids[4:], "length": 32} for ids in SEQUENCES[:3]]
     )
-    items = [
-        {
-            "id": "a",
-            "prompt": "Say yes.",
-            "checker": "exact",
-            "category": "reasoning",
-            "gold": "yes",
-            "task": "t",
-        }
-    ]
-    settings = SETTINGS | {"dtype": "bfloat16", "max_new_tokens": 3, "batch_size": 2, "seed": 1}
+    settings = SETTINGS | {"dtype": "bfloat16"}
+    asked = []
 
     def run():
         return quantize.run(
@@ -89,13 +80,15 @@ def test_every_method_is_written_reloaded_weighed_and_compared_and_not_done_twic
             SEQUENCES,
             SEQUENCES[:2],
             examples,
-            items,
             settings,
             tmp_path,
+            lambda system: asked.append((system["name"], system["key"], system["loaded"][0].dtype)),
         )
 
     rows = run()
     assert [row["name"] for row in rows] == [quantize.SIXTEEN, *quantize.METHODS]
+    assert [name for name, _, _ in asked] == [row["system"] for row in rows]
+    assert [key for _, key, _ in asked] == [row["stamp"] for row in rows]
     sizes_on_disk = {
         row["name"]: sizes.measure(tmp_path / row["system"], False)["bytes"] for row in rows[1:]
     }
@@ -114,16 +107,18 @@ def test_every_method_is_written_reloaded_weighed_and_compared_and_not_done_twic
         "bfloat16",
     }
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert run() == rows and stamps == {
-        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")
-    }
+    assert (
+        run() == rows
+        and len(asked) == len(rows)
+        and stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    )
 
 
 def test_a_group_that_does_not_divide_a_width_is_refused_with_the_nearest_that_do(base, tmp_path):
     shape = {"hidden": 576, "intermediate": 1536, "heads": 9, "head_dim": 64}
     with pytest.raises(ValueError, match="128 does not divide the hidden size 576.*: 96 or 192"):
-        source.check_group_size(128, shape)
-    source.check_group_size(64, shape)
+        quantize.check_group_size(128, shape)
+    quantize.check_group_size(64, shape)
     with pytest.raises(ValueError, match="group size 48 does not divide"):
         tokenizer, settings = models.load_tokenizer(base), SETTINGS | {"group": 48}
         quantize.quantise(base, tokenizer, [], "rtn", settings, tmp_path / "x", tmp_path / "log")

@@ -92,10 +92,12 @@ def test_rows_that_are_no_multiple_of_256_fall_back_and_are_counted():
     assert types["blk.10.ffn_down.weight"] in ("Q4_K", "Q6_K")  # its rows are 1,536 wide
     assert gguf_types.size(arch, "Q4_K_M")["fallbacks"] == 30 * 6
     assert gguf_types.size(llama(), "Q4_K_M")["fallbacks"] == 0
+    assert "Q4_K_M 180" in gguf_types.fallback_warning(arch, ["F16", "Q4_K_M"])
+    assert gguf_types.fallback_warning(llama(), ["Q4_K_M"]) == ""
 
 
 def test_another_architecture_and_an_unknown_type_are_refused_with_what_to_do():
-    with pytest.raises(ValueError, match="only Llama models"):
+    with pytest.raises(ValueError, match="knows Llama alone"):
         gguf_types.architecture({"model_type": "qwen2", "hidden_size": 8})
     with pytest.raises(ValueError, match="Q5_K_M"):
         gguf_types.types(llama(), "Q5_K_XL")
@@ -119,6 +121,21 @@ def test_a_larger_budget_never_keeps_less():
         for budget in (400_000_000, 520_000_000, 900_000_000)
     ]
     assert kept == sorted(kept) and kept[0] < kept[-1]
+
+
+def test_of_the_routes_the_best_of_each_way_and_type_is_shown_and_findings_are_counted():
+    routes = planner.routes(llama(), planner.PLAN_BUDGET, ("Q2_K", "IQ1_S"))
+    best = planner.best_routes(routes, ("Q2_K", "IQ1_S"))
+    pairs = [(row["way"], row["ftype"]) for row in best]
+    assert len(pairs) == len(set(pairs)) and all(row["fits"] for row in best)
+    for row in best:
+        rivals = [
+            r for r in routes if r["fits"] and (r["way"], r["ftype"]) == (row["way"], row["ftype"])
+        ]
+        assert row["kept"] == max(rival["kept"] for rival in rivals)
+    for finding in planner.known_table(best):
+        spoken = sum(finding["known"] in row["known"] for row in best)
+        assert finding["speaks of"] == f"{spoken} of {len(best)} routes"
 
 
 def test_sparsity_pays_only_in_types_that_keep_zeros():
@@ -156,6 +173,11 @@ def test_ledger_of_a_folder_counts_every_byte_once(tmp_path):
     }
     assert found["bits_per_weight"] == 8 * found["bytes"] / 92
     assert found["kinds"]["vocabulary"]["bound_bytes"] == 0, "constant weights need no bytes"
+    packed = {"bytes": 2_000_000, "kinds": {"packed": {"bytes": 2_000_000}}}
+    shown = {row["MB"]: row for row in sizes.table({"folder": found, "packed": packed})}
+    assert list(shown) == [*found["kinds"], "packed", "all", "bits a weight", "bound / bytes"]
+    assert shown["all"]["packed"] == shown["packed"]["packed"] == "2.00"
+    assert shown["packed"]["folder"] == "" and shown["bits a weight"]["packed"] == ""
 
 
 def test_packed_int4_of_compressed_tensors_counts_the_weights_it_stands_for(tmp_path):

@@ -1,5 +1,4 @@
-"""Which type llama.cpp gives each tensor of a Llama model in a file type, and the bytes that follow
-from it.
+"""Which type llama.cpp gives each tensor of a Llama in a file type, and the bytes that follow.
 
 Source of the rules: llama.cpp, src/llama-quant.cpp, function llama_tensor_get_type (MIT).
 tests/test_compression_sizes.py holds them against llama.cpp's own quantiser, tensor by tensor, and
@@ -7,6 +6,11 @@ against published file sizes.
 """
 
 from __future__ import annotations
+
+import math
+
+from lib import models
+from lib.compression.sizes import kind_of
 
 # File types with their number in llama.cpp's enum llama_ftype and the type that most tensors get.
 FTYPES = {
@@ -63,41 +67,50 @@ KEEPS_ZEROS = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_0", "Q4_0", "Q3_K")
 
 SMALL_IQ = ("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ2_M", "IQ1_M")
 
+# What the input table gets where it is not the file type's default.
+INPUT_TABLE = {
+    "IQ2_XXS": "Q2_K",
+    "IQ2_XS": "Q2_K",
+    "IQ1_S": "Q2_K",
+    "IQ1_M": "Q2_K",
+    "IQ2_M": "IQ3_S",
+    "IQ3_XXS": "IQ3_S",
+}
+
+# The same for the output projection of attention, the types of SMALL_IQ apart.
+ATTENTION_OUTPUT = {
+    "Q2_K": "Q3_K",
+    "IQ3_XXS": "IQ3_S",
+    "Q3_K_M": "Q4_K",
+    "Q3_K_L": "Q5_K",
+    "IQ3_M": "Q4_K",
+}
+
 
 def architecture(config: dict, metadata_bytes: int | None = None) -> dict:
     """What decides the bytes of a Llama model, from its config.json.
 
     metadata_bytes: of the GGUF header with vocabulary and merges; estimated when it is not known.
     Returns {layers, hidden, mlp, heads, kv_heads, head_dim, vocab, tied, rope_factors,
-    metadata_bytes}. Raises ValueError for another architecture.
+    metadata_bytes}. Raises ValueError for another architecture (`models.llama_shape`).
     """
-    if config.get("model_type") != "llama":
-        raise ValueError(
-            f"architecture {config.get('model_type')!r}: only Llama models (model_type llama) are"
-            " planned and converted; convert another one with llama.cpp's own converter"
-        )
-    heads, vocab = config["num_attention_heads"], config["vocab_size"]
+    shape = models.llama_shape(config)
+    if metadata_bytes is None:
+        metadata_bytes = vocabulary_bytes(shape["vocab"])
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return {
-        "layers": config["num_hidden_layers"],
-        "hidden": config["hidden_size"],
-        "mlp": config["intermediate_size"],
-        "heads": heads,
-        "kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-        "vocab": vocab,
-        "tied": bool(config.get("tie_word_embeddings", False)),
+        "mlp": shape.pop("intermediate"),
+        **shape,
         "rope_factors": rope.get("rope_type", rope.get("type")) == "llama3",
-        "metadata_bytes": metadata_bytes if metadata_bytes is not None else vocabulary_bytes(vocab),
+        "metadata_bytes": metadata_bytes,
     }
 
 
 def vocabulary_bytes(vocab: int) -> int:
-    """Estimated GGUF header of a byte-level BPE model: tokens, their types, and merges, of which
-    Llama 3 has 2.18 a token.
+    """Estimated bytes of the GGUF header of a byte-level BPE model: tokens, their types, merges.
 
-    A string costs 8 bytes and its characters; tokens have about 7, merges (two parts and a space)
-    about 8.
+    Llama 3 has 2.18 merges a token. A string costs 8 bytes and its characters; tokens have about 7,
+    merges (two parts and a space) about 8.
     """
     merges = 2.18 if vocab > 100_000 else 1.0
     return round(vocab * (8 + 7 + 4) + merges * vocab * (8 + 8)) + 10_000
@@ -107,14 +120,14 @@ def tensors(arch: dict) -> dict[str, tuple[int, ...]]:
     """{GGUF tensor name: shape}, rows first, of an `architecture`."""
     hidden, mlp, queries = arch["hidden"], arch["mlp"], arch["heads"] * arch["head_dim"]
     keys = arch["kv_heads"] * arch["head_dim"]
-    found: dict[str, tuple[int, ...]] = {
+    shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (arch["vocab"], hidden),
         "output_norm.weight": (hidden,),
     }
     if not arch["tied"]:
-        found["output.weight"] = (arch["vocab"], hidden)
+        shapes["output.weight"] = (arch["vocab"], hidden)
     if arch["rope_factors"]:
-        found["rope_freqs.weight"] = (arch["head_dim"] // 2,)
+        shapes["rope_freqs.weight"] = (arch["head_dim"] // 2,)
     block = {
         "attn_norm": (hidden,),
         "attn_q": (queries, hidden),
@@ -127,14 +140,12 @@ def tensors(arch: dict) -> dict[str, tuple[int, ...]]:
         "ffn_down": (hidden, mlp),
     }
     for layer in range(arch["layers"]):
-        found |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
-    return found
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
+    return shapes
 
 
 def parameters(arch: dict) -> int:
     """Weights of the model, each counted once; the rope factors are none."""
-    import math
-
     return sum(
         math.prod(shape) for name, shape in tensors(arch).items() if name != "rope_freqs.weight"
     )
@@ -166,79 +177,97 @@ def _fallback(kind: str, columns: int) -> str:
 
 
 def _wanted(arch: dict, name: str, ftype: str, imatrix: bool) -> str:
+    """The type that the rules want for a matrix, before its row length is looked at."""
     default = FTYPES[ftype][1]
     if default in ("F32", "F16", "BF16"):
         return default
-    layers, grouped = arch["layers"], arch["heads"] // arch["kv_heads"] >= 4
     if name == "output.weight" or (arch["tied"] and name == "token_embd.weight"):
-        if arch["hidden"] % _block(default)[0]:
-            return "Q8_0"
-        return (
-            "Q5_K" if ftype in (*SMALL_IQ, "IQ3_XXS") else default if default == "Q8_0" else "Q6_K"
-        )
+        return _output_table(arch, ftype, default)
     if name == "token_embd.weight":
-        return {
-            "IQ2_XXS": "Q2_K",
-            "IQ2_XS": "Q2_K",
-            "IQ1_S": "Q2_K",
-            "IQ1_M": "Q2_K",
-            "IQ2_M": "IQ3_S",
-            "IQ3_XXS": "IQ3_S",
-        }.get(ftype, default)
+        return INPUT_TABLE.get(ftype, default)
     layer, part = int(name.split(".")[1]), name.split(".")[2]
-    early, sparing = layer < layers // 8, ftype != "IQ2_M"
-    more = early or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
     if ftype in SMALL_IQ:
-        better = "Q2_K" if sparing else "IQ3_S"
-        if part == "attn_v":
-            return "Q4_K" if grouped else better
-        if part == "ffn_down":
-            return better if early else default
-        if part == "attn_output":
-            return {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_M": "IQ3_S"}.get(ftype, default)
-        return default
+        return _small_iq(arch, layer, part, ftype, default)
     if part == "attn_v":
-        chosen = {
-            "Q2_K": "Q4_K" if grouped else "Q3_K",
-            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
-            "Q3_K_L": "Q5_K",
-            "IQ3_XXS": "Q4_K" if grouped else "IQ3_XXS" if imatrix else "IQ3_S",
-            "IQ3_M": "Q4_K",
-            "IQ3_S": "Q4_K" if grouped else default,
-            "Q4_K_S": "Q5_K" if layer < 4 else default,
-            "IQ4_XS": "Q5_K" if grouped else default,
-            "IQ4_NL": "Q5_K" if grouped else default,
-            "Q4_K_M": "Q6_K" if more else default,
-            "Q5_K_M": "Q6_K" if more else default,
-        }
-    elif part in ("attn_k", "attn_q"):
-        chosen = {"IQ3_XXS": "IQ2_S"}
-    elif part == "ffn_down":
-        plain = "Q5_K" if early and not imatrix else default
-        chosen = {
-            "Q2_K": "Q3_K",
-            "Q3_K_M": "Q5_K" if layer < layers // 16 else "Q4_K",
-            "Q3_K_L": "Q5_K",
-            "IQ3_XXS": default if imatrix else "Q4_K" if early else "Q3_K",
-            "IQ3_M": "Q4_K" if early else default,
-            "Q4_K_M": "Q6_K" if more else default,
-            "Q5_K_M": "Q6_K" if more else default,
-            "IQ4_NL": plain,
-            "IQ4_XS": plain,
-            "Q4_K_S": "Q5_K" if early else default,
-            "Q4_0": "Q4_1" if early and imatrix else default,
-            "Q5_0": "Q5_1" if early and imatrix else default,
-        }
-    elif part == "attn_output":
-        chosen = {
-            "Q2_K": "Q3_K",
-            "IQ3_XXS": "IQ3_S",
-            "Q3_K_M": "Q4_K",
-            "Q3_K_L": "Q5_K",
-            "IQ3_M": "Q4_K",
-        }
-    else:
-        chosen = {}
+        return _values(arch, layer, ftype, default, imatrix)
+    if part == "ffn_down":
+        return _down(arch, layer, ftype, default, imatrix)
+    if part in ("attn_k", "attn_q") and ftype == "IQ3_XXS":
+        return "IQ2_S"
+    if part == "attn_output":
+        return ATTENTION_OUTPUT.get(ftype, default)
+    return default
+
+
+def _output_table(arch: dict, ftype: str, default: str) -> str:
+    if arch["hidden"] % _block(default)[0]:
+        return "Q8_0"
+    if ftype in (*SMALL_IQ, "IQ3_XXS"):
+        return "Q5_K"
+    return default if default == "Q8_0" else "Q6_K"
+
+
+def _grouped(arch: dict) -> bool:
+    """At least four query heads share a key/value head, so values are few and get more bits."""
+    return arch["heads"] // arch["kv_heads"] >= 4
+
+
+def _gets_more(arch: dict, layer: int) -> bool:
+    """Layers to which the M types give more bits: the first and last eighth, and every third."""
+    eighth = arch["layers"] // 8
+    return layer < eighth or layer >= 7 * arch["layers"] // 8 or (layer - eighth) % 3 == 2
+
+
+def _small_iq(arch: dict, layer: int, part: str, ftype: str, default: str) -> str:
+    better = "IQ3_S" if ftype == "IQ2_M" else "Q2_K"
+    if part == "attn_v":
+        return "Q4_K" if _grouped(arch) else better
+    if part == "ffn_down":
+        return better if layer < arch["layers"] // 8 else default
+    if part == "attn_output":
+        return {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_M": "IQ3_S"}.get(ftype, default)
+    return default
+
+
+def _values(arch: dict, layer: int, ftype: str, default: str, imatrix: bool) -> str:
+    """Types of attn_v."""
+    grouped, more = _grouped(arch), _gets_more(arch, layer)
+    sparing = "IQ3_XXS" if imatrix else "IQ3_S"
+    chosen = {
+        "Q2_K": "Q4_K" if grouped else "Q3_K",
+        "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+        "Q3_K_L": "Q5_K",
+        "IQ3_XXS": "Q4_K" if grouped else sparing,
+        "IQ3_M": "Q4_K",
+        "IQ3_S": "Q4_K" if grouped else default,
+        "Q4_K_S": "Q5_K" if layer < 4 else default,
+        "IQ4_XS": "Q5_K" if grouped else default,
+        "IQ4_NL": "Q5_K" if grouped else default,
+        "Q4_K_M": "Q6_K" if more else default,
+        "Q5_K_M": "Q6_K" if more else default,
+    }
+    return chosen.get(ftype, default)
+
+
+def _down(arch: dict, layer: int, ftype: str, default: str, imatrix: bool) -> str:
+    """Types of ffn_down."""
+    early, more = layer < arch["layers"] // 8, _gets_more(arch, layer)
+    without_matrix = "Q5_K" if early and not imatrix else default
+    sparing = "Q4_K" if early else "Q3_K"
+    chosen = {
+        "Q2_K": "Q3_K",
+        "Q3_K_M": "Q5_K" if layer < arch["layers"] // 16 else "Q4_K",
+        "Q3_K_L": "Q5_K",
+        "IQ3_XXS": default if imatrix else sparing,
+        "IQ3_M": "Q4_K" if early else default,
+        "Q4_K_M": "Q6_K" if more else default,
+        "Q5_K_M": "Q6_K" if more else default,
+        "IQ4_NL": without_matrix,
+        "IQ4_XS": without_matrix,
+        "Q4_K_S": "Q5_K" if early else default,
+        "Q4_0": "Q4_1" if early and imatrix else default,
+        "Q5_0": "Q5_1" if early and imatrix else default,
+    }
     return chosen.get(ftype, default)
 
 
@@ -251,10 +280,6 @@ def size(
     "kinds" {kind: bytes}, "fallbacks": tensors whose rows forced another type than the file type's
     rules wanted}.
     """
-    import math
-
-    from lib.compression.sizes import kind_of
-
     shapes, chosen = tensors(arch), chosen or types(arch, ftype, imatrix)
     kinds: dict[str, int] = {}
     stored, listed = 0, 0
@@ -282,3 +307,15 @@ def size(
             _fallback(kind, shapes[name][-1]) != kind for name, kind in wanted.items()
         ),
     }
+
+
+def fallback_warning(arch: dict, ftypes: list[str]) -> str:
+    """Which file types do not get what their rules want, and how often; "" where all do."""
+    counts = {ftype: size(arch, ftype)["fallbacks"] for ftype in ftypes}
+    falling = [f"{ftype} {count}" for ftype, count in counts.items() if count]
+    if not falling:
+        return ""
+    return (
+        f"**Warning:** hidden size {arch['hidden']} is no multiple of 256, so of"
+        f" {len(tensors(arch))} tensors fall back to another type: {', '.join(falling)}."
+    )

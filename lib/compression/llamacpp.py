@@ -267,7 +267,7 @@ def quantize(
     """Quantise the 16-bit GGUF `source` into file type `ftype` with llama.cpp's own quantiser.
 
     Args:
-        imatrix: {tensor name: float32 array of one weight an input channel}, see `imatrix.measure`.
+        imatrix: {tensor name: float32 array [input channels]}, see `calibration.importance`.
         overrides: {regular expression of tensor names: type}, for types of one's own choice.
         requantize: allow a source that is quantised already (the wrong way).
     Raises: ValueError for an unknown type or one that needs an importance matrix, RuntimeError with

@@ -1,40 +1,27 @@
-"""What every compressed model is measured by: bytes on disk, loss on held-out answers, answers to
-tasks, speed."""
+"""What every compressed checkpoint is measured by: bytes on disk, and loss on held-out answers."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from lib import models, stats
-from lib.training.losses import losses, next_token, perplexity
-
-__all__ = ["losses", "next_token", "perplexity"]  # until their callers name lib.training.losses
-
-
-def open_model(folder: str, dtype: str, compute_dtype: str):
-    """Checkpoint with weights of `dtype`, computing in `compute_dtype`, in eval mode on the best
-    device.
-
-    float32 arithmetic on weights rounded to 16 bits is the fast way on processors without 16-bit
-    matrix units, and leaves the weights' own loss as the only one.
-    """
-    weights = dtype if compute_dtype == "float32" else ""
-    return models.load(folder, compute_dtype, weights=weights)[0]
+from lib.compression import sizes
+from lib.estimates import Estimate
+from lib.training.losses import losses
 
 
 def save(model, tokenizer, folder: Path, dtype: str) -> None:
-    """Write a plain checkpoint with its tokenizer under a temporary name, then rename; weights
-    rounded to `dtype`."""
+    """Write a plain checkpoint, weights rounded to `dtype`; whole or not at all (it is renamed)."""
     import torch
 
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
     model.to(getattr(torch, dtype))
-    type(model).save_pretrained(
-        model, scratch
-    )  # of the class: llmcompressor replaces the one of the object
+    # the method of the class: llmcompressor replaces the one of the object
+    type(model).save_pretrained(model, scratch)
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
@@ -52,97 +39,43 @@ def checkpoint(
     folder: Path,
     tokenizer,
     examples,
-    items: list[dict],
     system: str,
     key: str,
     settings: dict,
-    keep: Path,
+    ask: Callable[[dict], object],
 ) -> dict:
-    """Load a plain checkpoint from disk as anyone would, and measure it.
+    """Load a plain checkpoint from disk as anyone would, weigh it, and let `ask` question it.
 
-    Answers go to keep/generations-<system>.jsonl. Returns {"bytes", "kinds" (bytes by kind),
-    "examples": {"nats", "tokens", "right"} lists over validation conversations}.
+    examples: validation conversations (`conversations.dataset`). settings: {"dtype" of the weights,
+    "compute_dtype"}. ask: takes {"name": system, "loaded": (model, tokenizer), "key"} and keeps the
+    answers, see `evaluation.systems.answer`.
+    Returns {"bytes", "kinds" (bytes by kind), "examples": {"nats", "tokens", "right"} lists}.
     """
-    from lib.compression import sizes
-
     ledger = sizes.measure(folder, entropy=False)
-    model = open_model(str(folder), settings["dtype"], settings["compute_dtype"])
-    found = {
+    dtype, weights = settings["compute_dtype"], settings["dtype"]
+    model, _ = models.load(str(folder), dtype, weights=weights)
+    facts = {
         "bytes": ledger["bytes"],
         "kinds": {kind: part["bytes"] for kind, part in ledger["kinds"].items()},
+        "examples": losses(model, examples, tokenizer.pad_token_id),
     }
-    found["examples"] = losses(model, examples, tokenizer.pad_token_id)
-    answer(model, tokenizer, items, system, key, settings, keep)
-    return found
+    ask({"name": system, "loaded": (model, tokenizer), "key": key})
+    return facts
 
 
-def answer(
-    model, tokenizer, items: list[dict], system: str, key: str, settings: dict, folder: Path
-) -> None:
-    """Greedy answers to the items, saved raw; settings: {"max_new_tokens", "batch_size",
-    "seed"}."""
-    from lib.evaluation import answers
+def divergence(rows: list[dict], seed: int) -> dict[str, Estimate]:
+    """What `merge.compare_logits` found, over its sequences.
 
-    answers.generate(
-        items,
-        (model, tokenizer),
-        folder=folder,
-        system=system,
-        model_key=key,
-        seed=settings["seed"],
-        max_new_tokens=settings["max_new_tokens"],
-        max_new_tokens_code=settings["max_new_tokens"],
-        batch_size=settings["batch_size"],
-    )
-
-
-def scores(
-    items: list[dict], grades: dict[str, dict[str, dict]], base: str, seed: int
-) -> dict[str, dict]:
-    """Task scores of each system and what it lost against `base` on the same items.
-
-    grades: {system: {item id: {"correct"}}} of `answers.graded`.
-    Returns {system: {"score": estimate, "loss": base minus system or None for base, "by_category":
-    {name: {...}}}}.
-    """
-    groups = {"all": items}
-    for item in items:
-        groups.setdefault(item["category"], []).append(item)
-    result = {}
-    for system, book in grades.items():
-        entry = {}
-        for name, group in groups.items():
-            ids = [
-                item["id"] for item in group if item["id"] in book and item["id"] in grades[base]
-            ]
-            if not ids:
-                continue
-            mine, theirs = (
-                [float(which[each]["correct"]) for each in ids] for which in (book, grades[base])
-            )
-            entry[name] = {"score": stats.proportion(int(sum(mine)), len(mine))}
-            if system != base:
-                entry[name]["loss"] = stats.paired_difference(theirs, mine, seed, unit="share")
-        result[system] = entry
-    return result
-
-
-def divergence(rows: list[dict], seed: int) -> dict[str, dict]:
-    """{"kl": mean nats over sequences, "agreement": share of positions with the same most likely
-    token, its interval over sequences} from `merge.compare_logits`.
+    Returns {"kl" (mean nats a token), "agreement" (share of positions with the same most likely
+    token)}.
     """
     import numpy as np
 
     positions = [row["positions"] for row in rows]
-    share = np.array([row["same_top"] / row["positions"] for row in rows])
-    agreement = stats.mean_ci(
-        np.repeat(share, positions),
-        seed,
-        clusters=np.repeat(np.arange(len(rows)), positions),
-        bounds=(0.0, 1.0),
-        unit="share",
-    )
+    share = np.repeat([row["same_top"] / row["positions"] for row in rows], positions)
+    clusters = np.repeat(np.arange(len(rows)), positions)
+    limits = {"bounds": (0.0, 1.0), "unit": "share"}
     return {
         "kl": stats.mean_ci([row["kl"] for row in rows], seed, unit="nats"),
-        "agreement": agreement,
+        "agreement": stats.mean_ci(share, seed, clusters=clusters, **limits),
     }

@@ -13,11 +13,10 @@ from pathlib import Path
 def run(model, tokenizer, sequences: list[list[int]], recipe: list, log: Path, batch: int = 8):
     """Apply llmcompressor modifiers to `model` in place, layer after layer, and return it.
 
-    Args: sequences: equal lengths (`calibration.sequences`); empty for a recipe that needs no data.
-    batch: sequences
-        in one forward; all have one length, so a batch changes the speed and not what is counted.
-        log: file for what llmcompressor prints (thousands of lines); the error of a failed run
-        names it.
+    sequences: equal lengths (`calibration.sequences`); empty for a recipe that needs no data.
+    batch: sequences in one forward; all have one length, so a batch changes the speed and not what
+    is counted. log: file for what llmcompressor prints (thousands of lines); the error of a failed
+    run names it.
     """
     import torch
 
@@ -43,8 +42,7 @@ def run(model, tokenizer, sequences: list[list[int]], recipe: list, log: Path, b
 
 
 def _release(model) -> None:
-    """Take back the offloading that the pipeline wraps every module in; it also splits a shared
-    vocabulary table."""
+    """Take back the offloading around every module; it also splits a shared vocabulary table."""
     from compressed_tensors.offload import remove_dispatch
 
     remove_dispatch(model, onload_tensors=True)
@@ -53,14 +51,11 @@ def _release(model) -> None:
 
 @contextlib.contextmanager
 def quiet(log: Path):
-    """Send everything printed, logged through loguru or drawn by tqdm inside to `log`; errors pass
-    through."""
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # else llmcompressor sets it, and says so
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(
-        logging.ERROR
-    )  # tracing is what the pipeline does
+    """Send all that is printed, logged through loguru or drawn by tqdm to `log`; errors pass."""
+    # else llmcompressor sets it, and says so
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # tracing is what the pipeline does
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     outside = sys.stderr
     try:
         with (
@@ -92,8 +87,7 @@ def quiet(log: Path):
 
 @contextlib.contextmanager
 def _no_pinning():
-    """AWQ pins memory for copies to an accelerator; without one torch raises, so the call is left
-    out."""
+    """AWQ pins memory for copies to an accelerator; without one torch raises, so it is left out."""
     import torch
 
     if torch.accelerator.is_available():

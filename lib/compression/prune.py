@@ -1,5 +1,4 @@
-"""Unstructured and 2:4 pruning of the linears: SparseGPT and Wanda through llmcompressor, magnitude
-as the yardstick.
+"""Zeros in the linears: SparseGPT and Wanda through llmcompressor, magnitude as the yardstick.
 
 Zeros in a dense file save nothing. What they could save in a format that stores a bit mask is
 `bitmask_bytes`.
@@ -10,14 +9,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lib.compression import oneshot
+
 METHODS = ("sparsegpt", "wanda", "magnitude")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def linears(model, kind: str = "all"):
-    """(name, module) of the linears of "attention", "mlp" or "all"; tables and output head are
-    never among them."""
+    """(name, module) of the linears of "attention", "mlp" or "all", never of a vocabulary table."""
     names = {"attention": ATTENTION, "mlp": MLP, "all": ATTENTION + MLP}[kind]
     return [
         (name, module) for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in names
@@ -46,10 +46,10 @@ def prune(
 ) -> dict[str, float]:
     """Zero weights in place and return the measured `sparsity`.
 
-    Args: attention, mlp: shares of their weights to zero. pattern: "" for unstructured, "2:4" for
-    two zeros in every
-        four neighbours of an input row (the shares must then be 0.5). sequences: calibration text,
-        none for magnitude.
+    attention, mlp: shares of their weights to zero. pattern: "" for unstructured, "2:4" for two
+    zeros in every four neighbours of an input row (the shares must then be 0.5). sequences:
+    calibration text, none for magnitude.
+
     Sources: Frantar and Alistarh 2023 (SparseGPT), Sun et al. 2023 (Wanda), llmcompressor's
     implementations. Raises ValueError for an unknown method or pattern, AssertionError when what
     was reached is not what was asked: a magnitude modifier of llmcompressor that left every weight
@@ -66,29 +66,24 @@ def prune(
     if method == "magnitude":
         _magnitude(model, {"attention": attention, "mlp": mlp}, pattern)
     else:
-        from lib.compression import oneshot
-
         oneshot.run(model, tokenizer, sequences, _recipe(method, attention, mlp, pattern, log), log)
-    found = sparsity(model)
-    column = 1 / min(
-        module.in_features for _, module in linears(model)
-    )  # methods prune whole columns of a row
+    reached = sparsity(model)
+    # methods prune whole columns of a row
+    column = 1 / min(module.in_features for _, module in linears(model))
     for kind, wanted in (("attention", attention), ("mlp", mlp)):
-        assert abs(found[kind] - wanted) <= column, (
-            f"{method}: {kind} sparsity is {found[kind]:.4f}, not {wanted}"
+        assert abs(reached[kind] - wanted) <= column, (
+            f"{method}: {kind} sparsity is {reached[kind]:.4f}, not {wanted}"
         )
-    return found
+    return reached
 
 
 def _zeros(pattern: str) -> float:
-    kept_out, block = map(int, pattern.split(":"))
-    return kept_out / block
+    zeros, block = map(int, pattern.split(":"))
+    return zeros / block
 
 
 def _recipe(method: str, attention: float, mlp: float, pattern: str, log: Path) -> list:
-    from lib.compression.oneshot import quiet
-
-    with quiet(log):
+    with oneshot.quiet(log):
         from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
         modifier = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[method]
@@ -109,37 +104,44 @@ def _recipe(method: str, attention: float, mlp: float, pattern: str, log: Path) 
 
 
 def _magnitude(model, shares: dict[str, float], pattern: str) -> None:
-    """Smallest weights of each linear to zero, through torch.nn.utils.prune.
-
-    Without a pattern they are found by a partition: the sort behind `l1_unstructured` took half of
-    a grid point's time.
-    """
-    import numpy as np
-    import torch
+    """Smallest weights of each linear to zero, through torch.nn.utils.prune."""
     from torch.nn.utils import prune as torch_prune
 
     for kind, share in shares.items():
         for _, module in linears(model, kind):
-            if pattern:
-                zeros, block = map(int, pattern.split(":"))
-                blocks = module.weight.detach().abs().reshape(-1, block)
-                mask = torch.ones_like(blocks).scatter_(
-                    1, blocks.topk(zeros, largest=False).indices, 0
-                )
-                torch_prune.custom_from_mask(module, "weight", mask.reshape(module.weight.shape))
-            elif zeros := round(share * module.weight.numel()):
-                size = module.weight.detach().abs().float().flatten()
-                mask = torch.ones_like(size)
-                mask[torch.from_numpy(np.argpartition(size.numpy(), zeros - 1)[:zeros])] = 0
-                torch_prune.custom_from_mask(module, "weight", mask.reshape(module.weight.shape))
-            else:
-                continue
+            mask = _pattern_mask(module.weight, pattern) if pattern else _mask(module.weight, share)
+            torch_prune.custom_from_mask(module, "weight", mask)
             torch_prune.remove(module, "weight")
 
 
+def _pattern_mask(weight, pattern: str):
+    """0 at the smallest weights of every block of neighbours, 1 elsewhere; pattern: zeros:block."""
+    import torch
+
+    zeros, block = map(int, pattern.split(":"))
+    blocks = weight.detach().abs().reshape(-1, block)
+    smallest = blocks.topk(zeros, largest=False).indices
+    return torch.ones_like(blocks).scatter_(1, smallest, 0).reshape(weight.shape)
+
+
+def _mask(weight, share: float):
+    """0 at the `share` smallest weights of a matrix, 1 elsewhere.
+
+    They are found by a partition: the sort behind torch's `l1_unstructured` took half of a grid
+    point's time.
+    """
+    import numpy as np
+    import torch
+
+    size = weight.detach().abs().float().flatten()
+    mask = torch.ones_like(size)
+    if zeros := round(share * weight.numel()):
+        mask[torch.from_numpy(np.argpartition(size.numpy(), zeros - 1)[:zeros])] = 0
+    return mask.reshape(weight.shape)
+
+
 def bitmask_bytes(model, bytes_per_weight: int = 2) -> int:
-    """Bytes of the linears if non-zero weights and one bit a weight for their places were
-    stored."""
+    """Bytes of the linears if stored as their non-zero weights and one bit a weight for places."""
     total = 0
     for _, module in linears(model):
         kept = int((module.weight != 0).sum())

@@ -1,13 +1,17 @@
-"""4-bit weights through llmcompressor: AWQ, with GPTQ and plain rounding as yardsticks, as
-compressed-tensors files."""
+"""4-bit weights through llmcompressor: AWQ, with GPTQ and plain rounding as yardsticks."""
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from lib.compression import measure
+from lib import attention, models, plots
+from lib.compression import measure, oneshot, sizes
+from lib.estimates import NOT_MEASURED
 from lib.files import atomic_write_json, content_hash
+from lib.training import losses, merge
 
 SIXTEEN = "16 bits"
 METHODS = ("rtn", "gptq", "awq")
@@ -22,8 +26,6 @@ def recipe(method: str, bits: int, group: int, symmetric: bool, awq_grid: int, l
     channels first, searched on a grid of `awq_grid` exponents, then rounds. Raises ValueError for
     another method.
     """
-    from lib.compression.oneshot import quiet
-
     if method not in METHODS:
         raise ValueError(
             f"unknown quantisation method {method!r}; choose from {', '.join(METHODS)}"
@@ -32,7 +34,7 @@ def recipe(method: str, bits: int, group: int, symmetric: bool, awq_grid: int, l
         raise ValueError(
             f"awq_grid is {awq_grid}; AWQ compares at least 3 scalings, the first changing nothing"
         )
-    with quiet(log):
+    with oneshot.quiet(log):
         from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
         from llmcompressor.modifiers.gptq import GPTQModifier
         from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -41,43 +43,29 @@ def recipe(method: str, bits: int, group: int, symmetric: bool, awq_grid: int, l
         weights = QuantizationArgs(
             num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group
         )
-        how = {
-            "config_groups": {"linears": QuantizationScheme(targets=["Linear"], weights=weights)},
-            "ignore": ["lm_head"],
-        }
+        scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+        options = {"config_groups": {"linears": scheme}, "ignore": ["lm_head"]}
         if method == "gptq":
-            return [GPTQModifier(**how)]
-        return [
-            *([AWQModifier(n_grid=awq_grid)] if method == "awq" else []),
-            QuantizationModifier(**how),
-        ]
+            return [GPTQModifier(**options)]
+        rounding = QuantizationModifier(**options)
+        return [AWQModifier(n_grid=awq_grid), rounding] if method == "awq" else [rounding]
 
 
 def quantise(
     source: str, tokenizer, sequences, method: str, settings: dict, folder: Path, log: Path
 ) -> None:
-    """Quantise a 16-bit checkpoint and write it in the compressed-tensors format (packed integers
-    and their scales).
+    """Quantise a 16-bit checkpoint and write it as compressed-tensors: packed integers and scales.
 
     settings: {"bits", "group", "symmetric", "awq_grid", "dtype" (of what stays unquantised and of
     the scales), "compute_dtype"}. Raises ValueError for a group size that does not divide the
-    widths, another architecture or a missing tokenizer (see `source.require_llama`).
+    widths, another architecture or a missing tokenizer (see `models.llama_shape`).
     """
     import torch
 
-    from lib.compression import oneshot
-    from lib.compression.source import check_group_size, require_llama
-
-    check_group_size(settings["group"], require_llama(source))
-    model = measure.open_model(source, settings["dtype"], settings["compute_dtype"])
-    steps = recipe(
-        method,
-        settings["bits"],
-        settings["group"],
-        settings["symmetric"],
-        settings["awq_grid"],
-        log,
-    )
+    check_group_size(settings["group"], models.llama_shape(source))
+    model, _ = models.load(source, settings["compute_dtype"], weights=settings["dtype"])
+    chosen = [settings[key] for key in ("bits", "group", "symmetric", "awq_grid")]
+    steps = recipe(method, *chosen, log)
     oneshot.run(model, tokenizer, [] if method == "rtn" else sequences, steps, log)
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -88,9 +76,8 @@ def quantise(
     scratch.rename(folder)
 
 
-def reload(folder: Path, compute_dtype: str):
-    """A compressed-tensors checkpoint as transformers reads it, its integers turned back into dense
-    weights.
+def reload(folder: str | Path, compute_dtype: str):
+    """A compressed-tensors checkpoint, its integers turned back into dense weights.
 
     Without a 4-bit kernel (vLLM on a GPU has one) every engine multiplies these dense weights, so
     this model answers as the shipped one does and is no faster than the 16-bit one.
@@ -98,12 +85,9 @@ def reload(folder: Path, compute_dtype: str):
     import torch
     import transformers
 
-    from lib import attention, models
-    from lib.compression.oneshot import quiet
-
     attention.register()
     transformers.utils.logging.disable_progress_bar()
-    with quiet(folder.parent / "oneshot.log"):  # three progress bars a load
+    with oneshot.quiet(Path(folder).parent / "oneshot.log"):  # three progress bars a load
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, compute_dtype),
@@ -113,14 +97,35 @@ def reload(folder: Path, compute_dtype: str):
     return model.to(models.device()).eval()
 
 
+def check_group_size(group: int, shape: dict) -> None:
+    """Raise ValueError unless `group` divides the input width of every linear.
+
+    It names the nearest sizes that do. shape: of `models.llama_shape`; the widths are the hidden
+    size, the MLP width and heads x head size.
+    """
+    widths = {
+        "hidden size": shape["hidden"],
+        "MLP width": shape["intermediate"],
+        "attention output": shape["heads"] * shape["head_dim"],
+    }
+    bad = [f"{name} {width}" for name, width in widths.items() if group < 1 or width % group]
+    if bad:
+        common = math.gcd(*widths.values())
+        fits = [size for size in range(1, common + 1) if common % size == 0]
+        below = max((size for size in fits if size <= group), default=fits[0])
+        above = min((size for size in fits if size >= group), default=None)
+        near = " or ".join(str(size) for size in dict.fromkeys((below, above)) if size)
+        raise ValueError(
+            f"group size {group} does not divide the {', '.join(bad)}; the nearest that do: {near}"
+        )
+
+
 def stored_layer(folder: Path, part: str = "layers.0.mlp.down_proj") -> list[dict]:
     """What a checkpoint stores for one linear: {tensor, type, shape, bytes}."""
     from safetensors import safe_open
 
-    from lib.compression.source import tensor_names
-
     rows = []
-    for name, file in sorted(tensor_names(folder).items()):
+    for name, file in sorted(models.tensor_names(folder).items()):
         if part in name:
             with safe_open(file, "pt") as tensors:
                 tensor = tensors.get_tensor(name)
@@ -140,27 +145,21 @@ def run(
     source: str,
     key: str,
     tokenizer,
-    sequences,
-    held_out,
+    sequences: list[list[int]],
+    held_out: list[list[int]],
     examples,
-    items,
     settings: dict,
     folder: Path,
+    ask: Callable[[dict], object],
 ) -> list[dict]:
     """Quantise by every method, reload from disk, weigh and question; the 16-bit model comes first.
 
-    Args: held_out: token sequences for the comparison of distributions. settings: those of
-    `quantise` and
-        {"max_new_tokens", "batch_size", "seed"}. Other arguments as in `grid.run`; a killed run
-        resumes likewise.
+    held_out: token sequences for the comparison of distributions. settings: those of `quantise`.
+    Other arguments as in `grid.run`; a killed run resumes likewise.
     Returns a row a system: {"name", "system", "bytes", "kinds", "bits_per_weight", "examples"} and,
-    for the quantised,
-        "compared" (rows of `merge.compare_logits` against the 16-bit model). Checkpoints stay in
-        folder/<method>.
+    for the quantised, "compared" (rows of `merge.compare_logits` against the 16-bit model).
+    Checkpoints stay in folder/<method>.
     """
-    from lib.compression import sizes
-    from lib.training import merge
-
     rows = []
     for name in [SIXTEEN, *methods]:
         system = name.replace(" ", "-")
@@ -168,64 +167,99 @@ def run(
         file, checkpoint = folder / "points" / f"{system}.json", folder / system
         row = measure.stored(file, stamp)
         if row is None or (name != SIXTEEN and not checkpoint.exists()):
-            if (
-                name != SIXTEEN
-            ):  # before the 16-bit model is loaded again: AWQ wants the memory for its caches
-                quantise(
-                    source, tokenizer, sequences, name, settings, checkpoint, folder / "oneshot.log"
-                )
-            reference = measure.open_model(source, settings["dtype"], settings["compute_dtype"])
-            model = reference if name == SIXTEEN else reload(checkpoint, settings["compute_dtype"])
-            ledger = sizes.measure(source if name == SIXTEEN else checkpoint, entropy=False)
-            row = {
-                "stamp": stamp,
-                "name": name,
-                "system": system,
-                "bytes": ledger["bytes"],
-                "bits_per_weight": ledger["bits_per_weight"],
-                "kinds": {kind: part["bytes"] for kind, part in ledger["kinds"].items()},
-                "examples": measure.losses(model, examples, tokenizer.pad_token_id),
-            }
-            if name != SIXTEEN:
-                row["compared"] = merge.compare_logits(reference, model, held_out)
-            measure.answer(model, tokenizer, items, system, stamp, settings, folder)
+            if name != SIXTEEN:  # before the 16-bit model is loaded: AWQ wants the memory
+                log = folder / "oneshot.log"
+                quantise(source, tokenizer, sequences, name, settings, checkpoint, log)
+            loaded = checkpoint if name != SIXTEEN else None
+            facts = _measured(source, loaded, tokenizer, held_out, examples, settings)
+            ask({"name": system, "loaded": (facts.pop("model"), tokenizer), "key": stamp})
+            row = {"stamp": stamp, "name": name, "system": system, **facts}
             atomic_write_json(file, row)
-            del model, reference
         rows.append(row)
     return rows
 
 
-def figure(rows: list[dict]):
-    """Divergence from the 16-bit model and task score of each method, with intervals.
+def _measured(source: str, quantised: Path | None, tokenizer, held_out, examples, settings: dict):
+    """Bytes and losses of a quantised checkpoint, or of the source, and its "model" in memory."""
+    dtype = settings["compute_dtype"]
+    reference, _ = models.load(source, dtype, weights=settings["dtype"])
+    model = reload(quantised, dtype) if quantised else reference
+    ledger = sizes.measure(quantised or source, entropy=False)
+    facts = {
+        "model": model,
+        "bytes": ledger["bytes"],
+        "bits_per_weight": ledger["bits_per_weight"],
+        "kinds": {kind: part["bytes"] for kind, part in ledger["kinds"].items()},
+        "examples": losses.losses(model, examples, tokenizer.pad_token_id),
+    }
+    if quantised:
+        facts["compared"] = merge.compare_logits(reference, model, held_out)
+    return facts
 
-    rows: {"name", "bytes", "kl" (estimate, absent for 16 bits), "score" (estimate)}.
+
+def estimated(rows: list[dict], scores: dict[str, dict], seed: int) -> list[dict]:
+    """Rows of `run` with {"perplexity", "kl", "agreement", "score", "loss"}, Estimates.
+
+    scores: {system: {"all": {"score", "loss"}}}, see `evaluation.scores.against`. kl, agreement and
+    loss compare with the 16-bit model, so of itself they are not measured.
     """
-    from lib import plots
+    against = {"kl": NOT_MEASURED, "agreement": NOT_MEASURED}
+    return [
+        row
+        | (measure.divergence(row["compared"], seed) if "compared" in row else against)
+        | {
+            "perplexity": losses.perplexity(row["examples"], seed),
+            "score": scores[row["name"]]["all"]["score"],
+            "loss": scores[row["name"]]["all"].get("loss", NOT_MEASURED),
+        }
+        for row in rows
+    ]
 
+
+def table(rows: list[dict]) -> list[dict]:
+    """What each method weighs and how far it is from 16 bits, from `estimated` rows."""
+    return [
+        {
+            "model": row["name"],
+            "MB": f"{row['bytes'] / 1e6:.1f}",
+            "bits a weight": f"{row['bits_per_weight']:.2f}",
+            "KL (nats)": row["kl"],
+            "same token": row["agreement"],
+            "perplexity": row["perplexity"],
+        }
+        for row in rows
+    ]
+
+
+def kinds_table(rows: list[dict]) -> list[dict]:
+    """MB by kind of tensor, a row a kind and a column a model."""
+    kinds = dict.fromkeys(kind for row in rows for kind in row["kinds"])
+    return [
+        {"kind": kind, **{row["name"]: f"{row['kinds'].get(kind, 0) / 1e6:.1f}" for row in rows}}
+        for kind in kinds
+    ]
+
+
+def linear_share(row: dict, sixteen: dict) -> float:
+    """Bytes of the attention and MLP weights of one row over those of the 16-bit model."""
+    mine, full = (entry["kinds"]["mlp"] + entry["kinds"]["attention"] for entry in (row, sixteen))
+    return mine / full
+
+
+def figure(rows: list[dict]):
+    """Divergence from the 16-bit model and task score of each method; rows: of `estimated`."""
     fig, (left, right) = plots.figure(2, 1, 10, 3.4)
-    quantised = [row for row in rows if "kl" in row]
-    colours = [plots.GREEN if row["name"] == "awq" else plots.BLUE for row in quantised]
+    quantised = [row for row in rows if row["kl"]]
+    names = [row["name"] for row in quantised]
+    values = [row["kl"]["value"] for row in quantised]
     low = [row["kl"]["value"] - row["kl"]["low"] for row in quantised]
     high = [row["kl"]["high"] - row["kl"]["value"] for row in quantised]
-    left.bar(
-        [row["name"] for row in quantised],
-        [row["kl"]["value"] for row in quantised],
-        yerr=[low, high],
-        color=colours,
-        width=0.6,
-    )
+    colours = [plots.GREEN if name == "awq" else plots.BLUE for name in names]
+    left.bar(names, values, yerr=[low, high], color=colours, width=0.6)
     left.set(ylabel="KL (nats a token)", title="Divergence from the 16-bit model")
-    for row in rows:
-        score = row["score"]
-        right.errorbar(
-            row["bytes"] / 1e6,
-            score["value"],
-            [[score["value"] - score["low"]], [score["high"] - score["value"]]],
-            fmt="o",
-            label=row["name"],
-        )
-    right.set(
-        xlabel="MB on disk", ylabel="share correct", ylim=(0, 1), title="Task score, all categories"
-    )
+    for row, colour in zip(rows, plots.CYCLE, strict=False):
+        plots.dot(right, row["bytes"] / 1e6, row["score"], colour, row["name"])
+    right.set(xlabel="MB on disk", ylabel="share correct", ylim=(0, 1))
+    right.set_title("Task score, all categories")
     right.legend(fontsize=8)
     return fig

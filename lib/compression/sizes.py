@@ -1,5 +1,4 @@
-"""The size ledger: what an artefact weighs in bytes on disk, by kind, and what its stored symbols
-could weigh at least.
+"""The size ledger: bytes on disk by kind, and what the stored symbols could weigh at least.
 
 Bytes on disk are the only size here. A sparsity of 65 % that is stored densely weighs what it
 weighed before.
@@ -11,6 +10,8 @@ import json
 import math
 import struct
 from pathlib import Path
+
+from lib import plots
 
 KINDS = ("vocabulary", "attention", "mlp", "norms", "adapter", "other", "metadata", "packed")
 WEIGHTS = KINDS[:6]
@@ -58,8 +59,7 @@ SAFETENSORS_BYTES = {
 
 
 def kind_of(name: str) -> str:
-    """The kind of a tensor by its name, in GGUF's or in transformers' naming; "other" when nothing
-    fits."""
+    """The kind of a tensor by its name, GGUF's or transformers'; "other" when nothing fits."""
     lowered = name.lower()
     if lowered in ("output.weight", "output"):
         return "vocabulary"
@@ -67,18 +67,15 @@ def kind_of(name: str) -> str:
 
 
 def measure(path: str | Path, entropy: bool = True) -> dict:
-    """The ledger of a checkpoint folder (safetensors, compressed-tensors too), one .safetensors, a
-    .gguf or a packed file.
+    """The ledger of a checkpoint folder, one .safetensors, a .gguf or a packed file.
 
-    Args: entropy: also read every tensor for `bound_bytes`: the bytes of a coder that knows how
-    often each stored
-        symbol occurs and nothing of its neighbours (order 0). A symbol is a 16-bit float, else a
-        byte at its place within a quantisation block, so scales and quants are counted apart. A
-        real coder can fall below it only by finding dependencies between symbols.
+    entropy: also read every tensor for `bound_bytes`: the bytes of a coder that knows how often
+    each stored symbol occurs and nothing of its neighbours (order 0). A symbol is a 16-bit float,
+    else a byte at its place within a quantisation block, so scales and quants are counted apart. A
+    real coder can fall below it only by finding dependencies between symbols.
     Returns {"path", "bytes" (files on disk), "parameters" (weights, each counted once),
-    "bits_per_weight" (all bytes),
-        "kinds" {kind: {"bytes", "parameters", "bound_bytes"}}, "types" {type: bytes},
-        "bound_bytes"}. What is not measured is absent: a packed file has no parameters.
+    "bits_per_weight" (all bytes), "kinds" {kind: {"bytes", "parameters", "bound_bytes"}}, "types"
+    {type: bytes}, "bound_bytes"}. What is not measured is absent: a packed file has no parameters.
     Raises FileNotFoundError, or ValueError for a file that is none of these.
     """
     path = Path(path)
@@ -163,43 +160,16 @@ def _gguf_rows(path: Path, entropy: bool) -> list[dict]:
 
 
 def _safetensors_rows(path: Path, entropy: bool) -> list[dict]:
-    import numpy as np
-
-    with open(path, "rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        if length > path.stat().st_size:
-            raise ValueError(
-                f"{path}: its header claims {length} bytes, the file has {path.stat().st_size};"
-                " fetch it anew"
-            )
-        header = json.loads(handle.read(length))
-    header.pop("__metadata__", None)
-    data = (
-        np.memmap(path, np.uint8, "r", offset=8 + length)
-        if path.stat().st_size > 8 + length
-        else np.zeros(0, np.uint8)
-    )
-    shapes = {}  # of packed weights: the shape that they unpack to
-    for name, entry in header.items():
-        if name.endswith("shape") and entry["dtype"] in ("I64", "I32"):
-            begin, end = entry["data_offsets"]
-            kind = "<i8" if entry["dtype"] == "I64" else "<i4"
-            shapes[name.removesuffix("weight_shape").removesuffix("shape")] = (
-                data[begin:end].view(kind).tolist()
-            )
+    header, data = _safetensors(path)
+    unpacked = _unpacked_shapes(header, data)
     rows = []
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        count = math.prod(entry["shape"])
-        ending = next((pair for pair in ENDINGS if name.endswith("." + pair[0])), None)
-        if ending:
-            prefix = name.removesuffix(ending[0])
-            count = math.prod(shapes.get(prefix, [count])) if ending[1] else 0
         row = {
             "kind": kind_of(name),
             "type": entry["dtype"],
             "bytes": end - begin,
-            "parameters": count,
+            "parameters": _weights(name, entry["shape"], unpacked),
         }
         if entropy:
             row["bound"] = order0_bytes(data[begin:end], SAFETENSORS_BYTES.get(entry["dtype"], 1))
@@ -207,9 +177,47 @@ def _safetensors_rows(path: Path, entropy: bool) -> list[dict]:
     return rows
 
 
+def _safetensors(path: Path) -> tuple[dict, object]:
+    """(header without metadata, bytes of the tensors as a uint8 array) of a .safetensors file."""
+    import numpy as np
+
+    total = path.stat().st_size
+    with open(path, "rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        if length > total:
+            raise ValueError(
+                f"{path}: its header claims {length} bytes, the file has {total}; fetch it anew"
+            )
+        header = json.loads(handle.read(length))
+    header.pop("__metadata__", None)
+    begin = 8 + length
+    data = np.memmap(path, np.uint8, "r", offset=begin) if total > begin else np.zeros(0, np.uint8)
+    return header, data
+
+
+def _unpacked_shapes(header: dict, data) -> dict[str, list[int]]:
+    """{beginning of a tensor's name: the shape that its packed weights unpack to}."""
+    shapes = {}
+    for name, entry in header.items():
+        if name.endswith("shape") and entry["dtype"] in ("I64", "I32"):
+            begin, end = entry["data_offsets"]
+            kind = "<i8" if entry["dtype"] == "I64" else "<i4"
+            prefix = name.removesuffix("weight_shape").removesuffix("shape")
+            shapes[prefix] = data[begin:end].view(kind).tolist()
+    return shapes
+
+
+def _weights(name: str, shape: list[int], unpacked: dict[str, list[int]]) -> int:
+    """Weights that a tensor stands for: of packed ones what they unpack to, of scales none."""
+    for ending, holds_weights in ENDINGS:
+        if name.endswith("." + ending):
+            stored = [math.prod(shape)]
+            return math.prod(unpacked.get(name.removesuffix(ending), stored)) * holds_weights
+    return math.prod(shape)
+
+
 def order0_bytes(data, width: int) -> float:
-    """Least bytes of an order-0 code of `data` (uint8, whole blocks of `width` bytes); 0.0 for no
-    data.
+    """Least bytes of an order-0 code of `data` (uint8, whole blocks of `width` bytes).
 
     Width 2 is one 16-bit symbol. Any other width is `width` separate streams, one a place within
     the block: a plug-in estimate of Shannon's entropy, which for short streams is too low by about
@@ -233,47 +241,34 @@ def _entropy(counts) -> float:
     return float(total * np.log2(total) - (counts * np.log2(counts)).sum()) / 8
 
 
-def row(label: str, ledger: dict) -> dict:
-    """One ledger as a row for a table: MB by kind, bits a weight, and the bound as a share of the
-    bytes."""
-    parts = {
-        f"{kind} MB": (
-            f"{ledger['kinds'][kind]['bytes'] / 1e6:.2f}" if kind in ledger["kinds"] else ""
-        )
-        for kind in KINDS
-    }
-    bound = f"{ledger['bound_bytes'] / ledger['bytes']:.3f}" if "bound_bytes" in ledger else ""
-    bits = f"{ledger['bits_per_weight']:.2f}" if "bits_per_weight" in ledger else ""
-    return {
-        "artefact": label,
-        "MB": f"{ledger['bytes'] / 1e6:.2f}",
-        **parts,
-        "bits a weight": bits,
-        "bound / bytes": bound,
-    }
+def table(ledgers: dict[str, dict]) -> list[dict]:
+    """Ledgers side by side: a column an artefact, a row a kind in MB, then what they come to."""
+    columns = {label: _column(ledger) for label, ledger in ledgers.items()}
+    names = dict.fromkeys(name for name in _ROWS if any(name in c for c in columns.values()))
+    return [
+        {"MB": name, **{label: column.get(name, "") for label, column in columns.items()}}
+        for name in names
+    ]
+
+
+_ROWS = (*KINDS, "all", "bits a weight", "bound / bytes")
+
+
+def _column(ledger: dict) -> dict[str, str]:
+    """{row of `table`: text} of one ledger; what is not measured is absent."""
+    column = {kind: f"{part['bytes'] / 1e6:.2f}" for kind, part in ledger["kinds"].items()}
+    column["all"] = f"{ledger['bytes'] / 1e6:.2f}"
+    if "bits_per_weight" in ledger:
+        column["bits a weight"] = f"{ledger['bits_per_weight']:.2f}"
+    if "bound_bytes" in ledger:
+        column["bound / bytes"] = f"{ledger['bound_bytes'] / ledger['bytes']:.3f}"
+    return column
 
 
 def waterfall(ledgers: dict[str, dict], budget: int | None = None):
-    """Stacked bar an artefact, left to right from 16 bits to the packed file, in MB by kind;
-    `budget` as a line."""
-    from lib import plots
-
-    colours = dict(
-        zip(
-            KINDS,
-            (
-                "#a3c4e8",
-                plots.BLUE,
-                plots.ORANGE,
-                plots.GREEN,
-                plots.PURPLE,
-                plots.BROWN,
-                "#c9ced6",
-                plots.RED,
-            ),
-            strict=True,
-        )
-    )
+    """A stacked bar an artefact, in MB by kind, from 16 bits to packed; `budget` as a line."""
+    own = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.BROWN)
+    colours = dict(zip(KINDS, ("#a3c4e8", *own, "#c9ced6", plots.RED), strict=True))
     fig, axes = plots.figure(width=max(7.5, 0.9 * len(ledgers)), height=4)
     labels, floor = list(ledgers), [0.0] * len(ledgers)
     for kind in KINDS:

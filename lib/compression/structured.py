@@ -1,5 +1,4 @@
-"""Structured pruning of a Llama: whole layers, MLP neurons and groups of heads go, and the file
-shrinks with them.
+"""Structured pruning of a Llama: layers, MLP neurons and groups of heads go, and the file shrinks.
 
 Every function works in place and leaves a plain Llama whose config tells its new shape, so that
 `save_pretrained` writes a checkpoint that loads anywhere. Load the model again for the next
@@ -19,26 +18,51 @@ def activation_statistics(model, sequences: list[list[int]], batch: int = 8) -> 
     an input times the squared norm of its column of down_proj or o_proj, summed over a head's
     columns.
     """
-    import numpy as np
     import torch
 
     layers, tokens = model.model.layers, sum(map(len, sequences))
-    influence = torch.zeros(len(layers), dtype=torch.float64)
-    squares = {"mlp": {}, "attention": {}}
+    turned, squares, hooks = _watch(layers)
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(sequences), batch):
+                ids = torch.tensor(sequences[start : start + batch], device=model.device)
+                model.model(input_ids=ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-    def watch_layer(index):
+    def contribution(kind: str, weights: list):
+        norms = [weight.detach().float().pow(2).sum(0).double().cpu() for weight in weights]
+        parts = [squares[kind][index] / tokens * norm for index, norm in enumerate(norms)]
+        return torch.stack(parts)
+
+    neurons = contribution("mlp", [layer.mlp.down_proj.weight for layer in layers])
+    columns = contribution("attention", [layer.self_attn.o_proj.weight for layer in layers])
+    heads = columns.view(len(layers), model.config.num_attention_heads, -1).sum(-1)
+    influence = (turned / tokens).numpy()
+    return {"influence": influence, "neurons": neurons.numpy(), "heads": heads.numpy()}
+
+
+def _watch(layers) -> tuple:
+    """Sums that every forward pass adds to, and the hooks that do it, to be removed.
+
+    Returns (1 - cosine [layers], {"mlp": of down_proj, "attention": of o_proj}, hooks), sums over
+    tokens; the middle one holds {layer: squares of the inputs}.
+    """
+    import torch
+
+    turned = torch.zeros(len(layers), dtype=torch.float64)
+    squares: dict[str, dict] = {"mlp": {}, "attention": {}}
+
+    def of_layer(index: int):
         def hook(module, args, output):
-            before, after = (
-                args[0].float(),
-                (output[0] if isinstance(output, tuple) else output).float(),
-            )
-            influence[index] += (
-                (1 - torch.cosine_similarity(before, after, dim=-1)).sum().double().cpu()
-            )
+            after = (output[0] if isinstance(output, tuple) else output).float()
+            cosine = torch.cosine_similarity(args[0].float(), after, dim=-1)
+            turned[index] += (1 - cosine).sum().double().cpu()
 
         return hook
 
-    def watch_input(kind, index):
+    def of_input(kind: str, index: int):
         def hook(module, args):
             energy = args[0].float().pow(2).flatten(0, -2).sum(0).double().cpu()
             squares[kind][index] = squares[kind].get(index, 0) + energy
@@ -47,39 +71,15 @@ def activation_statistics(model, sequences: list[list[int]], batch: int = 8) -> 
 
     hooks = []
     for index, layer in enumerate(layers):
-        hooks.append(layer.register_forward_hook(watch_layer(index)))
-        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(watch_input("mlp", index)))
-        hooks.append(
-            layer.self_attn.o_proj.register_forward_pre_hook(watch_input("attention", index))
-        )
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(sequences), batch):
-                model.model(
-                    input_ids=torch.tensor(sequences[start : start + batch], device=model.device)
-                )
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-    def contribution(kind, linear):
-        norms = [
-            linear(layer).weight.detach().float().pow(2).sum(0).double().cpu() for layer in layers
-        ]
-        return torch.stack(
-            [squares[kind][index] / tokens * norm for index, norm in enumerate(norms)]
-        )
-
-    columns = contribution("attention", lambda layer: layer.self_attn.o_proj)
-    heads = columns.view(len(layers), model.config.num_attention_heads, -1).sum(-1)
-    neurons = contribution("mlp", lambda layer: layer.mlp.down_proj)
-    found = {"influence": influence / tokens, "neurons": neurons, "heads": heads}
-    return {name: np.asarray(value) for name, value in found.items()}
+        hooks.append(layer.register_forward_hook(of_layer(index)))
+        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(of_input("mlp", index)))
+        output = layer.self_attn.o_proj
+        hooks.append(output.register_forward_pre_hook(of_input("attention", index)))
+    return turned, squares, hooks
 
 
 def layers_to_keep(influence, share: float) -> list[int]:
-    """Layers that stay, ascending, when the `share` with the least influence goes (rounded to whole
-    layers)."""
+    """Layers that stay, ascending, when the `share` with the least influence goes, rounded."""
     import numpy as np
 
     count = len(influence)
@@ -89,8 +89,7 @@ def layers_to_keep(influence, share: float) -> list[int]:
 
 
 def width_to_keep(width: int, share: float, multiple: int) -> int:
-    """MLP width that is nearest to `width` less `share` and a multiple of `multiple`; at least one
-    multiple.
+    """The multiple of `multiple` nearest to MLP width `width` less `share`, at least one multiple.
 
     Quantisation groups and GGUF blocks (256) want such widths. ValueError when the full width is no
     multiple.
@@ -127,8 +126,7 @@ def drop_layers(model, keep: list[int]):
 
 
 def narrow_mlp(model, neurons, width: int):
-    """Keep the `width` most important neurons of each layer; neurons: [layers, MLP width]
-    importance."""
+    """Keep the `width` most important neurons a layer; neurons: importance [layers, MLP width]."""
     assert len(neurons) == len(model.model.layers), (len(neurons), len(model.model.layers))
     for layer, importance in zip(model.model.layers, neurons, strict=True):
         kept = _best(importance, width)
@@ -141,10 +139,10 @@ def narrow_mlp(model, neurons, width: int):
 
 
 def drop_head_groups(model, heads, kept_groups: int):
-    """Keep the most important key/value heads of each layer with all their query heads; heads:
-    [layers, heads].
+    """Keep the most important key/value heads of each layer with all their query heads.
 
-    A group of query heads shares one key/value head, so they can only go together.
+    heads: importance [layers, heads]. A group of query heads shares one key/value head, so they
+    can only go together.
     """
     import numpy as np
 

@@ -63,9 +63,13 @@ STEPS = (
         reads=["00_curate", "11_merge", "12_benchmark", "14_self_distill"]
         + ["15_train_consistent", "16_rebenchmark", "17_failures"],
     ),
-    # 2: compression of the base, recovery, calibrated confidence
+    # 2: what an 8B can weigh; compression of the base, recovery, calibrated confidence
+    Step("19_plan_bytes"),
     Step("20_prune", reads=["00_curate", "11_merge", "15_train_consistent", "18_distill"]),
-    Step("21_quantize", reads=["00_curate", "20_prune"]),
+    Step(
+        "21_quantize",
+        reads=["00_curate", "11_merge", "15_train_consistent", "18_distill", "20_prune"],
+    ),
     Step(
         "22_gguf",
         reads=["00_curate", "11_merge", "15_train_consistent", "18_distill"]
