@@ -138,7 +138,7 @@ def interrupted(function, after: int, calls: list):
 
 @pytest.mark.parametrize(
     "name, room, step",
-    [("checkpoint", generate, "_finish"), ("gguf adapted", runtime.Gguf, "_group")],
+    [("checkpoint", generate, "_finish"), ("gguf adapted", runtime, "_answer_row")],
 )
 def test_a_killed_call_goes_on_where_it_stopped(made, tmp_path, monkeypatch, name, room, step):
     """One sequence at a time, so that two samples are finished when the third is killed."""
