@@ -18,6 +18,12 @@ def item(name, gold="4"):
     }
 
 
+UP, DOWN, FLAT = (
+    Estimate(value=value, low=value - 0.1, high=value + 0.1, n=9, unit="share")
+    for value in (0.2, -0.2, 0.0)
+)
+
+
 def rows(*answers):
     return [
         {"text": f"The answer is {a}." if a is not None else "", "tokens": 7, "sample": n}
@@ -86,6 +92,14 @@ def test_pairs_are_made_by_prompt_and_a_missing_side_is_left_out():
     assert "to_greedy" not in rebenchmark.changes(no_greedy, no_greedy, 1)
 
 
+def test_where_a_measure_moves_is_told_by_its_intervals():
+    rows = [{"category": "math", "consistency": UP}, {"category": "code", "consistency": FLAT}]
+    text = rebenchmark.where_it_moves(rows)
+    assert text == "Consistency rises in math and falls in no category."
+    both = [{"category": "a", "consistency": DOWN}, {"category": "b", "consistency": NOT_MEASURED}]
+    assert rebenchmark.where_it_moves(both).endswith("rises in no category and falls in a.")
+
+
 def outcome(name, outcome, kind=None):
     return {
         "id": name,
@@ -141,12 +155,6 @@ def test_the_figure_draws_what_is_measured():
         {"consistent": rebenchmark.changes(before, after, 1), "unfiltered": {}}, {}, "T"
     )
     assert len(fig.axes[0].get_yticklabels()) == 9
-
-
-UP, DOWN, FLAT = (
-    Estimate(value=value, low=value - 0.1, high=value + 0.1, n=9, unit="share")
-    for value in (0.2, -0.2, 0.0)
-)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,16 @@ def category_table(before, after, measures: list[str], seed: int = 0) -> list[di
     return rows
 
 
+def where_it_moves(rows: list[dict], measure: str = "consistency") -> str:
+    """In which categories of a `category_table` a measure rises, and in which it falls."""
+    label = MEASURES[measure][0]
+    places = {"rises": [], "falls": []}
+    for row in rows:
+        places.get(direction(row[label]), []).append(row["category"])
+    rises, falls = (", ".join(categories) or "no category" for categories in places.values())
+    return f"{label.capitalize()} rises in {rises} and falls in {falls}."
+
+
 def transitions(before: list[dict], after: list[dict]) -> list[dict]:
     """What each outcome became, on the items that both decided: a row for each move that occurs.
 
