@@ -8,12 +8,11 @@ ATTENTION = "grouped_sdpa"
 def grouped_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs
 ):
-    """SDPA that treats the query heads of one key/value head as extra query positions while
-    decoding.
+    """SDPA that treats the query heads of one key/value head as extra query positions.
 
-    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. Nothing is
-    repeated, so the cache is read once instead of heads / kv_heads times. Longer queries (prefill,
-    training) take transformers' SDPA.
+    Shapes: query [batch, heads, 1, dim], key and value [batch, kv_heads, length, dim]. While
+    decoding nothing is repeated, so the cache is read once instead of heads / kv_heads times.
+    Longer queries (prefill, training) take transformers' SDPA.
     """
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

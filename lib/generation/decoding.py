@@ -1,82 +1,14 @@
 """The batch while it is being decoded: a cache that grows in blocks, rows that come and go.
 
-Uses transformers' own extension point (cache layers) and the attention of `lib.attention`.
+The cache is `lib.generation.caches`', the attention `lib.attention`'s.
 `lib.generation.generate` is what notebooks call; tests/bench/generation.py compares it with
 `model.generate`.
 """
 
 from __future__ import annotations
 
-# ended rows stay in the batch until they are this part of it: taking rows out copies the whole
-# cache
+# ended rows stay until they are this part of the batch: taking rows out copies the whole cache
 ENDED_PART = 8
-
-
-def _roomy_cache(config):
-    """A DynamicCache whose layers grow in blocks, so that a decoding step writes one column instead
-    of copying all."""
-    import torch
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    class RoomyLayer(DynamicLayer):
-        room = 64
-
-        def lazy_initialization(self, key_states, value_states):
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.stores, self.length, self.is_initialized = None, 0, True
-
-        def update(self, key_states, value_states, *args, **kwargs):
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            end = self.length + key_states.shape[2]
-            if self.stores is None or end > self.stores[0].shape[2]:
-                self._grow(key_states, end)
-            for store, states in zip(self.stores, (key_states, value_states), strict=True):
-                store[:, :, self.length : end] = states
-            self.length = end
-            self.keys, self.values = (store[:, :, :end] for store in self.stores)
-            return self.keys, self.values
-
-        def _grow(self, like, end):
-            batch, heads, _, width = like.shape
-            stores = [
-                torch.empty(
-                    batch, heads, end + self.room, width, dtype=like.dtype, device=like.device
-                )
-                for _ in "kv"
-            ]
-            if self.stores is not None:
-                for new, old in zip(stores, self.stores, strict=True):
-                    new[:, :, : self.length] = old[:, :, : self.length]
-            self.stores = stores
-
-        def get_seq_length(self):
-            return self.length if self.is_initialized else 0
-
-        def rebuild(self, change):
-            """Replace keys and values, each [batch, kv_heads, length, width], by change(tensor)."""
-            self.stores = [change(store[:, :, : self.length]).contiguous() for store in self.stores]
-            self.length = self.stores[0].shape[2]
-            self.keys, self.values = self.stores
-
-        def join(self, other):
-            """Append the rows of another layer; the shorter of the two is filled with zeros on its
-            left."""
-            width, (mine, theirs) = max(self.length, other.length), (self.length, other.length)
-            stores = []
-            for a, b in zip(self.stores, other.stores, strict=True):
-                shape = (a.shape[0] + b.shape[0], a.shape[1], width + self.room, a.shape[3])
-                store = torch.zeros(shape, dtype=a.dtype, device=a.device)
-                store[: a.shape[0], :, width - mine : width] = a[:, :, :mine]
-                store[a.shape[0] :, :, width - theirs : width] = b[:, :, :theirs]
-                stores.append(store)
-            self.stores, self.length = stores, width
-            self.keys, self.values = (store[:, :, :width] for store in stores)
-
-    cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() for _ in range(config.num_hidden_layers)]
-    return cache
 
 
 def prompt_groups(prompts, most_tokens: int = 4096, least_filled: float = 0.75):
@@ -105,10 +37,10 @@ def prefill(model, tokenizer, rows):
 
     state, logits, order = None, [], {}
     for prompts in prompt_groups(row["ids"] for row in rows):
-        made, found = prefill_group(model, tokenizer.pad_token_id, prompts)
+        group, last = prefill_group(model, tokenizer.pad_token_id, prompts)
         order |= {ids: len(order) + index for index, ids in enumerate(prompts)}
-        state = join(state, made)
-        logits.append(found)
+        state = join(state, group)
+        logits.append(last)
     repeat = [order[tuple(row["ids"])] for row in rows]
     return {**take(state, repeat), "rows": rows}, torch.cat(logits)[repeat]
 
@@ -117,15 +49,16 @@ def prefill_group(model, pad: int, prompts):
     """Run some prompts (token ids) left-padded together. Returns state, logits [prompts, vocab]."""
     import torch
 
-    width = max(len(ids) for ids in prompts)
-    ids = torch.tensor(
-        [[pad] * (width - len(each)) + list(each) for each in prompts], device=model.device
-    )
-    mask = torch.tensor(
-        [[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=model.device
-    )
+    from lib.generation import caches
+
+    width = max(len(prompt) for prompt in prompts)
+    padding = [width - len(prompt) for prompt in prompts]
+    ids = [[pad] * free + list(prompt) for free, prompt in zip(padding, prompts, strict=True)]
+    ids = torch.tensor(ids, device=model.device)
+    mask = torch.tensor([[0] * free + [1] * (width - free) for free in padding])
+    mask = mask.to(model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = _roomy_cache(model.config)
+    cache = caches.roomy(model.config)
     logits = model(
         input_ids=ids,
         attention_mask=mask,
@@ -139,8 +72,7 @@ def prefill_group(model, pad: int, prompts):
 
 
 def step(model, state):
-    """Feed the last chosen tokens; returns logits [rows, vocab] and moves the state one position
-    on."""
+    """Feed the last chosen tokens, move the state one position on; returns logits [rows, vocab]."""
     import torch
 
     state["mask"] = torch.cat([state["mask"], state["mask"].new_ones(len(state["rows"]), 1)], 1)
@@ -199,8 +131,7 @@ def join(first, second):
 
 
 class Growing:
-    """The batch of `lib.generation.generate`: its cache grows with the longest row, and rows leave
-    it when they have ended.
+    """The batch of `lib.generation.generate` whose cache grows; rows leave when they have ended.
 
     A row is a dict with "ids" (prompt) and "ended". Rows are admitted when half of the batch is
     free.
@@ -229,8 +160,10 @@ class Growing:
         return step(self.model, self.state)
 
     def put(self, rows: list[dict], tokens) -> None:
-        """Hand over the tokens [rows] chosen for the rows just admitted, or for all; ended rows may
-        leave."""
+        """Hand over the tokens [rows] chosen for the rows just admitted, or for all.
+
+        Ended rows may leave.
+        """
         state = {**(self.new or self.state), "tokens": tokens[:, None]}
         live = [index for index, row in enumerate(rows) if not row["ended"]]
         if len(rows) - len(live) >= max(1, len(rows) // ENDED_PART):

@@ -24,10 +24,10 @@ def usable(model) -> bool:
 
 
 def places(model, wanted: int, columns: int, free_bytes: int) -> int:
-    """How many of `wanted` rows fit in `free_bytes`: cache, and a row of logits with what sampling
-    makes of it.
+    """How many of `wanted` rows fit in `free_bytes`.
 
-    Raises ValueError when not one fits.
+    A row needs its cache, its logits and what sampling makes of them. Raises ValueError when not
+    one fits.
     """
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -42,40 +42,6 @@ def places(model, wanted: int, columns: int, free_bytes: int) -> int:
     return max(1, min(wanted, free_bytes // row))
 
 
-def _ring_cache(model, rows: int, columns: int, column):
-    """A cache whose layers write one column, the one that the tensor `column` names, and hand out
-    all."""
-    import torch
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    class RingLayer(DynamicLayer):
-        def lazy_initialization(self, key_states, value_states):
-            _, heads, _, width = key_states.shape
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            # zeros, not empty: a column that is masked still counts times nothing, and nothing
-            # times NaN is NaN
-            self.stores = [
-                torch.zeros(rows, heads, columns, width, dtype=self.dtype, device=self.device)
-                for _ in "kv"
-            ]
-            self.keys, self.values = self.stores
-
-        def update(self, key_states, value_states, *args, **kwargs):
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            for store, states in zip(self.stores, (key_states, value_states), strict=True):
-                store.index_copy_(2, column, states)
-            return self.stores
-
-        def get_seq_length(self):
-            return columns
-
-    cache = DynamicCache(config=model.config)
-    cache.layers = [RingLayer() for _ in range(model.config.num_hidden_layers)]
-    return cache
-
-
 class Ring:
     """The batch of `lib.generation.generate` on CUDA, with the methods of `decoding.Growing`.
 
@@ -85,6 +51,8 @@ class Ring:
 
     def __init__(self, model, tokenizer, size: int, longest: int):
         import torch
+
+        from lib.generation import caches
 
         self.model, self.tokenizer, device = model, tokenizer, model.device
         self.columns = -(-longest // BLOCK) * BLOCK
@@ -104,7 +72,7 @@ class Ring:
         self.tokens = torch.zeros(size, 1, dtype=torch.long, device=device)
         lowest = torch.finfo(model.dtype).min
         self.mask = torch.full((size, 1, 1, self.columns), lowest, dtype=model.dtype, device=device)
-        self.cache = _ring_cache(model, size, self.columns, self.column)
+        self.cache = caches.ring(model.config, size, self.columns, self.column)
         self.graph = self.logits = self.taken = None
 
     def room(self) -> int:
@@ -113,8 +81,7 @@ class Ring:
         return free if free >= max(1, len(self.rows) // FREE_PART) else 0
 
     def admit(self, rows: list[dict]):
-        """Run the prompts of new rows and put them into free places; returns logits [rows, vocab].
-        `put` follows."""
+        """Run the prompts of new rows in free places: logits [rows, vocab]. `put` must follow."""
         import torch
 
         if not self.cache.layers[0].is_initialized:
@@ -147,8 +114,7 @@ class Ring:
         return logits
 
     def step(self):
-        """Logits [places, vocab] that follow the tokens put last; those of empty places mean
-        nothing."""
+        """Logits [places, vocab] after the tokens put last; those of empty places mean nothing."""
         if self.graph is None:
             return self._forward()
         self.graph.replay()
@@ -163,8 +129,7 @@ class Ring:
             self.taken = None
 
     def _forward(self):
-        """One step on the tensors that stay: own column seen, forward, one position and one column
-        on."""
+        """One step on the tensors that stay: see the own column, forward, move one column on."""
         self.mask.index_fill_(3, self.column, 0)
         logits = self.model(
             input_ids=self.tokens,

@@ -46,8 +46,10 @@ def request_key(model_key: str, messages, temperature, top_p, max_new_tokens, se
 
 
 def load_store(path: Path | None) -> dict[str, dict]:
-    """Finished generations by key. A last line torn by a kill is cut off; torn lines elsewhere
-    raise ValueError."""
+    """Finished generations by key; a last line torn by a kill is cut off.
+
+    Raises ValueError for torn lines elsewhere.
+    """
     done: dict[str, dict] = {}
     if path is None or not Path(path).exists():
         return done
@@ -106,17 +108,15 @@ def generate(
     Args:
         prompts: user texts, or message lists.
         temperature: 0 is greedy. A sample's random numbers depend on (seed, prompt, sample index)
-        alone, not on what
-            shares its batch; in bf16 the batch still moves logits by rounding.
+            alone, not on what shares its batch; in bf16 the batch still moves logits by rounding.
         batch_size: sequences decoded together; freed places are refilled while decoding.
         store: JSON-lines file of finished samples; what it holds is not generated again.
         model_key: `models.key(...)`; required with a store, so that another model's text is never
-        reused.
+            reused.
     Returns: for each prompt n dicts {text, tokens, finish ("stop" or "length"), seconds}; seconds
-    is the sample's
-        share of the wall time, so that sum(tokens) / sum(seconds) is the throughput.
-    Raises: ValueError for a prompt that leaves no room in the context, or a store without a model
-    key.
+        is the sample's share of the wall time, so that sum(tokens) / sum(seconds) is the
+        throughput.
+    Raises: ValueError for a prompt that leaves no room in the context, or a store without a key.
     """
     if store is not None and not model_key:
         raise ValueError(
@@ -124,43 +124,35 @@ def generate(
         )
     assert n >= 1 and max_new_tokens >= 1 and temperature >= 0, (n, max_new_tokens, temperature)
     chats = [as_messages(prompt, system) for prompt in prompts]
+    settings = (temperature, top_p, max_new_tokens, seed)
     keys = [
-        [
-            request_key(model_key, chat, temperature, top_p, max_new_tokens, seed, sample)
-            for sample in range(n)
-        ]
-        for chat in chats
+        [request_key(model_key, chat, *settings, sample) for sample in range(n)] for chat in chats
     ]
     done = load_store(store)
     missing = {
         key: chat for chat, row in zip(chats, keys, strict=True) for key in row if key not in done
     }
     if missing:
-        requests = [
-            {"key": key, "ids": ids}
-            for key, ids in zip(missing, _tokenise(tokenizer, missing.values()), strict=True)
-        ]
-        context = getattr(model.config, "max_position_embeddings", None)
-        longest = max(len(request["ids"]) for request in requests)
-        if context and longest + max_new_tokens > context:
-            raise ValueError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's"
-                f" context of {context}; shorten the prompt or lower max_new_tokens"
-            )
-        for row in _decode(
-            model,
-            tokenizer,
-            requests,
-            temperature,
-            top_p,
-            max_new_tokens,
-            batch_size,
-            store,
-            progress,
-        ):
+        requests = _requests(model, tokenizer, missing, max_new_tokens)
+        options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+        options |= {"batch_size": batch_size, "store": store, "progress": progress}
+        for row in _decode(model, tokenizer, requests, **options):
             done[row["key"]] = row
     fields = ("text", "tokens", "finish", "seconds")
     return [[{field: done[key][field] for field in fields} for key in row] for row in keys]
+
+
+def _requests(model, tokenizer, missing: dict, max_new_tokens: int) -> list[dict]:
+    """{"key", "ids"} of each missing sample; ValueError where the context has no room for it."""
+    ids = _tokenise(tokenizer, missing.values())
+    context = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, ids))
+    if context and longest + max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's"
+            f" context of {context}; shorten the prompt or lower max_new_tokens"
+        )
+    return [{"key": key, "ids": own} for key, own in zip(missing, ids, strict=True)]
 
 
 def _tokenise(tokenizer, chats) -> list[list[int]]:
@@ -169,8 +161,7 @@ def _tokenise(tokenizer, chats) -> list[list[int]]:
 
 
 def stop_ids(model, tokenizer) -> list[int]:
-    """Token ids that end an answer: the generation config's, and the tokenizer's end of
-    sequence."""
+    """Token ids that end an answer: the generation config's, and the tokenizer's own."""
     configured = model.generation_config.eos_token_id
     ids = set(configured if isinstance(configured, list) else [configured]) | {
         tokenizer.eos_token_id
@@ -179,33 +170,19 @@ def stop_ids(model, tokenizer) -> list[int]:
 
 
 def _decode(
-    model, tokenizer, requests, temperature, top_p, max_new_tokens, batch_size, store, progress
+    model, tokenizer, requests, *, temperature, top_p, max_new_tokens, batch_size, store, progress
 ):
-    """Decode all requests, refilling freed places; yields finished rows and appends each to the
-    store first."""
+    """Decode all requests, refilling freed places.
+
+    Yields finished rows, each of them appended to the store first.
+    """
     import torch
-    from tqdm import tqdm
 
     stops = torch.tensor(stop_ids(model, tokenizer), device=model.device)
-    # longest first: the batch that needs the most memory comes first, and the tail is made of short
-    # ones
+    # the longest first: what needs the most memory is at the beginning, and the tail is short
     queue = deque(sorted(requests, key=lambda request: -len(request["ids"])))
-    batch_size = min(batch_size, len(queue))
-    if decoding_graph.usable(model):
-        batch = decoding_graph.Ring(
-            model, tokenizer, batch_size, len(queue[0]["ids"]) + max_new_tokens
-        )
-    else:
-        batch = decoding.Growing(model, tokenizer, batch_size)
-    bar = tqdm(
-        total=len(requests),
-        desc=progress or "generate",
-        file=sys.stdout,
-        mininterval=5,
-        ascii=True,
-        unit="sample",
-    )
-    written, live, began = 0, 0, time.perf_counter()
+    batch = _batch(model, tokenizer, queue, batch_size, max_new_tokens)
+    bar, live = _Progress(len(requests), progress or "generate"), 0
     with bar, appending(store) as append, torch.inference_mode():
         while queue or live:
             start = time.perf_counter()
@@ -221,24 +198,57 @@ def _decode(
             chosen = _choose(logits, rows, temperature, top_p)
             stopped, tokens = torch.isin(chosen, stops).tolist(), chosen.tolist()
             share = (time.perf_counter() - start) / sum(not row["ended"] for row in rows)
-            for row, token, stop in zip(rows, tokens, stopped, strict=True):
-                if row["ended"]:
-                    continue
-                row["seconds"] += share
-                row["out"].append(token)
-                row["ended"] = stop or len(row["out"]) == max_new_tokens
-                if not row["ended"]:
-                    continue
+            for row, stop in _advance(rows, tokens, stopped, share, max_new_tokens):
                 live -= 1
                 finished = _finish(tokenizer, row, stop)
                 append(finished)
-                written += finished["tokens"]
-                bar.set_postfix_str(
-                    f"{written / (time.perf_counter() - began):.0f} tok/s", refresh=False
-                )
-                bar.update()
+                bar.add(finished["tokens"])
                 yield finished
             batch.put(rows, chosen)
+
+
+def _batch(model, tokenizer, queue, batch_size: int, max_new_tokens: int):
+    """The batch for this device, for at most `batch_size` of the queue at once."""
+    size = min(batch_size, len(queue))
+    if decoding_graph.usable(model):
+        longest = len(queue[0]["ids"]) + max_new_tokens
+        return decoding_graph.Ring(model, tokenizer, size, longest)
+    return decoding.Growing(model, tokenizer, size)
+
+
+def _advance(rows, tokens, stopped, share: float, max_new_tokens: int):
+    """Give each live row its token and its share of the time; yields (row, stopped) as they end."""
+    for row, token, stop in zip(rows, tokens, stopped, strict=True):
+        if row["ended"]:
+            continue
+        row["seconds"] += share
+        row["out"].append(token)
+        row["ended"] = stop or len(row["out"]) == max_new_tokens
+        if row["ended"]:
+            yield row, stop
+
+
+class _Progress:
+    """A plain progress line on stdout: samples finished, and tokens a second."""
+
+    def __init__(self, total: int, label: str):
+        from tqdm import tqdm
+
+        line = {"file": sys.stdout, "mininterval": 5, "ascii": True, "unit": "sample"}
+        self.bar = tqdm(total=total, desc=label, **line)
+        self.written, self.began = 0, time.perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def add(self, tokens: int) -> None:
+        self.written += tokens
+        rate = self.written / (time.perf_counter() - self.began)
+        self.bar.set_postfix_str(f"{rate:.0f} tok/s", refresh=False)
+        self.bar.update()
 
 
 def _uniform(key: str, count: int):
@@ -251,33 +261,28 @@ def _uniform(key: str, count: int):
 
 
 def _choose(logits, rows, temperature: float, top_p: float):
-    """Next token of each row [rows]: argmax at temperature 0, else inverse-CDF sampling with the
-    row's own numbers."""
+    """Next token of each row [rows]: argmax at temperature 0, else sampled by inverse CDF.
+
+    The uniform numbers are the row's own.
+    """
     import torch
 
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, -1)
     if top_p < 1:
+        # nucleus sampling, Holtzman et al. 2020: the first token always stays
         ordered, index = probabilities.sort(-1, descending=True)
-        outside = (
-            ordered.cumsum(-1) - ordered >= top_p
-        )  # nucleus sampling, Holtzman et al. 2020: the first token always stays
-        probabilities = torch.zeros_like(probabilities).scatter(
-            -1, index, ordered.masked_fill(outside, 0)
-        )
+        outside = ordered.cumsum(-1) - ordered >= top_p
+        inside = ordered.masked_fill(outside, 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, index, inside)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    places = [
-        min(len(row["out"]), len(row["uniform"]) - 1) for row in rows
-    ]  # a full row waits to be taken out
-    draw = torch.stack([row["uniform"][place] for row, place in zip(rows, places, strict=True)]).to(
-        logits.device
-    )
-    return (
-        torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)
-        .squeeze(1)
-        .clamp(max=logits.shape[1] - 1)
-    )
+    # a full row waits to be taken out
+    places = [min(len(row["out"]), len(row["uniform"]) - 1) for row in rows]
+    draws = [row["uniform"][place] for row, place in zip(rows, places, strict=True)]
+    wanted = torch.stack(draws).to(logits.device) * cumulative[:, -1]
+    chosen = torch.searchsorted(cumulative, wanted[:, None], right=True).squeeze(1)
+    return chosen.clamp(max=logits.shape[1] - 1)
 
 
 def _finish(tokenizer, row, ended: bool) -> dict:

@@ -1,5 +1,4 @@
-"""Conversations as a model is trained on them: the tokenizer's chat template, loss on the
-assistant's tokens alone."""
+"""Conversations as a model is trained on them: loss on the assistant's tokens alone."""
 
 from __future__ import annotations
 
@@ -50,8 +49,10 @@ def encode(tokenizer, messages: list[dict], max_length: int) -> dict:
 
 
 def assistant_spans(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
-    """Rendered text and the character spans [start, end) that the assistant says, end-of-turn token
-    included."""
+    """Rendered text and the character spans [start, end) that the assistant says.
+
+    The end-of-turn token counts as said.
+    """
     render = tokenizer.apply_chat_template
     text, spans = render(messages, tokenize=False), []
     for index, message in enumerate(messages):
@@ -65,13 +66,9 @@ def assistant_spans(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[in
                 " so the assistant's tokens cannot be located; add {% generation %} markers to the"
                 " template"
             )
-        end_of_turn = after.rfind(tokenizer.eos_token or "\0", len(before))
-        spans.append(
-            (
-                len(before),
-                end_of_turn + len(tokenizer.eos_token) if end_of_turn >= 0 else len(after),
-            )
-        )
+        end = after.rfind(tokenizer.eos_token or "\0", len(before))
+        end = end + len(tokenizer.eos_token) if end >= 0 else len(after)
+        spans.append((len(before), end))
     return text, spans
 
 
@@ -84,53 +81,25 @@ def dataset(path: Path, tokenizer, max_length: int, limit: int, seed: int, cache
     """
     import datasets
 
-    chosen = None
-    if limit:
-        ids = sorted(
-            (row["id"] for row in read_jsonl(path)), key=lambda each: content_hash(str(seed), each)
-        )
-        chosen = set(ids[:limit])
+    chosen = _chosen(path, limit, seed) if limit else None
 
-    def rows(
-        **key,
-    ):  # the key makes the on-disk cache follow the content of the file and the tokenizer
+    def rows(**key):  # the key makes the cache on disk follow the file's content and the tokenizer
         for row in read_jsonl(path):
             if chosen is None or row["id"] in chosen:
-                example = encode(tokenizer, messages_of(row), max_length)
-                if row.get("cut"):  # a text that ended at its token limit teaches no end
-                    _forget_end(example["labels"])
-                answered = sum(label != IGNORED for label in example["labels"])
-                yield {
-                    "id": row["id"],
-                    **example,
-                    "answer_tokens": answered,
-                    "length": len(example["input_ids"]),
-                }
+                yield _example(tokenizer, row, max_length)
 
-    ints = datasets.List(datasets.Value("int32"))
-    number, flag = datasets.Value("int32"), datasets.Value("bool")
-    features = {
-        "id": datasets.Value("string"),
-        "input_ids": ints,
-        "labels": ints,
-        "truncated": flag,
-    }
-    features |= {"answer_tokens": number, "length": number}
     fingerprint = content_hash(
         sha256_file(path), tokenizer.chat_template, str(tokenizer.vocab_size), str(limit), str(seed)
     )
     data = datasets.Dataset.from_generator(
         rows,
-        features=datasets.Features(features),
+        features=_features(),
         cache_dir=str(cache_dir),
         fingerprint=content_hash(fingerprint, str(max_length)),
     )
     counts = {"rows": len(data), "truncated": sum(data["truncated"]) if len(data) else 0}
-    kept = (
-        [index for index, answered in enumerate(data["answer_tokens"]) if answered]
-        if len(data)
-        else []
-    )
+    answered = data["answer_tokens"] if len(data) else []
+    kept = [index for index, tokens in enumerate(answered) if tokens]
     counts["without_answer"] = len(data) - len(kept)
     if not kept:
         raise ValueError(
@@ -140,9 +109,32 @@ def dataset(path: Path, tokenizer, max_length: int, limit: int, seed: int, cache
     return data.select(kept), counts
 
 
+def _chosen(path: Path, limit: int, seed: int) -> set[str]:
+    ids = (row["id"] for row in read_jsonl(path))
+    return set(sorted(ids, key=lambda name: content_hash(str(seed), name))[:limit])
+
+
+def _example(tokenizer, row: dict, max_length: int) -> dict:
+    """A curated row as a row of `dataset`."""
+    example = encode(tokenizer, messages_of(row), max_length)
+    if row.get("cut"):  # a text that ended at its token limit teaches no end
+        _forget_end(example["labels"])
+    answered = sum(label != IGNORED for label in example["labels"])
+    length = len(example["input_ids"])
+    return {"id": row["id"], **example, "answer_tokens": answered, "length": length}
+
+
+def _features():
+    import datasets
+
+    ints, number = datasets.List(datasets.Value("int32")), datasets.Value("int32")
+    kinds = {"id": datasets.Value("string"), "input_ids": ints, "labels": ints}
+    kinds |= {"truncated": datasets.Value("bool"), "answer_tokens": number, "length": number}
+    return datasets.Features(kinds)
+
+
 def _forget_end(labels: list[int]) -> None:
-    """Take the loss off the last token that carries it: the end of turn, in a conversation that was
-    not cut."""
+    """Take the loss off the last token that carries it: the end of turn, if nothing was cut."""
     last = max((place for place, label in enumerate(labels) if label != IGNORED), default=None)
     if last is not None:
         labels[last] = IGNORED
@@ -163,18 +155,17 @@ def mask_table(tokenizer, example: dict) -> list[dict]:
 
 
 def collate(examples: list[dict], pad_id: int) -> dict:
-    """Right-padded {input_ids, attention_mask, labels}, each [batch, longest]; documents cannot see
-    each other."""
+    """Right-padded {input_ids, attention_mask, labels}, each [batch, longest]."""
     import torch
 
     width = max(len(example["input_ids"]) for example in examples)
 
     def padded(values, fill):
-        return torch.tensor([list(each) + [fill] * (width - len(each)) for each in values])
+        return torch.tensor([list(row) + [fill] * (width - len(row)) for row in values])
 
     ids = [example["input_ids"] for example in examples]
     return {
         "input_ids": padded(ids, pad_id),
-        "attention_mask": padded([[1] * len(each) for each in ids], 0),
+        "attention_mask": padded([[1] * len(row) for row in ids], 0),
         "labels": padded([example["labels"] for example in examples], IGNORED),
     }

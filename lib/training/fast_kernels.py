@@ -1,8 +1,8 @@
-"""What lies between the matrix products of lib.training.fast_lora, in plain PyTorch: one kernel
-each when compiled on a GPU.
+"""What lies between the matrix products of lib.training.fast_lora, in plain PyTorch.
 
-Where an adapter has dropout, `seed` is a number on the device (else None), and the kernel also
-masks what the adapter sees. x and what goes with it are [tokens, width].
+Each is one kernel when compiled on a GPU. Where an adapter has dropout, `seed` is a number on the
+device (else None), and the kernel also masks what the adapter sees. x and what goes with it are
+[tokens, width].
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def add_norm(h, y, weight, eps, out, p, seed):
-    """h + y; its RMS norm goes into `out`, a view into something wider. Returns (h + y, masked
-    norm)."""
+    """(h + y, its masked RMS norm); the norm itself goes into `out`, a view of a wider tensor."""
     total = h + y
     wide = total.float()
     x = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(h.dtype) * weight
@@ -24,8 +23,10 @@ def add_norm(h, y, weight, eps, out, p, seed):
 
 
 def norm_back(h, weight, eps, dx, dx_low, dh, out, p, seed):
-    """Gradient of h through its norm, plus `dh` that passed by, into `out`; returns the (masked)
-    norm again."""
+    """Gradient of h through its norm, plus `dh` that passed by, into `out`.
+
+    Returns the (masked) norm again.
+    """
     wide = h.float()
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     unit, slope = wide * inverse, dx.float()
@@ -39,8 +40,10 @@ def norm_back(h, weight, eps, dx, dx_low, dh, out, p, seed):
 
 
 def rotate(heads, cos, sin, turned: int):
-    """Rotary embedding of the first `turned` of [tokens, heads, dim]; the others pass. cos, sin:
-    [tokens, dim]."""
+    """Rotary embedding of the first `turned` of [tokens, heads, dim]; the others pass.
+
+    cos, sin: [tokens, dim].
+    """
     x, half = heads[:, :turned].float(), heads.shape[-1] // 2
     swapped = torch.cat([-x[..., half:], x[..., :half]], -1)
     return torch.cat(
@@ -49,8 +52,7 @@ def rotate(heads, cos, sin, turned: int):
 
 
 def rotate_back(dq, dk, dv, cos, sin, out):
-    """Gradient of `rotate`, into `out` [tokens, heads of all three, dim]: turns back what came for
-    queries and keys."""
+    """Gradient of `rotate`, into `out` [tokens, heads of all three, dim]."""
 
     def back(dx):
         x, half = dx.float(), dx.shape[-1] // 2
@@ -69,8 +71,7 @@ def swiglu(gate_up, out, p, seed):
 
 
 def swiglu_back(gate_up, dy, dy_low, room: int, p, seed):
-    """Gradient of `swiglu` [tokens, 2 width + room], and its (masked) value again [tokens,
-    width]."""
+    """Gradient of `swiglu` [tokens, 2 width + room], its (masked) value again [tokens, width]."""
     gate, up = (half.float() for half in gate_up.chunk(2, -1))
     dy, open_ = dy.float(), torch.sigmoid(gate)
     if seed is not None:
@@ -83,8 +84,10 @@ def swiglu_back(gate_up, dy, dy_low, room: int, p, seed):
 
 
 def masked(x, p: float, seed):
-    """Dropout whose mask is a hash (lowbias32, by C. Wellons) of position and seed: no mask is
-    stored for backward."""
+    """Dropout whose mask is a hash of position and seed, so that none is stored for backward.
+
+    The hash is lowbias32, by C. Wellons.
+    """
     bits = torch.arange(x.numel(), device=x.device, dtype=torch.int32).view(x.shape) ^ seed
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
         bits = (bits ^ ((bits >> shift) & (2 ** (32 - shift) - 1))) * factor
@@ -124,11 +127,12 @@ def run(function, *arguments):
 
 
 def attention(q, k, v, lengths, borders):
-    """Causal attention inside each document. q: [tokens, heads, dim]; k, v: [tokens, kv_heads,
-    dim]. [tokens, -1]."""
-    if (
-        len(set(lengths)) == 1
-    ):  # equal documents are a plain batch: the fastest kernel there is takes them
+    """Causal attention inside each document, [tokens, heads x dim].
+
+    q: [tokens, heads, dim]; k, v: [tokens, kv_heads, dim].
+    """
+    if len(set(lengths)) == 1:
+        # equal documents are a plain batch: the fastest kernel there is takes them
         batch = [each.unflatten(0, (len(lengths), -1)).transpose(1, 2) for each in (q, k, v)]
         out = scaled_dot_product_attention(*batch, is_causal=True, enable_gqa=True).transpose(1, 2)
         return out.reshape(len(q), -1)
@@ -136,12 +140,12 @@ def attention(q, k, v, lengths, borders):
         from torch.nn.attention.varlen import varlen_attn
 
         known, longest = inspect.signature(varlen_attn).parameters, max(lengths)
-        causal = (
-            {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-        )  # torch 2.10
-        grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
-        return varlen_attn(
-            q, k, v, borders, borders, longest, longest, **causal, **grouped
-        ).flatten(1)
+        options = {"window_size": (-1, 0)}
+        if "window_size" not in known:  # torch 2.10
+            options = {"is_causal": True}
+        if "enable_gqa" in known:
+            options["enable_gqa"] = True
+        out = varlen_attn(q, k, v, borders, borders, longest, longest, **options)
+        return out.flatten(1)
     parts = zip(*(each.split(lengths) for each in (q, k, v)), strict=True)
     return torch.cat([attention(*part, [len(part[0])], None) for part in parts])

@@ -1,14 +1,13 @@
-"""LoRA training of a Llama near the limit of the card: no padding, no casts, few and large
-products.
+"""LoRA training of a Llama near the limit of the card: no padding, no casts, few large products.
 
 What a step costs beside its base products is bytes: every LoRA scale-and-add, norm, activation and
 cast reads and writes a tensor of [tokens, 14336]. So
 
 - a flat stream of tokens holds whole documents end to end, attention is cut at their borders, and
   nothing is padding;
-- linears that share an input are one matrix `[W, B; s A, 0]`: `[x, s A x]` times its upper rows is
-  base and LoRA in one product, `[dy, B dy]` times its left columns is the gradient of both. The
-  base weights become views into it;
+- linears that share an input are one matrix `[W, B; s A, 0]` (lib.training.fast_groups): `[x, s A
+  x]` times its upper rows is base and LoRA in one product, `[dy, B dy]` times its left columns is
+  the gradient of both. The base weights become views into it;
 - what lies between the products is one kernel each (lib.training.fast_kernels);
 - backward keeps six tensors a layer and computes norms and activation again while it reads them
   anyway;
@@ -28,12 +27,11 @@ import torch
 
 from lib.training import fast_kernels as kernels
 from lib.training.conversations import IGNORED
+from lib.training.fast_groups import adapter_grads, fuse, project, project_back, widened
 from lib.training.fast_kernels import run
 
-MOST, LEAST = (
-    12_288,
-    4096,
-)  # tokens held at once: above, products get no faster; below, they get slower
+# tokens held at once: above MOST, products get no faster; below LEAST, they get slower
+MOST, LEAST = 12_288, 4096
 RESERVE = 2 * 2**30  # bytes for the allocator's gaps and the libraries' workspaces
 LOGIT_ROWS = 4096  # positions whose logits exist at once: 1 GiB at a vocabulary of 128 K
 
@@ -57,98 +55,6 @@ def _groups(layer) -> list[list]:
     """The linears of a layer that share an input."""
     a, m = layer.self_attn, layer.mlp
     return [[a.q_proj, a.k_proj, a.v_proj], [a.o_proj], [m.gate_proj, m.up_proj], [m.down_proj]]
-
-
-def _fuse(linears) -> SimpleNamespace:
-    """One matrix `[W, B; s A, 0]` of linears that share an input. Their base weights become views
-    into it."""
-    first = linears[0]
-    name, width, rank = (
-        first.active_adapters[0],
-        first.in_features,
-        first.r[first.active_adapters[0]],
-    )
-    bounds, low = [0], rank * len(linears)
-    for linear in linears:
-        bounds.append(bounds[-1] + linear.out_features)
-    base = first.base_layer.weight
-    matrix = torch.zeros(bounds[-1] + low, width + low, dtype=base.dtype, device=base.device)
-    into_a, into_b = [], []
-    for i, linear in enumerate(linears):
-        rows, at = matrix[bounds[i] : bounds[i + 1]], slice(i * rank, (i + 1) * rank)
-        linear.base_layer.weight.data = rows[:, :width].copy_(linear.base_layer.weight.data)
-        into_a.append(matrix[bounds[-1] :, :width][at])
-        into_b.append(rows[:, width:][:, at])
-    return SimpleNamespace(
-        matrix=matrix,
-        width=width,
-        rows=bounds[-1],
-        low=low,
-        rank=rank,
-        bounds=bounds,
-        scale=first.scaling[name],
-        p=getattr(first.lora_dropout[name], "p", 0.0),
-        into_a=into_a,
-        into_b=into_b,
-        A=[linear.lora_A[name].weight for linear in linears],
-        B=[linear.lora_B[name].weight for linear in linears],
-    )
-
-
-def _narrow(group):
-    """s A of all linears of the group [rank of all, width]."""
-    return group.matrix[group.rows :, : group.width]
-
-
-def project(group, x, seen):
-    """W x + s B A seen for all linears of the group. x: [tokens, width + low], the last columns are
-    filled here."""
-    torch.mm(
-        x[:, : group.width] if seen is None else seen, _narrow(group).T, out=x[:, group.width :]
-    )
-    return x @ group.matrix[: group.rows].T
-
-
-def project_back(group, dy, masks: bool):
-    """Mirror of `project`: dy [tokens, rows + low], the last columns are filled here.
-
-    Returns the gradient by x, and apart from it that through the adapters when that is to be masked
-    yet.
-    """
-    torch.mm(
-        dy[:, : group.rows], group.matrix[: group.rows, group.width :], out=dy[:, group.rows :]
-    )
-    if not masks:
-        return dy @ group.matrix[:, : group.width], None
-    return dy[:, : group.rows] @ group.matrix[: group.rows, : group.width], dy[
-        :, group.rows :
-    ] @ _narrow(group)
-
-
-def outer(a, b):
-    """a^T b in float32, summed over the tokens."""
-    return torch.mm(a.T, b, out_dtype=torch.float32) if a.is_cuda else (a.T @ b).float()
-
-
-def adapter_grads(group, dy, seen, low):
-    """Gradients of A..., B... in float32. dy: as `project_back` left it; seen: what the adapter
-    saw; low: s A seen."""
-    d_a = outer(dy[:, group.rows :], seen).mul_(group.scale).split(group.rank)
-    rows = [after - before for before, after in zip(group.bounds, group.bounds[1:], strict=False)]
-    parts = zip(dy[:, : group.rows].split(rows, 1), low.split(group.rank, 1), strict=True)
-    return (*d_a, *(outer(part, each) for part, each in parts))
-
-
-def widened(x, room: int):
-    """x [tokens, width] followed by `room` free columns: the buffer of such a width that it heads,
-    or a copy."""
-    tokens, width = x.shape
-    if (
-        x.stride() == (width + room, 1)
-        and x.untyped_storage().nbytes() == tokens * (width + room) * x.element_size()
-    ):
-        return x.as_strided((tokens, width + room), x.stride(), 0)
-    return torch.cat([x, x.new_empty(tokens, room)], 1)
 
 
 class BeforeAttention(torch.autograd.Function):
@@ -189,8 +95,7 @@ class BeforeAttention(torch.autograd.Function):
 
 
 class AfterAttention(torch.autograd.Function):
-    """Output projection and MLP: the residual stream after attention, and what the MLP adds to
-    it."""
+    """Output projection and MLP: the residual stream after attention, and what the MLP adds."""
 
     @staticmethod
     def forward(ctx, layer, seeds, attended, h, *adapters):
@@ -248,8 +153,7 @@ class AfterAttention(torch.autograd.Function):
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """Summed negative log-likelihood in nats; the gradient is made chunk by chunk while the logits
-    are there."""
+    """Summed negative log-likelihood in nats, a chunk of logits and their gradient at a time."""
 
     @staticmethod
     def forward(ctx, hidden, labels, matrix, scale):
@@ -267,64 +171,57 @@ class VocabularyLoss(torch.autograd.Function):
         return ctx.saved_tensors[0] * d_loss.to(ctx.saved_tensors[0].dtype), None, None, None
 
 
+def _fused(layer) -> SimpleNamespace:
+    """A layer's groups, sizes and norms."""
+    qkv, out, gate_up, down = (fuse(group) for group in _groups(layer))
+    attention, config = layer.self_attn, layer.self_attn.config
+    return SimpleNamespace(
+        qkv=qkv,
+        out=out,
+        gate_up=gate_up,
+        down=down,
+        dim=attention.head_dim,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        eps=config.rms_norm_eps,
+        norm1=layer.input_layernorm.weight,
+        norm2=layer.post_attention_layernorm.weight,
+    )
+
+
 class FastLoRA:
-    """The fast forward of a peft Llama. Base weights become views into fused matrices; the model
-    works as before."""
+    """The fast forward of a peft Llama.
+
+    Base weights become views into fused matrices; the model works as before.
+    """
 
     def __init__(self, model):
         assert not obstacle(model), obstacle(model)
         self.model, causal = model, model.get_base_model()
         self.base, self.head = causal.model, causal.lm_head.weight
         self.recomputed = 0  # layers whose activations are made twice instead of kept
-        self.layers = []
-        for layer in self.base.layers:
-            qkv, out, gate_up, down = (_fuse(group) for group in _groups(layer))
-            config = layer.self_attn.config
-            self.layers.append(
-                SimpleNamespace(
-                    qkv=qkv,
-                    out=out,
-                    gate_up=gate_up,
-                    down=down,
-                    dim=layer.self_attn.head_dim,
-                    heads=config.num_attention_heads,
-                    kv_heads=config.num_key_value_heads,
-                    eps=config.rms_norm_eps,
-                    norm1=layer.input_layernorm.weight,
-                    norm2=layer.post_attention_layernorm.weight,
-                )
-            )
+        self.layers = [_fused(layer) for layer in self.base.layers]
         self.adapters = [p for p in model.parameters() if p.requires_grad]
 
     def plan(self, longest: int, free: float | None = None) -> tuple[int, int]:
-        """Tokens to hold at once and layers to recompute, for `free` bytes of memory (default: what
-        the GPU has left).
+        """Tokens to hold at once and layers to recompute, for `free` bytes of memory.
 
-        More tokens make larger products, up to MOST; fewer cost less than recomputing, down to
-        LEAST, or to the longest document. Adapter gradients and the optimiser's two moments, 12
-        bytes a parameter, are still to come.
+        free: what the GPU has left where it is not given. More tokens make larger products, up to
+        MOST; fewer cost less than recomputing, down to LEAST, or to the longest document. Adapter
+        gradients and the optimiser's two moments, 12 bytes a parameter, are still to come.
         """
         if free is None:
             torch.cuda.empty_cache()
             free = torch.cuda.mem_get_info()[0]
         layer, width = self.layers[0], self.layers[0].qkv.width
         groups = (layer.qkv, layer.out, layer.gate_up, layer.down)
-        kept = 2 * (
-            2 * width
-            + layer.qkv.rows
-            + layer.out.width
-            + layer.gate_up.rows
-            + sum(g.low for g in groups)
-        )
+        rows = 2 * width + layer.qkv.rows + layer.out.width + layer.gate_up.rows
+        kept = 2 * (rows + sum(group.low for group in groups))
         kept += 4 * layer.heads  # log-sum-exp of attention
-        passing = 2 * (
-            4 * layer.gate_up.rows + 8 * width
-        )  # what one layer's backward holds for a while
-        fixed = (
-            12 * sum(p.numel() for p in self.adapters)
-            + 4 * min(LOGIT_ROWS, MOST) * len(self.head)
-            + RESERVE
-        )
+        # what one layer's backward holds for a while
+        passing = 2 * (4 * layer.gate_up.rows + 8 * width)
+        fixed = 12 * sum(p.numel() for p in self.adapters) + RESERVE
+        fixed += 4 * min(LOGIT_ROWS, MOST) * len(self.head)
         room = free - fixed
         for tokens in range(MOST, max(LEAST, longest) - 1, -1024):
             if tokens * (passing + kept * len(self.layers)) <= room:
@@ -348,23 +245,18 @@ class FastLoRA:
             torch._foreach_copy_([each for group in groups for each in group.into_b], low)
 
     def loss(self, input_ids, targets, lengths, items=None, changed=True):
-        """Negative log-likelihood of the targets, summed and divided by `items` (default: their
-        number), in nats.
+        """Negative log-likelihood of the targets in nats, summed and divided by `items`.
 
         input_ids, targets: [tokens], documents of `lengths` end to end; targets are the labels
-        moved one to the left.
+        moved one to the left. items: the number of targets where it is not given.
         changed: False if the adapters are those of the call before. (Their version counters do not
         tell: fused optimisers leave them as they are.)
         """
         if changed:
             self.refresh()
         learned = (targets != IGNORED).nonzero().squeeze(1)
-        scale = (
-            1
-            / torch.as_tensor(
-                items if items is not None else len(learned), device=targets.device
-            ).float()
-        )
+        count = items if items is not None else len(learned)
+        scale = 1 / torch.as_tensor(count, device=targets.device).float()
         h, y = self.hidden(input_ids, lengths)
         hidden = self.base.norm(h.index_select(0, learned) + y.index_select(0, learned))
         return VocabularyLoss.apply(hidden, targets[learned], self.head, scale)
@@ -374,12 +266,10 @@ class FastLoRA:
         from torch.utils.checkpoint import checkpoint
 
         device = input_ids.device
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(
-            device, non_blocking=True
-        )
-        borders = (
-            torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-        )
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        positions = positions.to(device, non_blocking=True)
+        borders = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        borders = borders.to(device)
         with torch.no_grad():
             h = self.base.embed_tokens(input_ids)
             y = torch.zeros_like(h)

@@ -15,10 +15,10 @@ from lib.training.conversations import IGNORED
 
 
 def sharpened(logits, temperature: float, k: int):
-    """(ids int32 [positions, k], probabilities float32 [positions, k], kept mass [positions]) of
-    softmax(z / T).
+    """The k most likely tokens of softmax(z / T): (ids, probabilities, kept mass).
 
-    logits: [positions, vocabulary]. Probabilities are those of the k most likely tokens, scaled to
+    logits: [positions, vocabulary]; ids int32 and probabilities float32 [positions, k], kept mass
+    [positions]. Probabilities are those of the k most likely tokens, scaled to
     sum to 1. Raises ValueError unless temperature is above 0; at 0 train on the tokens themselves.
     """
     import torch
@@ -55,19 +55,17 @@ def write(
     k: int = 64,
     compared: tuple[int, ...] = (1, 8, 64, 512),
 ) -> list[dict]:
-    """Store the sharpened targets of the examples named in `temperatures` as safetensors,
-    atomically.
+    """Store the sharpened targets of the examples in `temperatures` as safetensors, atomically.
 
     Args:
         examples: dataset with id, input_ids, labels; targets belong to the positions that carry
-        loss, in order.
+            loss, in order.
         temperatures: {example id: target temperature above 0}.
         compared: other numbers of kept tokens to report on.
     Returns what keeping that many tokens leaves out, a row each: {k, positions, bytes (a position),
-    kept_mass (mean),
-        least_kept_mass, missed (mean nats that the kept target lies from the full one, -log of the
-        kept mass)}; the last row keeps the whole vocabulary. No rows when there is nothing to
-        store.
+    kept_mass (mean), least_kept_mass, missed (mean nats that the kept target lies from the full
+    one, -log of the kept mass)}; the last row keeps the whole vocabulary. No rows when there is
+    nothing to store.
     """
     import torch
     from safetensors.torch import save_file
@@ -77,47 +75,59 @@ def write(
         for example in examples:
             if example["id"] not in temperatures:
                 continue
-            logits = model(
-                input_ids=torch.tensor([example["input_ids"]], device=model.device)
-            ).logits[0, :-1]
-            learned = torch.tensor(example["labels"][1:]) != IGNORED
-            logits, vocabulary = logits[learned.to(logits.device)].float(), logits.shape[-1]
-            ids, probabilities, _ = sharpened(logits, temperatures[example["id"]], k)
+            logits = _learned_logits(model, example)
+            vocabulary, temperature = logits.shape[-1], temperatures[example["id"]]
+            ids, probabilities, _ = sharpened(logits, temperature, k)
             tensors[f"{example['id']}.ids"] = ids.cpu().contiguous()
             tensors[f"{example['id']}.probabilities"] = probabilities.cpu().contiguous()
-            full = torch.softmax(logits / temperatures[example["id"]], -1)
-            running = full.topk(min(max(counts), vocabulary)).values.cumsum(-1)
-            masses.append(
-                running[:, [min(count, vocabulary) - 1 for count in counts]].double().cpu()
-            )
+            masses.append(_kept_masses(logits, temperature, counts))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.writing")
     save_file(tensors, scratch)
     scratch.replace(path)
-    rows, kept = [], torch.cat(masses).clamp(max=1.0).T if masses else []
-    for count, mass in zip(counts, kept, strict=False):
-        rows.append(
-            {
-                "k": count,
-                "positions": len(mass),
-                "bytes": 8 * count,
-                "kept_mass": float(mass.mean()),
-                "least_kept_mass": float(mass.min()),
-                "missed": float(-mass.log().mean()),
-            }
-        )
-    if rows:
-        rows.append(
-            {
-                "k": vocabulary,
-                "positions": rows[0]["positions"],
-                "bytes": 4 * vocabulary,
-                "kept_mass": 1.0,
-                "least_kept_mass": 1.0,
-                "missed": 0.0,
-            }
-        )
-    return rows
+    return _left_out(masses, counts, vocabulary)
+
+
+def _learned_logits(model, example: dict):
+    """Logits float32 [positions that carry loss, vocabulary] of one example."""
+    import torch
+
+    ids = torch.tensor([example["input_ids"]], device=model.device)
+    logits = model(input_ids=ids).logits[0, :-1]
+    learned = torch.tensor(example["labels"][1:]) != IGNORED
+    return logits[learned.to(logits.device)].float()
+
+
+def _kept_masses(logits, temperature: float, counts: list[int]):
+    """Mass of the most likely tokens, float64 [positions, counts], for each number of them."""
+    import torch
+
+    vocabulary = logits.shape[-1]
+    full = torch.softmax(logits / temperature, -1)
+    running = full.topk(min(max(counts), vocabulary)).values.cumsum(-1)
+    return running[:, [min(count, vocabulary) - 1 for count in counts]].double().cpu()
+
+
+def _left_out(masses: list, counts: list[int], vocabulary: int) -> list[dict]:
+    """The rows that `write` returns."""
+    import torch
+
+    if not masses:
+        return []
+    kept = torch.cat(masses).clamp(max=1.0).T
+    rows = [
+        {
+            "k": count,
+            "positions": len(mass),
+            "bytes": 8 * count,
+            "kept_mass": float(mass.mean()),
+            "least_kept_mass": float(mass.min()),
+            "missed": float(-mass.log().mean()),
+        }
+        for count, mass in zip(counts, kept, strict=True)
+    ]
+    whole = {"k": vocabulary, "positions": kept.shape[1], "bytes": 4 * vocabulary}
+    return [*rows, whole | {"kept_mass": 1.0, "least_kept_mass": 1.0, "missed": 0.0}]
 
 
 def read(path: Path | None) -> dict:
@@ -132,8 +142,7 @@ def read(path: Path | None) -> dict:
 
 
 def attach(batch: dict, examples: list[dict], targets: dict) -> dict:
-    """The batch with target_ids and target_probabilities [learned positions, k], row after row of
-    its labels.
+    """The batch with target_ids and target_probabilities [learned positions, k], row after row.
 
     Examples without soft targets get one-hot ones on their labels; a batch without any soft target
     is left as it is, and so is trained with plain cross-entropy. Raises ValueError when the targets
@@ -156,10 +165,8 @@ def attach(batch: dict, examples: list[dict], targets: dict) -> dict:
                     f"{example['id']}: {len(labels)} positions with loss, {len(own_ids)} with"
                     " targets; write them again"
                 )
-            ids[:, : own_ids.shape[1]], probabilities[:, : own_ids.shape[1]] = (
-                own_ids,
-                own_probabilities,
-            )
+            ids[:, : own_ids.shape[1]] = own_ids
+            probabilities[:, : own_ids.shape[1]] = own_probabilities
         else:
             ids[:, 0], probabilities[:, 0] = labels, 1.0
         all_ids.append(ids)

@@ -13,13 +13,13 @@ SOFT = ("target_ids", "target_probabilities")
 
 
 def flat(examples: list[dict], soft: dict | None = None) -> dict:
-    """Conversations end to end, longest first: {input_ids, labels, shift_labels, attention_mask:
-    [tokens]; lengths}.
+    """Conversations end to end, longest first.
 
-    shift_labels[i] is what the model is to say after token i; IGNORED at the end of each
-    conversation. labels are the same numbers: transformers' Trainer looks for that name and counts
-    those that are not IGNORED. With soft targets (`sharpen.read`) of any of them also target_ids
-    and target_probabilities, [positions that carry loss, k].
+    Returns {input_ids, labels, shift_labels, attention_mask: [tokens]; lengths}. shift_labels[i] is
+    what the model is to say after token i; IGNORED at the end of each conversation. labels are the
+    same numbers: transformers' Trainer looks for that name and counts those that are not IGNORED.
+    With soft targets (`sharpen.read`) of any of them also target_ids and target_probabilities,
+    [positions that carry loss, k].
     """
     import torch
 
@@ -41,33 +41,33 @@ def flat(examples: list[dict], soft: dict | None = None) -> dict:
 
 
 def pieces(lengths: list[int], budget: int, padded: bool) -> list[tuple[int, int]]:
-    """Runs [first, last) of documents, longest first, each of at most `budget` tokens (padding
-    counted when `padded`).
+    """Runs [first, last) of documents, longest first, each of at most `budget` tokens.
 
-    As few runs as possible, of about equal tokens. A document longer than the budget is a run of
-    its own.
+    Padding counts when `padded`. As few runs as possible, of about equal tokens. A document longer
+    than the budget is a run of its own.
     """
     assert lengths == sorted(lengths, reverse=True), "documents are not sorted, longest first"
-    size = (
-        (lambda first, last: lengths[first] * (last - first))
-        if padded
-        else (lambda a, b: sum(lengths[a:b]))
-    )
+
+    def size(first: int, last: int) -> int:
+        return lengths[first] * (last - first) if padded else sum(lengths[first:last])
+
     wanted = budget
     if not padded:  # level the runs
         total = sum(lengths)
         wanted = min(budget, total / -(-total // budget) + lengths[-1] / 2)
-    found, first = [], 0
+    runs, first = [], 0
     for last in range(1, len(lengths) + 1):
         if last == len(lengths) or size(first, last + 1) > budget or size(first, last) >= wanted:
-            found.append((first, last))
+            runs.append((first, last))
             first = last
-    return found
+    return runs
 
 
 def cut(batch: dict, budget: int, padded: bool) -> list[dict]:
-    """The pieces of a flat batch as {input_ids, targets: [tokens]; lengths}, and their share of
-    soft targets."""
+    """The pieces of a flat batch, with their share of soft targets.
+
+    Each is {input_ids, targets: [tokens]; lengths}.
+    """
     lengths, made, start, learned = batch["lengths"], [], 0, 0
     for first, last in pieces(lengths, budget, padded):
         end = start + sum(lengths[first:last])
@@ -89,13 +89,13 @@ def cut(batch: dict, budget: int, padded: bool) -> list[dict]:
 def plain_loss(
     model, input_ids, targets, lengths, items=None, target_ids=None, target_probabilities=None
 ):
-    """Negative log-likelihood of the targets, summed and divided by `items` (default: their
-    number), in nats.
+    """Negative log-likelihood of the targets in nats, summed and divided by `items`.
 
-    For any model: documents become right-padded rows again. The projection onto the vocabulary, a
-    fifth of a small model's work, runs on the positions that carry loss alone; ratio to the model's
-    own loss: tests/bench/training.py. With soft targets the loss is the divergence from them, of
-    which cross-entropy is the case of one-hot ones.
+    items: the number of targets where it is not given. For any model: documents become right-padded
+    rows again. The projection onto the vocabulary, a fifth of a small model's work, runs on the
+    positions that carry loss alone; ratio to the model's own loss: tests/bench/training.py. With
+    soft targets the loss is the divergence from them, of which cross-entropy is the case of one-hot
+    ones.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -120,11 +120,10 @@ def plain_loss(
 
 
 def level_sampler(lengths: list[int], conversations: int, ranks: int, rank: int, seed: int):
-    """Batch sampler: a fixed number of shuffled conversations a step, shared out so that every GPU
-    gets as many tokens.
+    """Batch sampler: a fixed number of shuffled conversations a step, shared out by tokens.
 
-    transformers' BatchRebalanceSampler, counting the tokens themselves, since nothing is padded
-    here.
+    Every GPU gets as many tokens. It is transformers' BatchRebalanceSampler, counting the tokens
+    themselves, since nothing is padded here.
     """
     from transformers.trainer_pt_utils import BatchRebalanceSampler
 

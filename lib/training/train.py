@@ -1,5 +1,4 @@
-"""LoRA fine-tuning on the full-precision base: loss on assistant tokens, length-grouped batches,
-exact resume."""
+"""LoRA fine-tuning on the full-precision base, with exact resume."""
 
 from __future__ import annotations
 
@@ -11,8 +10,6 @@ from pathlib import Path
 from lib import models
 from lib.files import atomic_write_json
 from lib.training import checkpoints, sharpen, streams
-from lib.training.conversations import IGNORED
-from lib.training.losses import autocast
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # what `fit` takes from a notebook's parameters
@@ -31,8 +28,7 @@ SETTINGS = (
 
 
 def add_lora(model, r: int, alpha: int, dropout: float, seed: int):
-    """PEFT model with LoRA (Hu et al. 2021) on all seven linears; adapter weights in float32, base
-    frozen as it is."""
+    """PEFT model with LoRA (Hu et al. 2021) on all seven linears, float32; the base is frozen."""
     import peft
     import torch
 
@@ -44,8 +40,10 @@ def add_lora(model, r: int, alpha: int, dropout: float, seed: int):
 
 
 def fast_path(model, dtype: str):
-    """lib.training.fast_lora over `model` where it pays: a Llama on a GPU, in bf16 throughout. Else
-    None, and the reason."""
+    """(lib.training.fast_lora over `model`, "") where it pays, else (None, the reason).
+
+    It pays for a Llama on a GPU, in bf16 throughout.
+    """
     from lib.training import fast_lora
 
     base = next(p for p in model.parameters() if not p.requires_grad)
@@ -69,188 +67,119 @@ def fit(
     targets: Path | None = None,
     callbacks=(),
 ) -> dict:
-    """Train the adapter; a killed call, made again, goes on from the last complete checkpoint with
-    the same losses.
+    """Train the adapter; a killed call, made again, goes on from the last whole checkpoint.
 
-    On a GPU a Llama takes lib.training.fast_lora; everything else takes its own forward. Run under
-    torchrun, every process trains on its share of each step's conversations.
+    Its losses are those of a call never killed. On a GPU a Llama takes lib.training.fast_lora, all
+    else its own forward. Under torchrun every process trains on its share of each step.
 
     Args:
         settings: a value for each name in SETTINGS; max_steps 0 goes by epochs,
-        early_stopping_patience 0 never stops
-            early, dtype is that of matrix products while weights keep theirs. micro_tokens is how
-            many tokens are held in memory at once; 0 chooses by free memory, and recomputes
-            activations only where even few do not fit.
+            early_stopping_patience 0 never stops early, dtype is that of matrix products while
+            weights keep theirs. micro_tokens is how many tokens are held in memory at once; 0
+            chooses by free memory, and recomputes activations only where even few do not fit.
         probe: function() -> score in [0, 1], called at every evaluation; None for no probe.
-        fingerprint: of data and settings; checkpoints of another fingerprint are discarded, not
-        continued.
+        fingerprint: of data and settings; checkpoints of another one are discarded, not continued.
         targets: soft targets of some of the examples by their id, written by `sharpen.write`.
         callbacks: further ones of transformers' Trainer.
-    Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens,
-    seconds, resumed_from,
-        path (a sentence)}; tokens are non-padding ones, seconds exclude evaluation. Gradients are
-        clipped at norm 1, nothing decays.
+    Returns {history (Trainer's log), probe (list of {step, score}), steps, finished, tokens
+    (non-padding ones), seconds (without evaluation), resumed_from, path (a sentence)}.
     """
-    import torch
-    import transformers
-    from peft.helpers import disable_input_dtype_casting
+    from lib.training import trainer
 
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=settings["epochs"],
-        max_steps=settings["max_steps"] or -1,
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type="cosine",
-        warmup_steps=settings["warmup_share"],
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        eval_strategy="steps",
-        eval_steps=settings["eval_steps"],
-        save_strategy="steps",
-        save_steps=settings["eval_steps"],
-        save_total_limit=2,
-        load_best_model_at_end=settings["early_stopping_patience"] > 0,
-        logging_steps=1,
-        prediction_loss_only=True,
-        include_num_input_tokens_seen="non_padding",
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,
-        report_to=[],
-        disable_tqdm=True,
-        seed=settings["seed"],
-    )
-    arguments._n_gpu = min(
-        arguments.n_gpu, 1
-    )  # one process drives one GPU; several take lib.training.train_worker
-    ranks, rank, effective = (
-        arguments.world_size,
-        arguments.process_index,
-        settings["effective_batch"],
-    )
-    if effective % ranks:
-        raise ValueError(f"effective_batch {effective} is not a multiple of {ranks} GPUs")
-    arguments.per_device_train_batch_size = effective // ranks
-    arguments.per_device_eval_batch_size = max(1, min(effective // ranks, 16))
-    with arguments.main_process_first(desc="checkpoints"):
-        first = checkpoints.resume_from(folder, fingerprint) if rank == 0 else None
-        resume = first or checkpoints.complete(folder, clean=False)
+    arguments = trainer.arguments(folder, settings)
+    resume = _checkpoint(arguments, folder, fingerprint)
     soft = sharpen.read(targets)
     fast, reason = (None, "soft targets") if soft else fast_path(model, settings["dtype"])
-    on_gpu = torch.cuda.is_available()
-    if fast:
-        planned, fast.recomputed = fast.plan(max(train["length"]))
-    else:  # on a CPU shorter runs cost nothing and are padded less
-        planned = 4096 if on_gpu else 1024
-        arguments.gradient_checkpointing = (
-            on_gpu and sum(p.numel() for p in model.parameters()) > 1e9
-        )
-    budget = settings["micro_tokens"] or planned
-    original = model.forward
-
-    def forward(*arguments, piece=None, items=None, first=True, **named):
-        """A piece of a flat batch gives its loss; anything else is answered as before."""
-        if piece is None:
-            return original(*arguments, **named)
-        if fast:
-            return fast.loss(**piece, items=items, changed=first)
-        with autocast(settings["dtype"]):
-            return streams.plain_loss(model, **piece, items=items)
-
-    class Trainer(transformers.Trainer):
-        def _get_train_sampler(self, dataset=None):
-            return streams.level_sampler(
-                list(train["length"]), effective, ranks, rank, settings["seed"]
-            )
-
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            model.train()
-            inputs, total = self._prepare_inputs(inputs), 0.0
-            cut = streams.cut(inputs, budget, padded=fast is None)
-            for piece in cut:
-                # gradients of several GPUs are averaged once, with the last piece
-                alone = (
-                    model.no_sync()
-                    if ranks > 1 and piece is not cut[-1]
-                    else contextlib.nullcontext()
-                )
-                with alone:
-                    loss = (
-                        model(piece=piece, items=num_items_in_batch, first=piece is cut[0]) * ranks
-                    )
-                    self.accelerator.backward(loss)
-                total += loss.detach()
-            return total
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            items = (inputs["shift_labels"] != IGNORED).sum()
-            loss = sum(
-                model(piece=piece, items=items)
-                for piece in streams.cut(inputs, budget, padded=fast is None)
-            )
-            return (loss, {}) if return_outputs else loss
-
-    columns = ["id", "input_ids", "labels", "length"]
-    watcher = checkpoints.watcher(folder, probe if ranks == 1 else None)
-    trainer = Trainer(
+    budget = _tokens_at_once(model, fast, max(train["length"]), settings, arguments)
+    watcher = trainer.Watcher(folder, probe if arguments.world_size == 1 else None)
+    made = trainer.PieceTrainer(
+        conversations=settings["effective_batch"],
+        budget=budget,
+        padded=fast is None,
         model=model,
         args=arguments,
-        train_dataset=train.select_columns(columns),
-        eval_dataset=valid.select_columns(columns),
+        train_dataset=train.select_columns(trainer.COLUMNS),
+        eval_dataset=valid.select_columns(trainer.COLUMNS),
         data_collator=lambda examples: streams.flat(examples, soft),
         callbacks=[watcher, *callbacks],
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    if settings["early_stopping_patience"]:
-        trainer.add_callback(
-            transformers.EarlyStoppingCallback(settings["early_stopping_patience"])
-        )
-    # peft would cast every adapter input to float32; under autocast that only costs time
-    casting = (
-        disable_input_dtype_casting(model)
-        if settings["dtype"] == "bfloat16"
-        else contextlib.nullcontext()
-    )
-    try:
-        model.forward = forward
-        with casting:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    finally:
-        model.__dict__.pop("forward")
-    if fast:
-        path = (
-            f"the fast path, {budget:,} tokens at once, {fast.recomputed} of {len(fast.layers)}"
-            " layers recomputed"
-        )
-    else:
-        path = f"the model's own forward ({reason}), {budget:,} tokens at once"
+    _run(made, trainer.forward_of_pieces(model, fast, settings["dtype"]), settings, resume)
+    steps, patience = made.state.global_step, settings["early_stopping_patience"]
     return {
-        "history": trainer.state.log_history,
+        "history": made.state.log_history,
         "probe": watcher.scores,
-        "steps": trainer.state.global_step,
-        "finished": (
-            trainer.state.global_step >= trainer.state.max_steps
-            or settings["early_stopping_patience"] > 0
-        ),
-        "tokens": int(trainer.state.num_input_tokens_seen),
+        "steps": steps,
+        "finished": steps >= made.state.max_steps or patience > 0,
+        "tokens": int(made.state.num_input_tokens_seen),
         "seconds": watcher.seconds,
         "resumed_from": int(resume.name.split("-")[1]) if resume else 0,
-        "path": f"{path}, {ranks} process{'es' if ranks > 1 else ''}",
+        "path": _path_taken(fast, reason, budget, arguments.world_size),
     }
 
 
+def _checkpoint(arguments, folder: Path, fingerprint: str) -> Path | None:
+    """The checkpoint that every process goes on from; the first one clears what does not fit."""
+    with arguments.main_process_first(desc="checkpoints"):
+        first = None
+        if arguments.process_index == 0:
+            first = checkpoints.resume_from(folder, fingerprint)
+        return first or checkpoints.complete(folder, clean=False)
+
+
+def _tokens_at_once(model, fast, longest: int, settings: dict, arguments) -> int:
+    """Tokens held in memory at once; also decides which activations are made twice instead."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if fast:
+        planned, fast.recomputed = fast.plan(longest)
+    else:  # on a CPU shorter runs cost nothing and are padded less
+        planned = 4096 if on_gpu else 1024
+        large = sum(p.numel() for p in model.parameters()) > 1e9
+        arguments.gradient_checkpointing = on_gpu and large
+    return settings["micro_tokens"] or planned
+
+
+def _run(made, forward, settings: dict, resume: Path | None) -> None:
+    """Let the Trainer train while its model has the forward of pieces."""
+    import transformers
+    from peft.helpers import disable_input_dtype_casting
+
+    made.remove_callback(transformers.PrinterCallback)
+    if settings["early_stopping_patience"]:
+        patience = settings["early_stopping_patience"]
+        made.add_callback(transformers.EarlyStoppingCallback(patience))
+    model, casting = made.model, contextlib.nullcontext()
+    if settings["dtype"] == "bfloat16":
+        # peft would cast every adapter input to float32; under autocast that only costs time
+        casting = disable_input_dtype_casting(model)
+    try:
+        model.forward = forward
+        with casting:
+            made.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        model.__dict__.pop("forward")
+
+
+def _path_taken(fast, reason: str, budget: int, processes: int) -> str:
+    path = f"the model's own forward ({reason}), {budget:,} tokens at once"
+    if fast:
+        layers = f"{fast.recomputed} of {len(fast.layers)} layers recomputed"
+        path = f"the fast path, {budget:,} tokens at once, {layers}"
+    return f"{path}, {processes} process{'es' if processes > 1 else ''}"
+
+
 def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
-    """Write adapter, tokenizer and training.json (base name, base key, revision, dtype, settings)
-    atomically."""
+    """Write adapter, tokenizer and training.json (the record) atomically.
+
+    record: of `base_record`, with the settings.
+    """
     scratch = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = record[
-        "base"
-    ]  # a name a reader can load, not a cache folder
-    model.save_pretrained(
-        scratch, save_embedding_layers=False
-    )  # no look-up of the base's vocabulary on the Hub
+    # a name a reader can load, not a cache folder
+    model.peft_config["default"].base_model_name_or_path = record["base"]
+    # without a look-up of the base's vocabulary on the Hub
+    model.save_pretrained(scratch, save_embedding_layers=False)
     tokenizer.save_pretrained(scratch)
     atomic_write_json(scratch / "training.json", record)
     shutil.rmtree(folder, ignore_errors=True)
@@ -270,8 +199,10 @@ def adapter_key(model) -> str:
 
 
 def base_record(name: str, dtype: str, revision: str, quantised: bool = False) -> dict:
-    """What an adapter must say about its base, for `merge.check_base`; quantised: it was trained on
-    NF4 (QLoRA)."""
+    """What an adapter must say about its base, for `merge.check_base`.
+
+    quantised: it was trained on the base's NF4 form (QLoRA).
+    """
     return {
         "base": name,
         "base_key": models.key(name, revision=revision),

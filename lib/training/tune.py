@@ -1,5 +1,4 @@
-"""One adapter from rows to a merged checkpoint: what the notebooks that train after the first one
-share."""
+"""One adapter from rows to a merged checkpoint: what the notebooks after the first one share."""
 
 from __future__ import annotations
 
@@ -23,11 +22,11 @@ SETTINGS = (
 
 
 def mix(rows: list[dict], original: Path, share: float, seed: int, path: Path) -> dict:
-    """Write `rows` with rows of the curated file `original` mixed in, so that these are `share` of
-    the whole.
+    """Write `rows` with rows of the curated file `original` mixed in.
 
-    Which ones is decided by a hash of (seed, id); they keep the plain loss on their gold answers.
-    Returns {new, original, share (of rows)}. Raises ValueError unless 0 <= share < 1.
+    These are then `share` of the whole. Which ones is decided by a hash of (seed, id); they keep
+    the plain loss on their gold answers. Returns {new, original, share (of rows)}. Raises
+    ValueError unless 0 <= share < 1.
     """
     if not 0 <= share < 1:
         raise ValueError(f"a mix-in share of {share} must be 0 or more and below 1")
@@ -56,42 +55,29 @@ def tune(
     targets: Path | None = None,
     probe=None,
 ) -> dict:
-    """Train a LoRA adapter on `rows` and save it in folder/adapter; a killed call, made again, goes
-    on.
+    """Train a LoRA adapter on `rows` and save it in folder/adapter; a killed call goes on.
 
     Args:
         base: model to train on, in full precision on disk; `four_bit` in values trains on its NF4
-        form (QLoRA).
-        held_out: rows of the original data; the loss on them before and after shows what is
-        forgotten.
+            form (QLoRA).
+        held_out: rows of the original data; their loss before and after shows what is forgotten.
         values: a value for each name in SETTINGS, e.g. the notebook's parameters.
         targets: soft targets by example id (`lib.training.sharpen`), or None.
-        probe: function(model, tokenizer) -> score in [0, 1], called at every evaluation; None for
-        no probe.
+        probe: function(model, tokenizer) -> score in [0, 1], called at every evaluation, or None.
     Returns {**`train.fit`, adapter, record, counts, parameters, tokenizer, held_out (dataset),
-    loss_before,
-        loss_after: nats a label token of each held-out row}.
+    loss_before, loss_after: nats a label token of each held-out row}.
     Raises ValueError when the base on disk is quantised.
     """
-    models.require_full_precision(base, revision)
-    if values["four_bit"]:
-        model, tokenizer = models.load(
-            base, values["dtype"], revision, four_bit=True, trainable=True
-        )
-    else:
-        model, tokenizer = models.load(base, values["base_dtype"], revision)
+    model, tokenizer = _loaded(base, revision, values)
     length, seed, cache = values["max_length"], values["seed"], folder / "cache"
     examples, counts = conversations.dataset(rows, tokenizer, length, 0, seed, cache)
     validation, _ = conversations.dataset(held_out, tokenizer, length, held_out_rows, seed, cache)
-    adapted = train.add_lora(
-        model, values["lora_r"], values["lora_alpha"], values["lora_dropout"], seed
-    )
+    shape = (values[name] for name in ("lora_r", "lora_alpha", "lora_dropout", "seed"))
+    adapted = train.add_lora(model, *shape)
+    measured = (adapted, validation, tokenizer.pad_token_id, values["dtype"])
     with adapted.disable_adapter():
-        before = losses.losses(adapted, validation, tokenizer.pad_token_id, values["dtype"])
-    record = train.base_record(base, values["base_dtype"], revision, values["four_bit"])
-    settings = {name: values[name] for name in SETTINGS}
-    files = [sha256_file(path) for path in (rows, targets) if path is not None]
-    fingerprint = content_hash(*files, record["base_key"], str(settings))
+        before = losses.losses(*measured)
+    record, settings = _record(base, revision, values, rows, targets, len(examples))
     result = train.fit(
         adapted,
         tokenizer,
@@ -100,24 +86,34 @@ def tune(
         folder / "checkpoints",
         settings,
         (lambda: probe(adapted, tokenizer)) if probe else None,
-        fingerprint,
+        record["fingerprint"],
         targets,
     )
-    record |= settings | {"rows": len(examples), "fingerprint": fingerprint}
-    if values["four_bit"]:
-        record |= {"base_quantisation": f"NF4 (bitsandbytes), products in {values['dtype']}"}
     train.save_adapter(adapted, tokenizer, folder / "adapter", record)
-    after = losses.losses(adapted, validation, tokenizer.pad_token_id, values["dtype"])
-    return result | {
-        "adapter": folder / "adapter",
-        "record": record,
-        "counts": counts,
-        "tokenizer": tokenizer,
-        "parameters": model.num_parameters(),
-        "held_out": validation,
-        "loss_before": losses.means(before),
-        "loss_after": losses.means(after),
-    }
+    result |= {"adapter": folder / "adapter", "record": record, "counts": counts}
+    result |= {"tokenizer": tokenizer, "parameters": model.num_parameters()}
+    after = losses.losses(*measured)
+    both = {"loss_before": losses.means(before), "loss_after": losses.means(after)}
+    return result | both | {"held_out": validation}
+
+
+def _loaded(base: str, revision: str, values: dict):
+    models.require_full_precision(base, revision)
+    if values["four_bit"]:
+        return models.load(base, values["dtype"], revision, four_bit=True, trainable=True)
+    return models.load(base, values["base_dtype"], revision)
+
+
+def _record(base, revision, values: dict, rows: Path, targets: Path | None, count: int):
+    """(what is saved beside the adapter, the settings in it)."""
+    record = train.base_record(base, values["base_dtype"], revision, values["four_bit"])
+    settings = {name: values[name] for name in SETTINGS}
+    files = [sha256_file(path) for path in (rows, targets) if path is not None]
+    fingerprint = content_hash(*files, record["base_key"], str(settings))
+    record |= settings | {"rows": count, "fingerprint": fingerprint}
+    if values["four_bit"]:
+        record["base_quantisation"] = f"NF4 (bitsandbytes), products in {values['dtype']}"
+    return record, settings
 
 
 def ends(history: list[dict]) -> tuple[float, float]:
@@ -143,8 +139,7 @@ def overview(name: str, result: dict, rise: Estimate) -> dict:
 
 
 def merged(base: str, folder: Path, values: dict, merged_dtype: str, revision: str = "") -> Path:
-    """Merge folder/adapter onto the full-precision base into folder/merged, also an adapter that
-    saw 4 bits.
+    """Merge folder/adapter onto the full-precision base into folder/merged, also one of 4 bits.
 
     What that changes must be measured with `merge.audit`, which takes what was trained as its
     reference.
