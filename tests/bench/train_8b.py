@@ -499,7 +499,7 @@ def part_gradients(out: Path) -> None:
     document."""
     import torch
 
-    from lib.training import fast_lora, train
+    from lib.training import fast_lora, losses
 
     model = build()
     model.train()
@@ -517,7 +517,7 @@ def part_gradients(out: Path) -> None:
     def one_by_one(dtype):
         total = 0.0
         for each, wanted in documents:
-            with train.autocast(dtype):
+            with losses.autocast(dtype):
                 hidden = model.get_base_model().model(input_ids=each[None], use_cache=False)[0][0][
                     wanted >= 0
                 ]
@@ -574,7 +574,7 @@ def part_curve(out: Path, steps: int = 200) -> None:
     import torch
 
     from lib import models
-    from lib.training import conversations, fast_lora, streams, train
+    from lib.training import conversations, fast_lora, losses, streams, train
 
     rows = [json.loads(line) for line in Path(os.environ["CURVE_ROWS"]).read_text().splitlines()]
     curves = {}
@@ -606,7 +606,7 @@ def part_curve(out: Path, steps: int = 200) -> None:
             if fast:
                 loss = fast.loss(**piece)
             else:
-                with train.autocast("float32" if name.endswith("32") else "bfloat16"):
+                with losses.autocast("float32" if name.endswith("32") else "bfloat16"):
                     loss = streams.plain_loss(model, **piece)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -19,7 +19,7 @@ def main() -> None:
     import torch
 
     from lib import models
-    from lib.training import streams, train
+    from lib.training import losses, streams, train
     from lib.training.conversations import IGNORED
 
     parser = argparse.ArgumentParser()
@@ -45,7 +45,7 @@ def main() -> None:
         }
         for name, loss in sides.items():
             start = clock()
-            with train.autocast("bfloat16"):
+            with losses.autocast("bfloat16"):
                 value = loss()
             value.backward()
             if torch.cuda.is_available():
