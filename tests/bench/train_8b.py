@@ -591,7 +591,7 @@ def part_curve(out: Path, steps: int = 200) -> None:
         model = train.add_lora(model, 16, 32, 0.0, 1).train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.0)
-        fast, losses, start = (
+        fast, curve, start = (
             fast_lora.FastLoRA(model) if name.startswith("ours") else None,
             [],
             time.process_time(),
@@ -612,17 +612,17 @@ def part_curve(out: Path, steps: int = 200) -> None:
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             optimiser.zero_grad()
-            losses.append(float(loss.detach()))
+            curve.append(float(loss.detach()))
             if step % 20 == 19:
-                print(f"{name}: step {step + 1}, loss {np.mean(losses[-20:]):.4f}", flush=True)
-        curves[name] = losses
+                print(f"{name}: step {step + 1}, loss {np.mean(curve[-20:]):.4f}", flush=True)
+        curves[name] = curve
         emit(
             out,
             {
                 "name": f"curve, {name}",
                 "kind": "curve",
-                "first_20": float(np.mean(losses[:20])),
-                "last_20": float(np.mean(losses[-20:])),
+                "first_20": float(np.mean(curve[:20])),
+                "last_20": float(np.mean(curve[-20:])),
                 "cpu_s": time.process_time() - start,
             },
         )
