@@ -61,6 +61,12 @@ def test_magnitude_is_that_of_torch(base, model, share):
         assert torch.equal(ours.weight, other.weight), name
 
 
+def test_exactly_as_many_weights_go_as_asked_equal_ones_too():
+    sizes = np.array([3, 1, 1, 1, 2, 0], np.float16)
+    assert sorted(prune.smallest(sizes, 2)) in ([1, 5], [2, 5], [3, 5])
+    assert len(prune.smallest(sizes, 0)) == 0 and len(prune.smallest(sizes, 6)) == 6
+
+
 @pytest.mark.parametrize("method", prune.METHODS)
 def test_two_of_every_four_neighbours_are_zero(model, tokenizer, method, tmp_path):
     prune.prune(model, tokenizer, SEQUENCES, method, 0.5, 0.5, "2:4", tmp_path / "log")

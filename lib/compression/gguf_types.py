@@ -156,11 +156,11 @@ def types(arch: dict, ftype: str, imatrix: bool = True) -> dict[str, str]:
     if ftype not in FTYPES:
         raise ValueError(f"file type {ftype!r} is unknown; known are {', '.join(FTYPES)}")
     shapes = tensors(arch)
-    found = {}
+    chosen = {}
     for name, shape in shapes.items():
         wanted = _wanted(arch, name, ftype, imatrix) if len(shape) > 1 else "F32"
-        found[name] = _fallback(wanted, shape[-1])
-    return found
+        chosen[name] = _fallback(wanted, shape[-1])
+    return chosen
 
 
 def _block(kind: str) -> tuple[int, int]:

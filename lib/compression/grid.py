@@ -161,9 +161,9 @@ def run(
         if row is None:
             built = (parse(name), source, tokenizer, sequences, statistics, settings, candidate)
             facts = write(*built, folder / "oneshot.log")
-            found = measure.checkpoint(candidate, tokenizer, examples, system, stamp, settings, ask)
+            asked = measure.checkpoint(candidate, tokenizer, examples, system, stamp, settings, ask)
             shutil.rmtree(candidate)
-            row = {"stamp": stamp, "name": name, "system": system, **facts, **found}
+            row = {"stamp": stamp, "name": name, "system": system, **facts, **asked}
             atomic_write_json(file, row)
         rows.append(row)
     return rows

@@ -125,19 +125,25 @@ def _pattern_mask(weight, pattern: str):
 
 
 def _mask(weight, share: float):
-    """0 at the `share` smallest weights of a matrix, 1 elsewhere.
-
-    They are found by a partition: the sort behind torch's `l1_unstructured` took half of a grid
-    point's time.
-    """
-    import numpy as np
+    """0 at the `share` smallest weights of a matrix, 1 elsewhere."""
     import torch
 
     size = weight.detach().abs().float().flatten()
     mask = torch.ones_like(size)
-    if zeros := round(share * weight.numel()):
-        mask[torch.from_numpy(np.argpartition(size.numpy(), zeros - 1)[:zeros])] = 0
+    gone = smallest(size.cpu().numpy(), round(share * size.numel()))
+    mask[torch.from_numpy(gone).to(mask.device)] = 0
     return mask.reshape(weight.shape)
+
+
+def smallest(sizes, count: int):
+    """Places of the `count` smallest of a numpy array, in no order: exactly as many as asked.
+
+    A partition, not a sort: the sort behind torch's `l1_unstructured` took half of a grid point's
+    time. Of equal sizes at the edge any may go.
+    """
+    import numpy as np
+
+    return np.argpartition(sizes, count - 1)[:count] if count else np.zeros(0, np.int64)
 
 
 def bitmask_bytes(model, bytes_per_weight: int = 2) -> int:

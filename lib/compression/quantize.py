@@ -18,13 +18,12 @@ METHODS = ("rtn", "gptq", "awq")
 
 
 def recipe(method: str, bits: int, group: int, symmetric: bool, awq_grid: int, log: Path) -> list:
-    """Modifiers of one method for all linears but the output head; the three share one storage
-    format.
+    """Modifiers of one method for all linears but the output head.
 
-    rtn rounds each weight to the nearest of its group's 2**bits levels. gptq (Frantar et al. 2022)
-    corrects the error of each column in the next ones. awq (Lin et al. 2023) scales salient input
-    channels first, searched on a grid of `awq_grid` exponents, then rounds. Raises ValueError for
-    another method.
+    The three methods share one storage format. rtn rounds each weight to the nearest of its group's
+    2**bits levels. gptq (Frantar et al. 2022) corrects the error of each column in the next ones.
+    awq (Lin et al. 2023) scales salient input channels first, searched on a grid of `awq_grid`
+    exponents, then rounds. Raises ValueError for another method.
     """
     if method not in METHODS:
         raise ValueError(

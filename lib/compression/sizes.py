@@ -124,7 +124,7 @@ def _ledger(path: Path, rows: list[dict], total: int) -> dict:
     metadata = total - sum(row["bytes"] for row in rows)
     kinds["metadata"] = {"bytes": metadata, "parameters": 0}
     parameters = sum(row["parameters"] for row in rows)
-    found = {
+    ledger = {
         "path": path.name,
         "bytes": total,
         "parameters": parameters,
@@ -132,10 +132,10 @@ def _ledger(path: Path, rows: list[dict], total: int) -> dict:
         "types": types,
     }
     if parameters:
-        found["bits_per_weight"] = 8 * total / parameters
+        ledger["bits_per_weight"] = 8 * total / parameters
     if any("bound" in row for row in rows):
-        found["bound_bytes"] = sum(row.get("bound", 0.0) for row in rows) + metadata
-    return found
+        ledger["bound_bytes"] = sum(row.get("bound", 0.0) for row in rows) + metadata
+    return ledger
 
 
 def _gguf_rows(path: Path, entropy: bool) -> list[dict]:

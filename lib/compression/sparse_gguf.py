@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lib import plots
 from lib.compression import from_gguf, llamacpp, pack, sizes
+from lib.compression.prune import smallest
 
 
 def zero_smallest(source: str | Path, out: str | Path, share: float) -> Path:
@@ -38,9 +39,7 @@ def zero_smallest(source: str | Path, out: str | Path, share: float) -> Path:
         data = np.memmap(temporary, np.uint8, "r+")
         for tensor in matrices:
             values = data[tensor.begin : tensor.begin + tensor.bytes].view(np.float16)
-            size, count = np.abs(values), int(share * values.size)
-            if count:
-                values[size <= np.partition(size, count - 1)[count - 1]] = 0
+            values[smallest(np.abs(values), int(share * values.size))] = 0
         data.flush()
         temporary.replace(out)
     finally:
