@@ -46,15 +46,13 @@ def sha256_file(path: str | Path) -> str:
 
 @contextmanager
 def replacing(path: str | Path, mode: str = "w") -> Iterator:
-    """Open a temporary file beside `path`; rename it over `path` on success, delete it on any
-    error."""
+    """Open a temporary file beside `path`; renamed over it on success, deleted on any error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(
-            descriptor, mode, **({} if "b" in mode else {"encoding": "utf-8"})
-        ) as handle:
+        encoding = None if "b" in mode else "utf-8"
+        with os.fdopen(descriptor, mode, encoding=encoding) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -72,8 +70,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 
 def atomic_write_json(path: str | Path, value) -> None:
-    """Write JSON atomically. NaN and infinity are refused: a metric that was not measured is
-    absent."""
+    """Write JSON atomically. NaN and infinity are refused: what was not measured is absent."""
     atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

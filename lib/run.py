@@ -37,8 +37,7 @@ class Job:
 
     @property
     def artifacts(self) -> Path:
-        """outputs/<run>/artifacts/<notebook>: what this notebook writes for others; not
-        committed."""
+        """outputs/<run>/artifacts/<step>: what this step writes for others; not committed."""
         return self.out / "artifacts" / self.name
 
     @property
@@ -60,8 +59,8 @@ class Job:
 
     def metrics(self, step: str) -> dict:
         """{key: Estimate} that an earlier step of this run measured. FileNotFoundError likewise."""
-        found = self._record(step)["metrics"]
-        return {key: Estimate(value) for key, value in found.items()}
+        measured = self._record(step)["metrics"]
+        return {key: Estimate(value) for key, value in measured.items()}
 
     def settings(self, step: str) -> dict:
         """The parameters that an earlier step ran with, so that none is typed twice."""
@@ -174,8 +173,7 @@ def _row(parameter: params.Parameter, value) -> dict:
 
 
 def _injected(values: dict) -> list[str]:
-    """Names that papermill's injected cell assigns, found in IPython's history of executed
-    cells."""
+    """Names that papermill's injected cell assigns, as IPython's history of cells holds it."""
     import ast
 
     cells = [source for source in values.get("In", []) if source.startswith("# Parameters\n")]
@@ -226,7 +224,7 @@ def finish(
     judged = [gates.judge(g, kept) for g in gates.load(job.root) if g["step"] == job.name]
     if transcripts:
         pages.write(job.out, job.name, transcripts)
-    found = {
+    entry = {
         "step": job.name,
         "headline": headline,
         "metrics": kept,
@@ -237,7 +235,7 @@ def finish(
         "gates": judged,
         "provenance": _provenance(job, float(api_spend)),
     }
-    atomic_write_json(job.out / "metrics" / f"{job.name}.json", gates.plain(found))
+    atomic_write_json(job.out / "metrics" / f"{job.name}.json", gates.plain(entry))
     if judged:
         say(gate_rows(judged))
     say(f"**{headline}**")
@@ -296,8 +294,7 @@ def _rows(rows) -> list[dict]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code: 0 done, 1 a notebook failed, 2 wrong input, 130
-    interrupted."""
+    """Command line; returns the exit code: 0 done, 1 a step failed, 2 wrong input, 130 stopped."""
     from lib.workbook import pipeline
 
     return pipeline.command(arguments)

@@ -137,6 +137,33 @@ def test_reads_only_what_its_upstream_writes(path):
             assert named <= set(steps.reads(step.name))
 
 
+MAKERS = {
+    "10_train_base": ["tuned-adapter"],
+    "11_merge": ["tuned"],
+    "15_train_consistent": ["consistent", "unfiltered"],
+    "18_distill": ["distilled"],
+    "20_prune": ["pruned"],
+    "21_quantize": ["awq", "awq-source"],
+    "22_gguf": ["f16", "compressed"],
+    "24_recover": ["recovered"],
+}
+
+
+@each
+def test_a_model_is_taken_from_a_step_that_is_read(path):
+    """Otherwise a model made anew would leave its readers fresh."""
+    calls = [
+        n for n in nodes(path, ast.Call) if ast.unparse(n.func) in ("job.model", "job.has_model")
+    ]
+    parts = [part for call in calls for part in ast.walk(call.args[0])]
+    names = {part.value for part in parts if isinstance(part, ast.Constant)}
+    names |= {
+        params.declared(path)["source"].default for p in parts if getattr(p, "id", "") == "source"
+    }
+    made = {name for step in steps.reads(path.stem) for name in MAKERS.get(step, [])}
+    assert {name for name in names if any(name in models for models in MAKERS.values())} <= made
+
+
 def test_the_pipeline_knows_every_notebook_and_no_other():
     assert list(dict.fromkeys(step.notebook for step in steps.STEPS)) == NAMES
     before: set[str] = set()

@@ -17,12 +17,6 @@ OPERATIONS = {
     "<": operator.lt,
     "==": operator.eq,
 }
-SILENT = (
-    "",
-    "mean",
-    "difference",
-    "score",
-)  # units that a reader does not want repeated after a number
 KEYS = {"id", "step", "metric", "op", "threshold", "unit", "statement"}
 
 
@@ -44,10 +38,10 @@ def load(root: Path = ROOT) -> list[dict]:
             raise ParameterError(f"{where}: unknown key {key!r}; {nearest(key, wanted)}")
         for key in sorted(wanted - gate.keys()):
             raise ParameterError(f"{where}: the key {key!r} is missing")
-        if gate["op"] not in (operations := [*OPERATIONS, "about"]):
-            raise ParameterError(
-                f"{where}: unknown op {gate['op']!r}; {nearest(gate['op'], operations)}"
-            )
+        operations = [*OPERATIONS, "about"]
+        if gate["op"] not in operations:
+            near = nearest(gate["op"], operations)
+            raise ParameterError(f"{where}: unknown op {gate['op']!r}; {near}")
         for key in wanted & {"threshold", "tolerance"}:
             if isinstance(gate[key], bool) or not isinstance(gate[key], (int, float)):
                 raise ParameterError(
@@ -60,11 +54,10 @@ def load(root: Path = ROOT) -> list[dict]:
 
 
 def estimate(name: str, value) -> Estimate | None:
-    """A metric as a dict with a finite `value`, and `low`, `high`, `n`, `unit`, `method` where they
-    exist.
+    """A metric as an Estimate with a finite `value`; None where it was not measured.
 
-    None, or a dict whose value is None, is a metric that was not measured: None. Raises ValueError
-    for NaN, infinity, a reversed interval, or a value that is no number.
+    value: an Estimate, a dict or a number; None, and a dict whose value is None, are not measured.
+    Raises ValueError for NaN, infinity, a reversed interval, or a value that is no number.
     """
     value = plain(value)
     entry = (
@@ -145,8 +138,7 @@ def _verdict(op: str, threshold: float, low: float, high: float) -> str:
 
 
 def judge_all(metrics_of: dict[str, dict], root: Path = ROOT) -> list[dict]:
-    """Every gate judged against {step: metrics}; a step that did not run leaves `not
-    measured`."""
+    """Every gate judged against {step: metrics}; of a step that did not run: not measured."""
     return [judge(gate, metrics_of.get(gate["step"], {})) for gate in load(root)]
 
 

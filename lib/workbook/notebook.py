@@ -67,8 +67,10 @@ class Execution:
             old.unlink(missing_ok=True)
 
     def execute(self) -> str:
-        """Run the notebook. Returns its error in words, empty when it is done; KeyboardInterrupt
-        passes."""
+        """Run the notebook. Returns its error in words, empty when it is done.
+
+        KeyboardInterrupt passes through.
+        """
         failure, status = "", "interrupted"
         try:
             failure = self._papermill()

@@ -1,5 +1,4 @@
-"""The live line of a run: which notebook, which cell, how long, and the last line the cell
-printed."""
+"""The live line of a run: which step, which cell, how long, the last line the cell printed."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ def clock(seconds: float) -> str:
 class Progress:
     """Context manager around one execution; `engine` names the papermill engine that reports to it.
 
-    environment: set for the kernel alone. log: file for what the kernel process itself writes to
-    stderr.
+    environment: set for the kernel alone. log: file for what the kernel itself writes to stderr.
     """
 
     def __init__(
@@ -92,7 +90,8 @@ class Progress:
         if not self.cells:
             return f"{text}  starting the kernel"
         text += f"  cell {self.index + 1}/{len(self.cells)}"
-        return f"{text}  {self.heading}" + (f" | {last}" if (last := self._last_output()) else "")
+        last = self._last_output()
+        return f"{text}  {self.heading}" + (f" | {last}" if last else "")
 
     def _last_output(self) -> str:
         if not self.cells or self.cells[self.index].cell_type != "code":

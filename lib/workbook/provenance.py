@@ -1,5 +1,4 @@
-"""Where a number comes from: commit, device, library versions, without importing those
-libraries."""
+"""Where a number comes from: commit, device, versions of libraries, without importing them."""
 
 from __future__ import annotations
 
@@ -35,8 +34,10 @@ def _output(*command: str, cwd: Path | None = None) -> str | None:
 
 
 def commit(root: Path = ROOT) -> str:
-    """12 digits of the commit, ' modified' if code differs from it (outputs/ aside), 'no git'
-    outside git."""
+    """12 digits of the commit, then " modified" if code differs from it; "no git" outside git.
+
+    What lies under outputs/ is no code.
+    """
     head = _output("git", "rev-parse", "--short=12", "HEAD", cwd=root)
     if not head:
         return "no git"
@@ -45,8 +46,7 @@ def commit(root: Path = ROOT) -> str:
 
 
 def device() -> dict:
-    """Processor, usable cores, memory in GiB, the GPUs that nvidia-smi lists, if any, and
-    `fast_dtype`.
+    """Processor, usable cores, memory in GiB, GPUs where nvidia-smi lists some, `fast_dtype`.
 
     fast_dtype is bfloat16 where the device multiplies it natively. Elsewhere a matrix product in
     bfloat16 is emulated: on a processor with AVX2 alone it took eight times as long as in float32.
@@ -75,7 +75,7 @@ def device() -> dict:
             capability = (
                 _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader") or "0"
             )
-            native = min(float(each) for each in capability.split()) >= 8.0  # Ampere and newer
+            native = min(map(float, capability.split())) >= 8.0  # Ampere and newer
             result["fast_dtype"] = "bfloat16" if native else "float32"
     return result
 
@@ -94,10 +94,10 @@ def text(origin: dict) -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that decide results, and of Python."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -25,8 +25,7 @@ PLAN_BYTES = {
 
 
 def load(out: Path, names: Iterable[str]) -> dict[str, dict]:
-    """{notebook: record} of the metrics files that exist under outputs/<run>, in the order of
-    names."""
+    """{step: record} of the metrics files under outputs/<run>, in the order of `names`."""
     paths = [(name, out / "metrics" / f"{name}.json") for name in names]
     return {
         name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths if path.exists()
@@ -69,8 +68,7 @@ def handed_over(out: Path, name: str) -> dict:
 
 
 def systems(records: dict[str, dict]) -> dict[str, dict]:
-    """{system: {column: estimate}} over all records; of one column measured twice, the later
-    notebook's."""
+    """{system: {column: estimate}} over all records; a later step replaces an earlier one."""
     merged: dict[str, dict] = {}
     for entry in records.values():
         for system, columns in entry["systems"].items():
@@ -91,8 +89,7 @@ def verdict(judged: list[dict]) -> str:
 
 
 def cost_ledger(records: dict[str, dict]) -> list[dict]:
-    """A row a notebook and a total: hours (attempts that did not finish included), USD, and the
-    plan's."""
+    """A row a step and a total: hours, unfinished attempts included, and USD, beside the plan's."""
     rows = []
     for name, record in records.items():
         origin = record["provenance"]
@@ -124,8 +121,7 @@ def cost_ledger(records: dict[str, dict]) -> list[dict]:
 
 
 def size_ledger(records: dict[str, dict]) -> list[dict]:
-    """Bytes on disk, plan beside measured: the parts of the finished system, then every measured
-    system."""
+    """Bytes on disk, plan beside measured: parts of the finished system, then systems measured."""
     measured = {s: c["bytes"]["value"] for s, c in systems(records).items() if "bytes" in c}
     rows = [{"part": part, "plan": plan, "measured": None} for part, plan in PLAN_BYTES.items()]
     rows.append({"part": "sum of these parts", "plan": sum(PLAN_BYTES.values()), "measured": None})
@@ -142,8 +138,7 @@ def size_ledger(records: dict[str, dict]) -> list[dict]:
 
 
 def moved(judged: list[dict], records: dict[str, dict]) -> list[str]:
-    """Ids of gates whose metric, op, threshold or tolerance is no longer what the notebook ran
-    against."""
+    """Ids of gates whose metric or threshold is no longer what the step ran against."""
     then = {gate["id"]: gate for record in records.values() for gate in record["gates"]}
     keys = ("metric", "op", "threshold", "tolerance")
     return [
