@@ -1,5 +1,4 @@
-"""Facts and small text tasks for the packaged training sources, from Python's own tables and a word
-list."""
+"""Facts and small text tasks for the packaged training sources: Python's tables, a word list."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ WORDS = _WORD_LIST.split()
 
 
 def facts() -> list[dict]:
-    """Questions on tables that Python carries: HTTP status codes, errors, entities, Unicode, file
-    types."""
+    """Questions on tables that Python carries: HTTP codes, errors, entities, file types."""
     import errno
     import html.entities
     import http
@@ -45,9 +43,8 @@ def facts() -> list[dict]:
         said = unicodedata.name(chr(number), "").lower()
         asked = f"Which character does the HTML entity &{name}; show?"
         pairs.append((asked, f"It shows {chr(number)}, the {said}."))
-    table = mimetypes.MimeTypes(filenames=()).types_map[
-        True
-    ]  # the built-in table, not the machine's
+    # the built-in table, not the machine's
+    table = mimetypes.MimeTypes(filenames=()).types_map[True]
     pairs += [
         (
             f"Which media type belongs to files that end in {end}?",
@@ -60,77 +57,70 @@ def facts() -> list[dict]:
 
 
 def text_tasks(seed: int) -> Iterator[dict]:
-    """Endless small requests on words, with the one right answer: following an instruction to the
-    letter."""
-    dice = random.Random(f"text tasks {seed}")
+    """Endless small requests on words with the one right answer: to follow to the letter."""
+    rng = random.Random(f"text tasks {seed}")
     while True:
-        some = dice.sample(WORDS, dice.randint(3, 6))
-        listed, number = ", ".join(some), len(some)
-        word, other = some[0], dice.choice([w for w in WORDS if w not in some])
-        asked, said = dice.choice(
-            (
-                (f"Put these words in alphabetical order: {listed}.", ", ".join(sorted(some))),
-                (
-                    f"Write these words in capital letters, one a line: {listed}.",
-                    "\n".join(w.upper() for w in some),
-                ),
-                (
-                    f"Turn this list into bullet points: {listed}.",
-                    "\n".join(f"- {w}" for w in some),
-                ),
-                (
-                    f"Number the following items: {listed}.",
-                    "\n".join(f"{i}. {w}" for i, w in enumerate(some, 1)),
-                ),
-                (
-                    f"Give me a JSON array of these words: {listed}.",
-                    "[" + ", ".join(f'"{w}"' for w in some) + "]",
-                ),
-                (
-                    f"How many words are in this list: {listed}?",
-                    f"There are {number} words in the list.",
-                ),
-                (
-                    (
-                        f"Which of these words is the longest: {listed}? Name the first if several"
-                        " are."
-                    ),
-                    f"The longest is {max(some, key=len)}, with {len(max(some, key=len))} letters.",
-                ),
-                (
-                    f"Replace {word} by {other} in this list: {listed}.",
-                    ", ".join([other, *some[1:]]),
-                ),
-                (
-                    (
-                        f"Write one sentence that contains {some[0]}, {some[1]} and {some[2]}. Use"
-                        " no capital letters."
-                    ),
-                    f"the {some[0]} and the {some[1]} were found beside the {some[2]}.",
-                ),
-                (
-                    f"Make an acronym of the first letters of: {listed}.",
-                    "".join(w[0] for w in some).upper(),
-                ),
-                (
-                    f"Answer with exactly two words taken from this list: {listed}.",
-                    f"{some[0]} {some[-1]}",
-                ),
-                (
-                    f"Wrap each of these words in double quotation marks: {listed}.",
-                    ", ".join(f'"{w}"' for w in some),
-                ),
-                (
-                    f"Remove {word} from this list and keep the order: {listed}.",
-                    ", ".join(some[1:]),
-                ),
-                (
-                    f"List these words and end your answer with the word DONE: {listed}.",
-                    f"{listed} DONE",
-                ),
-            )
-        )
+        chosen = rng.sample(WORDS, rng.randint(3, 6))
+        other = rng.choice([word for word in WORDS if word not in chosen])
+        requests = (*_forms(chosen), *_questions(chosen, other), *_orders(chosen))
+        asked, said = rng.choice(requests)
         yield {"question": asked, "answer": said, "kind": "text task", "licence": OWN_LICENCE}
+
+
+def _forms(words: list[str]) -> list[tuple[str, str]]:
+    """(request, answer) for putting words into another form."""
+    listed = ", ".join(words)
+    quoted = ", ".join(f'"{word}"' for word in words)
+    numbered = "\n".join(f"{place}. {word}" for place, word in enumerate(words, 1))
+    capitals = "\n".join(word.upper() for word in words)
+    bullets = "\n".join(f"- {word}" for word in words)
+    return [
+        (f"Put these words in alphabetical order: {listed}.", ", ".join(sorted(words))),
+        (f"Write these words in capital letters, one a line: {listed}.", capitals),
+        (f"Turn this list into bullet points: {listed}.", bullets),
+        (f"Number the following items: {listed}.", numbered),
+        (f"Give me a JSON array of these words: {listed}.", f"[{quoted}]"),
+    ]
+
+
+def _questions(words: list[str], other: str) -> list[tuple[str, str]]:
+    """(request, answer) about what words a list holds, and with another word in it."""
+    listed, longest = ", ".join(words), max(words, key=len)
+    which = f"Which of these words is the longest: {listed}? Name the first if several are."
+    return [
+        (
+            f"How many words are in this list: {listed}?",
+            f"There are {len(words)} words in the list.",
+        ),
+        (which, f"The longest is {longest}, with {len(longest)} letters."),
+        (f"Replace {words[0]} by {other} in this list: {listed}.", ", ".join([other, *words[1:]])),
+    ]
+
+
+def _orders(words: list[str]) -> list[tuple[str, str]]:
+    """(request, answer) for orders that leave one way to write the answer."""
+    listed, quoted = ", ".join(words), ", ".join(f'"{word}"' for word in words)
+    first, second, third = words[:3]
+    sentence = (
+        f"Write one sentence that contains {first}, {second} and {third}. Use no capital letters."
+    )
+    return [
+        (sentence, f"the {first} and the {second} were found beside the {third}."),
+        (
+            f"Make an acronym of the first letters of: {listed}.",
+            "".join(word[0] for word in words).upper(),
+        ),
+        (
+            f"Answer with exactly two words taken from this list: {listed}.",
+            f"{first} {words[-1]}",
+        ),
+        (f"Wrap each of these words in double quotation marks: {listed}.", quoted),
+        (f"Remove {first} from this list and keep the order: {listed}.", ", ".join(words[1:])),
+        (
+            f"List these words and end your answer with the word DONE: {listed}.",
+            f"{listed} DONE",
+        ),
+    ]
 
 
 def knowledge(seed: int) -> Iterator[dict]:

@@ -19,11 +19,8 @@ NEAR, EXACT, CONTAMINATED = 0.03, 0.02, 0.012  # injected, as shares of the rows
 UNFIT = 12  # rows of each kind of unfit answer
 NO_RESPONSE, BROKEN = 4, 2  # rows a file
 HUGE = 1_200_000  # bytes of the one oversized row
-COPIES = [
-    "exact duplicate",
-    "near-duplicate",
-    "contaminated",
-]  # a copy may also go out with its original
+# a copy may also go out with its original
+COPIES = ["exact duplicate", "near-duplicate", "contaminated"]
 OTHER_SCRIPTS = {"ru", "uk", "el", "zh", "ja", "ko", "ar", "hi"}
 ANSWERS = {
     "refusal": "I'm sorry, but as an AI language model I cannot help with that.",
@@ -33,31 +30,30 @@ ANSWERS = {
 
 
 def inject(
-    sources: dict[str, list], rows: int, evaluation: list, raw_row: Callable, dice: random.Random
+    sources: dict[str, list], rows: int, evaluation: list, raw_row: Callable, rng: random.Random
 ):
-    """Append entries to the files of `sources`; shares refer to `rows`. raw_row:
-    `packaged.raw_row`."""
+    """Append entries to the files of `sources`; shares are of `rows`. raw_row: as of a source."""
     clean = {name: list(entries) for name, entries in sources.items()}
     everything = [entry for entries in clean.values() for entry in entries if single(entry["raw"])]
 
     def put(question: str, answer: str, kind: str, stages: list[str], **more) -> None:
-        name = dice.choice(list(sources))
-        words = packaged_facts.text_tasks(dice.randrange(10**6))
+        name = rng.choice(list(sources))
+        words = packaged_facts.text_tasks(rng.randrange(10**6))
         item = {"question": question, "answer": answer, "licence": packaged_facts.OWN_LICENCE}
-        raw = raw_row(name, dice.randrange(10**6), item, words, dice, alone=True)
+        raw = raw_row(name, rng.randrange(10**6), item, words, rng, alone=True)
         sources[name].append({"raw": raw, "kind": kind, "stages": stages, **more})
 
     long = [entry for entry in everything if len("".join(entry["text"])) > 250]
-    for entry in dice.sample(long, min(len(long), round(NEAR * rows))):
-        question, jaccard = vary(*entry["text"], dice)
+    for entry in rng.sample(long, min(len(long), round(NEAR * rows))):
+        question, jaccard = vary(*entry["text"], rng)
         put(question, entry["text"][1], "near-duplicate", COPIES, of=entry, jaccard=jaccard)
-    for entry in dice.sample(everything, round(EXACT * rows)):
+    for entry in rng.sample(everything, round(EXACT * rows)):
         put(*entry["text"], "exact duplicate", COPIES, of=entry, jaccard=1.0)
     hidden = [
         (asked, gold) for _, asked, gold in evaluation if gold and 8 <= len(asked.split()) <= 200
     ]
-    for asked, gold in dice.sample(hidden, min(len(hidden), round(CONTAMINATED * rows))):
-        pair = dice.choice(
+    for asked, gold in rng.sample(hidden, min(len(hidden), round(CONTAMINATED * rows))):
+        pair = rng.choice(
             (
                 (asked, f"The answer is {gold}."),
                 (f"Here is an exercise. {asked}", gold),
@@ -69,12 +65,12 @@ def inject(
     for language, asked, said in foreign.FOREIGN:
         script = "other script" if language in OTHER_SCRIPTS else "Latin script"
         put(asked, said, f"foreign, {script}", ["foreign"])
-    words = packaged_facts.text_tasks(dice.randrange(10**6))
+    words = packaged_facts.text_tasks(rng.randrange(10**6))
     for kind, said in ANSWERS.items():
         for _ in range(UNFIT):
             put(next(words)["question"], said, kind, ["unfit"])
     for name, entries in clean.items():
-        for kind, stage, raw in broken(entries, ".jsonl" in name, dice):
+        for kind, stage, raw in broken(entries, ".jsonl" in name, rng):
             sources[name].append({"raw": raw, "kind": kind, "stages": [stage]})
     first = next(iter(sources))
     sources[first].append(
@@ -86,14 +82,13 @@ def inject(
     )
 
 
-def vary(question: str, answer: str, dice: random.Random) -> tuple[str, float]:
-    """(question with small edits, exact Jaccard to the original): the similarity stays within
-    [0.82, 1)."""
+def vary(question: str, answer: str, rng: random.Random) -> tuple[str, float]:
+    """(question with small edits, exact Jaccard to the original, which stays in [0.82, 1))."""
     best = (f"{question} Thank you.", 0.0)
     for _ in range(20):
         varied = question
-        for _ in range(dice.randint(1, 3)):
-            varied = dice.choice(EDITS)(varied, dice)
+        for _ in range(rng.randint(1, 3)):
+            varied = rng.choice(EDITS)(varied, rng)
         jaccard = near_duplicates.jaccard(f"{question}\n{answer}", f"{varied}\n{answer}")
         if 0.82 <= jaccard < 1:
             return varied, jaccard
@@ -101,46 +96,45 @@ def vary(question: str, answer: str, dice: random.Random) -> tuple[str, float]:
     return best
 
 
-def _swap_word(text: str, dice: random.Random) -> str:
+def _swap_word(text: str, rng: random.Random) -> str:
     words = text.split(" ")
     long = [index for index, word in enumerate(words) if len(word) > 4 and word.isalpha()]
     if long:
-        words[dice.choice(long)] = dice.choice(packaged_facts.WORDS)
+        words[rng.choice(long)] = rng.choice(packaged_facts.WORDS)
     return " ".join(words)
 
 
-def _drop_word(text: str, dice: random.Random) -> str:
+def _drop_word(text: str, rng: random.Random) -> str:
     words = text.split(" ")
     long = [index for index, word in enumerate(words) if len(word) > 3 and word.isalpha()]
-    return " ".join(words[: (cut := dice.choice(long))] + words[cut + 1 :]) if long else text
+    if not long:
+        return text
+    cut = rng.choice(long)
+    return " ".join(words[:cut] + words[cut + 1 :])
 
 
 EDITS = (
-    lambda text, dice: f"Please help me with this. {text}",
-    lambda text, dice: f"{text} Thank you.",
-    lambda text, dice: text.replace(". ", "! ", 1),
+    lambda text, rng: f"Please help me with this. {text}",
+    lambda text, rng: f"{text} Thank you.",
+    lambda text, rng: text.replace(". ", "! ", 1),
     _swap_word,
     _drop_word,
 )
 
 
 def broken(
-    entries: list[dict], lines: bool, dice: random.Random
+    entries: list[dict], lines: bool, rng: random.Random
 ) -> Iterator[tuple[str, str, object]]:
-    """(kind, stage, raw) of rows that cannot be read or used; only a file of lines can hold broken
-    lines."""
+    """(kind, stage, raw) of rows that cannot be read or used; only files of lines break lines."""
     whole = [entry["raw"] for entry in entries if single(entry["raw"])]
-    for raw in dice.sample(whole, min(len(whole), NO_RESPONSE)):
+    for raw in rng.sample(whole, min(len(whole), NO_RESPONSE)):
         yield "no response", "unfit", without_answer(raw)
-    yield "unknown layout", "unusable", {"prompt_id": dice.randrange(10**6), "payload": "?"}
-    for raw in dice.sample(whole, min(len(whole), 2 * BROKEN)) if lines else ():
+    yield "unknown layout", "unusable", {"prompt_id": rng.randrange(10**6), "payload": "?"}
+    for raw in rng.sample(whole, min(len(whole), 2 * BROKEN)) if lines else ():
         line = json.dumps(raw, ensure_ascii=False).encode()
-        if dice.random() < 0.5:
-            yield (
-                "invalid UTF-8",
-                "unreadable",
-                line.replace(b" ", b" caf\xe9 ", 1 + dice.randrange(3)),
-            )
+        if rng.random() < 0.5:
+            damaged = line.replace(b" ", b" caf\xe9 ", 1 + rng.randrange(3))
+            yield "invalid UTF-8", "unreadable", damaged
         else:
             yield "truncated JSON", "unreadable", line[: len(line) // 2]
 
@@ -151,8 +145,7 @@ def single(raw: dict) -> bool:
 
 
 def without_answer(raw: dict) -> dict:
-    """The raw row as it looks when the answer was lost: an empty field, or no turn after the
-    question."""
+    """The raw row when the answer was lost: an empty field, or no turn after the question."""
     if "conversations" in raw:
         return {**raw, "conversations": raw["conversations"][:1]}
     if "chosen" in raw:

@@ -1,5 +1,4 @@
-"""Sentences of our own in other languages: what the language check of the packaged data has to
-find."""
+"""Sentences of our own in other languages: what the language check has to find."""
 
 from __future__ import annotations
 

@@ -67,12 +67,9 @@ LANGUAGES = {
     "sq": "Albanian",
     "et": "Estonian",
 }
-UNCERTAIN_LANGUAGE = {
-    "Mali",
-    "Niger",
-    "Burkina Faso",
-    "Philippines",
-}  # the record is incomplete or out of date
+# the record is incomplete or out of date
+UNCERTAIN_LANGUAGE = {"Mali", "Niger", "Burkina Faso", "Philippines"}
+TWO_CONTINENTS = ("Russia", "Turkey", "Georgia", "Egypt")  # or a doubtful one
 WITH_ARTICLE = re.compile("^(United|Netherlands|Philippines|Central|Dominican|Democratic|Republic)")
 CONTINENTS = ("Africa", "Americas", "Asia", "Europe", "Oceania")
 
@@ -93,75 +90,48 @@ def facts() -> tuple[tuple[str, str, str, str, str], ...]:
     import countryinfo
     import periodictable
 
-    found = []
+    every = []
     for path in sorted((Path(countryinfo.__file__).parent / "data").glob("*.json")):
         country = json.loads(path.read_text(encoding="utf-8"))
-        name, capital = country.get("name"), country.get("capital")
-        if name in DOUBTFUL or not capital or (country.get("population") or 0) < 1_000_000:
-            continue
-        name = WITH_ARTICLE.sub(r"the \1", name.replace("The ", "the "))
-        if capital.split()[0] not in name:  # "Mexico City" would answer itself
-            found.append(
-                (
-                    name,
-                    "capitals",
-                    f"What is the capital of {name}?",
-                    capital,
-                    f"The capital of {name} is {capital}.",
-                )
-            )
-        if country.get("region") in CONTINENTS and name not in (
-            "Russia",
-            "Turkey",
-            "Georgia",
-            "Egypt",
-        ):
-            region = country["region"].replace("Americas", "the Americas")
-            found.append(
-                (
-                    name,
-                    "continents",
-                    f"In which part of the world does {name} lie?",
-                    region,
-                    f"{name[0].upper()}{name[1:]} lies in {region}.",
-                )
-            )
-        spoken = country.get("languages") or []
-        if len(spoken) == 1 and spoken[0] in LANGUAGES and name not in UNCERTAIN_LANGUAGE:
-            language = LANGUAGES[spoken[0]]
-            found.append(
-                (
-                    name,
-                    "languages",
-                    f"Which of these languages is official in {name}?",
-                    language,
-                    f"{language} is an official language of {name}.",
-                )
-            )
+        small = (country.get("population") or 0) < 1_000_000
+        if country.get("name") not in DOUBTFUL and country.get("capital") and not small:
+            every += _country_facts(country)
     for element in periodictable.elements:
         if 1 <= element.number <= 103:
-            name, symbol = element.name, element.symbol
-            if symbol not in ("B", "C"):  # would read like the letter of an option
-                found.append(
-                    (
-                        name,
-                        "symbols",
-                        f"What is the chemical symbol of {name}?",
-                        symbol,
-                        f"The chemical symbol of {name} is {symbol}.",
-                    )
-                )
-            if element.number <= 56:
-                found.append(
-                    (
-                        name,
-                        "numbers",
-                        f"What is the atomic number of {name}?",
-                        str(element.number),
-                        f"The atomic number of {name} is {element.number}.",
-                    )
-                )
-    return tuple(found)
+            every += _element_facts(element)
+    return tuple(every)
+
+
+def _country_facts(country: dict) -> list[tuple]:
+    name = WITH_ARTICLE.sub(r"the \1", country["name"].replace("The ", "the "))
+    capital, spoken, known = country["capital"], country.get("languages") or [], []
+    if capital.split()[0] not in name:  # "Mexico City" would answer itself
+        asked = f"What is the capital of {name}?"
+        known.append((name, "capitals", asked, capital, f"The capital of {name} is {capital}."))
+    if country.get("region") in CONTINENTS and name not in TWO_CONTINENTS:
+        region = country["region"].replace("Americas", "the Americas")
+        asked = f"In which part of the world does {name} lie?"
+        said = f"{name[0].upper()}{name[1:]} lies in {region}."
+        known.append((name, "continents", asked, region, said))
+    if len(spoken) == 1 and spoken[0] in LANGUAGES and name not in UNCERTAIN_LANGUAGE:
+        language = LANGUAGES[spoken[0]]
+        asked = f"Which of these languages is official in {name}?"
+        said = f"{language} is an official language of {name}."
+        known.append((name, "languages", asked, language, said))
+    return known
+
+
+def _element_facts(element) -> list[tuple]:
+    name, symbol, number, known = element.name, element.symbol, str(element.number), []
+    if symbol not in ("B", "C"):  # would read like the letter of an option
+        asked = f"What is the chemical symbol of {name}?"
+        known.append(
+            (name, "symbols", asked, symbol, f"The chemical symbol of {name} is {symbol}.")
+        )
+    if element.number <= 56:
+        asked = f"What is the atomic number of {name}?"
+        known.append((name, "numbers", asked, number, f"The atomic number of {name} is {number}."))
+    return known
 
 
 def _distractors(task: str, question: str, answer: str, rng: random.Random) -> list[str]:
@@ -169,9 +139,8 @@ def _distractors(task: str, question: str, answer: str, rng: random.Random) -> l
         pool = sorted({fact[3] for fact in facts() if fact[1] == task})
     elif task == "numbers":
         pool = [str(n) for n in range(max(1, int(answer) - 6), int(answer) + 7)]
-    elif (
-        task == "symbols"
-    ):  # symbols that begin alike, or the first letter would give the answer away
+    elif task == "symbols":
+        # symbols that begin alike, or the first letter would give the answer away
         pool = sorted({fact[3] for fact in facts() if fact[1] == task and fact[3][0] == answer[0]})
         pool += [name for name in _look_alikes(question) if name not in pool]
     else:
@@ -189,8 +158,7 @@ def _look_alikes(question: str) -> list[str]:
 
 
 def items(split: str) -> Iterator[dict]:
-    """Four-option items about the subjects of a split; the letter of the answer is spread evenly by
-    hash."""
+    """Four-option items about the subjects of a split; the right letters are spread by hash."""
     for subject, task, question, answer, statement in facts():
         if split_of(subject) != split:
             continue
@@ -210,9 +178,7 @@ def items(split: str) -> Iterator[dict]:
 
 
 def training(seed: int) -> Iterator[tuple[str, str]]:
-    """(prompt, response) pairs about the training subjects, in an order drawn by `seed`: as choice
-    and as question.
-    """
+    """(prompt, response) pairs about training subjects, by `seed`: as choice and as question."""
     rows = list(items("train"))
     random.Random(f"knowledge/{seed}").shuffle(rows)
     for row in rows:

@@ -1,5 +1,4 @@
-"""Mathematics and reasoning for the packaged training sources: reasoning-gym, with short worked
-answers.
+"""Mathematics and reasoning for the packaged training sources: reasoning-gym, with worked answers.
 
 The families are those that are evaluated, the seeds are their own. Every item has question, bare
 (the question without our wording), answer, gold, kind (the family) and licence; the answer is
@@ -26,9 +25,8 @@ def final(answer: str) -> str:
     return f"{prompts.ANSWER_MARK} {answer.strip().rstrip('.')}."
 
 
-def gym(category: str, seed: int, each: int) -> Iterator[dict]:
-    """Up to `each` items of every family of a category, family after family in turn, from training
-    seeds.
+def gym(category: str, seed: int, per_family: int) -> Iterator[dict]:
+    """Up to `per_family` items of every family of a category, in turn, from training seeds.
 
     A question that came before is left out: small families repeat themselves.
     """
@@ -37,11 +35,11 @@ def gym(category: str, seed: int, each: int) -> Iterator[dict]:
     checkers = {"math": "math", "reasoning": "reasoning_gym"}
     start = generated.SEEDS["train"] + seed % 400_000
     sets = [
-        (name, reasoning_gym.create_dataset(name, seed=start, size=each, **config))
+        (name, reasoning_gym.create_dataset(name, seed=start, size=per_family, **config))
         for name, config in generated.FAMILIES[category]
     ]
     seen: set[str] = set()
-    for index in range(each):
+    for index in range(per_family):
         for name, dataset in sets:
             if name in FEW and index % 4:
                 continue
@@ -62,7 +60,7 @@ def gym(category: str, seed: int, each: int) -> Iterator[dict]:
             }
 
 
-def background(each: int = 600) -> Iterator[str]:
+def background(per_family: int = 600) -> Iterator[str]:
     """Questions of every family from yet other seeds: wording they share is no sign of
     contamination."""
     import reasoning_gym
@@ -70,7 +68,7 @@ def background(each: int = 600) -> Iterator[str]:
     for families in generated.FAMILIES.values():
         for name, config in families:
             seed = generated.SEEDS["train"] + BACKGROUND
-            for entry in reasoning_gym.create_dataset(name, seed=seed, size=each, **config):
+            for entry in reasoning_gym.create_dataset(name, seed=seed, size=per_family, **config):
                 yield entry["question"]
 
 

@@ -1,5 +1,4 @@
-"""The embedded training data: installed packages rendered into the raw files of the plan's seven
-sources.
+"""The embedded training data: installed packages as raw files of the plan's seven sources.
 
 The files have the layouts and the containers of the real ones, so that readers and normalisers run
 for real. What curation must find is put in and counted: near and exact duplicates, other languages,
@@ -45,8 +44,7 @@ SYSTEMS = (
 def build(
     folder: Path, seed: int, rows: int, evaluation: list[tuple[str, str, str | None]]
 ) -> dict:
-    """Write the raw files into `folder`; {"rows", "injected": {kind: count}, "files"}. Kept if
-    unchanged.
+    """Write raw files into `folder`, or keep them: {"rows", "injected": {kind: count}, "files"}.
 
     evaluation: (name, question, answer) to copy contaminated rows from. The same arguments and the
     same installed packages give the same bytes.
@@ -58,14 +56,14 @@ def build(
     if marker.exists() and (known := json.loads(marker.read_text(encoding="utf-8")))["key"] == key:
         return known
     marker.unlink(missing_ok=True)
-    dice = random.Random(f"packaged {seed}")
+    rng = random.Random(f"packaged {seed}")
     sources = {}
     for name, share in FILES.items():
         sources[name] = list(islice(_rows(name, seed, rows), round(rows * share)))
-    faults.inject(sources, rows, evaluation, raw_row, dice)
+    faults.inject(sources, rows, evaluation, raw_row, rng)
     truth, licences = [], {}
     for name, entries in sources.items():
-        dice.shuffle(entries)
+        rng.shuffle(entries)
         stated = any(
             isinstance(entry["raw"], dict) and "licence" in entry["raw"] for entry in entries
         )
@@ -100,33 +98,32 @@ def _write(path: Path, raws: list) -> None:
 
 
 def _rows(name: str, seed: int, rows: int) -> Iterator[dict]:
-    """Entries {"raw", "text": (instruction, response)} of one file, without end or as many as there
-    are."""
-    dice = random.Random(f"{name} {seed}")
-    each = rows // 10  # more items a family than any file takes
+    """Entries {"raw", "text": (instruction, response)} of one file, maybe without end."""
+    rng = random.Random(f"{name} {seed}")
+    per_family = rows // 10  # more items than any file takes
     words = packaged_facts.text_tasks(seed + sum(map(ord, name)))
     if name.startswith("openorca"):
-        items = packaged_rows.gym("reasoning", seed, each)
+        items = packaged_rows.gym("reasoning", seed, per_family)
     elif name.startswith("metamath"):
-        items = packaged_rows.gym("math", seed, each)
+        items = packaged_rows.gym("math", seed, per_family)
     elif name.startswith("wizardlm"):
-        items = packaged_rows.gym("math", seed + 50_000, each)
+        items = packaged_rows.gym("math", seed + 50_000, per_family)
     elif name.startswith("codealpaca"):
-        items = _code(dice)
+        items = _code(rng)
     elif name.startswith("dolly"):
         facts = packaged_facts.facts()
-        items = chain(packaged_facts.knowledge(seed), dice.sample(facts, len(facts)), words)
+        items = chain(packaged_facts.knowledge(seed), rng.sample(facts, len(facts)), words)
     else:
         items = words
     for number, item in enumerate(items):
-        raw = raw_row(name, number, item, words, dice)
+        raw = raw_row(name, number, item, words, rng)
         asked = f"{raw['instruction']}\n\n{raw['input']}" if raw.get("input") else item["question"]
         yield {"raw": raw, "text": (asked, item["answer"])}
 
 
-def _code(dice: random.Random) -> Iterator[dict]:
+def _code(rng: random.Random) -> Iterator[dict]:
     functions = list(packaged_code.all_functions())
-    for function in dice.sample(functions, len(functions)):
+    for function in rng.sample(functions, len(functions)):
         head = (
             function["signature"]
             + '\n    """'
@@ -134,24 +131,23 @@ def _code(dice: random.Random) -> Iterator[dict]:
             + '\n    """'
         )
         asked = prompts.render("code", head)
-        if dice.random() < 0.4:
+        if rng.random() < 0.4:
             asked = f"Write a Python function named {function['name']}.\n\n{function['doc']}"
         said = f"```python\n{function['code']}\n```"
         yield {"question": asked, "answer": said, "licence": function["licence"]}
 
 
 def raw_row(
-    name: str, number: int, item: dict, words: Iterator[dict], dice: random.Random, alone=False
+    name: str, number: int, item: dict, words: Iterator[dict], rng: random.Random, alone=False
 ):
-    """An item in the raw layout of the source that the file stands for; `alone` without history or
-    split."""
+    """An item in the raw layout of the file's source; `alone` without history or split."""
     asked, said, licence = item["question"], item["answer"], item["licence"]
     if name.startswith("openorca"):
-        system = dice.choice(SYSTEMS)
+        system = rng.choice(SYSTEMS)
         return {"id": f"cot.{number}", "system_prompt": system, "question": asked, "response": said}
     if name.startswith("alpaca"):
         head, mark, tail = asked.partition(": ")
-        split = mark and not alone and dice.random() < 0.7
+        split = mark and not alone and rng.random() < 0.7
         return {
             "instruction": f"{head}." if split else asked,
             "input": tail if split else "",
@@ -160,7 +156,7 @@ def raw_row(
         }
     if name.startswith("wizardlm"):
         turns = [("human", asked), ("gpt", said)]
-        if not alone and dice.random() < 0.3:  # what came before, as history
+        if not alone and rng.random() < 0.3:  # what came before, as history
             first = next(words)
             turns = [("human", first["question"]), ("gpt", first["answer"]), *turns]
         return {
@@ -182,6 +178,6 @@ def raw_row(
         return {"instruction": asked, "input": "", "output": said, "licence": licence}
     other = next(words)
     before = f"\n\nHuman: {other['question']}\n\nAssistant: {other['answer']}"
-    before = before if not alone and dice.random() < 0.3 else ""
+    before = before if not alone and rng.random() < 0.3 else ""
     start = f"{before}\n\nHuman: {asked}\n\nAssistant: "
     return {"chosen": start + said, "rejected": start + "I do not know.", "licence": licence}
