@@ -207,6 +207,13 @@ def test_two_extractors_read_the_same_files_differently(tmp_path):
         for name in grade.EXTRACTORS
     }
     assert found == {"marked": False, "loose": True}
+    coded = item("def f", checker="code")
+    both = read | rows_of(["7"], [coded])
+    readings = benchmark.readings([*items, coded], {"tuned": both})["tuned"]
+    assert {name: (own["value"], own["n"]) for name, own in readings.items()} == {
+        "marked": (0.0, 1),  # code has one reading, and is left out
+        "loose": (1.0, 1),
+    }
 
 
 def test_transcripts_hold_every_answer_and_what_it_got():
