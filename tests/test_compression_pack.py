@@ -224,6 +224,29 @@ def test_signals_come_from_the_tokens_that_spell_the_answer():
     )
 
 
+def test_a_frame_of_signals_and_the_best_of_those_that_every_answer_has():
+    from lib.prompts import item
+
+    items = [item("t", "math", f"Q{n}?", "4", "math", licence="-") for n in range(4)]
+    said = {"pieces": ["The", " answer", " is", " 4", "."]}
+    greedy, again, grades = {}, {}, {}
+    for number, each in enumerate(items):
+        text, right = ("The answer is 4.", True) if number % 2 else ("No idea", False)
+        logprobs = [-0.1] * 5 if right else [-2.0] * 5
+        greedy[each["id"]] = {"text": text, "logprobs": logprobs, **said}
+        again[each["id"]] = {"text": "The answer is 4."}
+        grades[each["id"]] = {"correct": right, "answer": "4" if right else None}
+    table = confidence.frame(items, greedy, [again, again], grades)
+    assert table["right"].tolist() == [False, True, False, True]
+    assert table["agreement"].tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert table["answer token"].isna().tolist() == [True, False, True, False]
+    ranked = confidence.ranking({"fit": table, "none": table.iloc[:0]}, 0)
+    assert ranked["mean token"]["fit"]["value"] == 1.0 and ranked["agreement"]["fit"]["n"] == 4
+    assert not ranked["answer token"]["fit"] and not ranked["sequence"]["none"]
+    best = confidence.best_signal(table, {name: row["fit"] for name, row in ranked.items()})
+    assert best == "sequence", "the first of equals, and none that an answer lacks"
+
+
 def test_the_hardest_rows_come_first_and_too_few_are_refused():
     found = {"nats": [2.0, 30.0, 8.0], "tokens": [2, 10, 2]}
     assert recover.hardest({"id": ["a", "b", "c"]}, found, 2) == [

@@ -1,14 +1,20 @@
-"""Confidence of answers and its calibration: what a probability of the model is worth, fitted on
-one split, told on another.
+"""Confidence of answers and its calibration: what a probability that the model states is worth.
 
+Read `signals` first, then `fit` (on one split), `measures` and `risk_coverage` (on another).
 Everything works on plain lists: confidence in [0, 1] and right (bool) of each answer.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+from lib import plots, stats
+from lib.estimates import NOT_MEASURED, Estimate
+from lib.evaluation import grade
 
 SIGNALS = ("sequence", "mean token", "answer token", "agreement")
+METHODS = ("raw", "temperature", "platt", "isotonic")
 TINY = 1e-6
 
 
@@ -18,10 +24,10 @@ def signals(row: dict, answer: str | None, agreement: float | None = None) -> di
     sequence: probability of the whole text; mean token: its geometric mean a token; answer token:
     geometric mean over the tokens that spell the extracted answer (absent when the text does not
     hold it literally); agreement: share of the samples that give the same answer (absent when there
-    are none). row: {"logprobs", "pieces"} as `ladder.answer` writes them.
+    are none). row: {"logprobs", "pieces"} as `systems.answer` writes them for a GGUF.
     """
     total = sum(row["logprobs"])
-    found = {
+    values = {
         "sequence": math.exp(total),
         "mean token": math.exp(total / max(1, len(row["logprobs"]))),
     }
@@ -33,10 +39,54 @@ def signals(row: dict, answer: str | None, agreement: float | None = None) -> di
             if place < at + len(answer) and place + len(piece) > at:
                 spelled.append(logprob)
             place += len(piece)
-        found["answer token"] = math.exp(sum(spelled) / len(spelled))
+        values["answer token"] = math.exp(sum(spelled) / len(spelled))
     if agreement is not None:
-        found["agreement"] = agreement
-    return found
+        values["agreement"] = agreement
+    return values
+
+
+def frame(items: list[dict], greedy: dict, sampled: list[dict], grades: dict):
+    """A DataFrame of graded answers: id, category, right, and `signals` where they exist.
+
+    greedy, and each of `sampled`: {item id: answer row}. grades: {item id: grade} of the greedy
+    answers. Agreement is the share of the samples that come to the greedy answer.
+    """
+    import pandas as pd
+
+    rows = []
+    for item in items:
+        name = item["id"]
+        texts = [answers[name]["text"] for answers in (greedy, *sampled)]
+        own, *others = grade.answer_classes(item, texts)
+        agreement = sum(other == own for other in others) / len(others)
+        values = signals(greedy[name], grades[name]["answer"], agreement)
+        right = bool(grades[name]["correct"])
+        rows.append({"id": name, "category": item["category"], "right": right, **values})
+    return pd.DataFrame(rows)
+
+
+def ranking(frames: dict, seed: int) -> dict[str, dict[str, Estimate]]:
+    """{signal: {split: AUROC}} of `frame`s, each over the answers that have the signal.
+
+    Not measured where all of these are right or all are wrong.
+    """
+    return {
+        signal: {split: _ranked(table, signal, seed) for split, table in frames.items()}
+        for signal in SIGNALS
+    }
+
+
+def _ranked(table, signal: str, seed: int) -> Estimate:
+    kept = table.dropna(subset=[signal]) if signal in table else table.iloc[:0]
+    if not len(kept):
+        return NOT_MEASURED
+    return measures(kept[signal], kept["right"], seed).get("auroc", NOT_MEASURED)
+
+
+def best_signal(table, ranked: dict[str, Estimate]) -> str:
+    """The signal with the highest AUROC among those that every answer of a `frame` has."""
+    whole = [name for name in SIGNALS if name in table and table[name].notna().all()]
+    return max(whole, key=lambda name: (ranked[name] or {"value": 0.0})["value"])
 
 
 def logit(confidence):
@@ -47,9 +97,8 @@ def logit(confidence):
     return np.log(c / (1 - c))
 
 
-def fit(method: str, confidence, right):
-    """A function from confidence to calibrated confidence, with its parameters as attribute
-    `about`.
+def fit(method: str, confidence, right) -> Callable:
+    """A function from confidence to calibrated confidence, its parameters as attribute `about`.
 
     method: "raw"; "temperature", sigmoid(logit(c) / T) (Guo et al. 2017); "platt", sigmoid(a
     logit(c) + b); "isotonic". Raises ValueError for another method, or when all answers are right
@@ -57,52 +106,57 @@ def fit(method: str, confidence, right):
     """
     import numpy as np
 
-    x, y = logit(confidence), np.asarray(right, int)
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; known are {', '.join(METHODS)}")
+    y = np.asarray(right, int)
     if method != "raw" and len(set(y.tolist())) < 2:
         raise ValueError(
             f"all {len(y)} answers of the fitting split are {'right' if y[0] else 'wrong'}: nothing"
             " to fit"
         )
-    if method == "raw":
-        apply, about = (lambda c: np.asarray(c, float)), {}
-    elif method == "temperature":
-        from scipy.optimize import minimize_scalar
+    fits = {"temperature": _fit_temperature, "platt": _fit_platt, "isotonic": _fit_isotonic}
+    apply, about = fits[method](confidence, y) if method != "raw" else (np.asarray, {})
 
-        def loss(log_t):
-            z = x / math.exp(log_t)
-            return float(np.logaddexp(0, -z * (2 * y - 1)).mean())
-
-        t = math.exp(minimize_scalar(loss, bounds=(-4, 6), method="bounded").x)
-        apply, about = (lambda c: 1 / (1 + np.exp(-logit(c) / t))), {"temperature": t}
-    elif method == "platt":
-        from sklearn.linear_model import LogisticRegression
-
-        found = LogisticRegression(C=1e3).fit(x[:, None], y)
-        about = {"slope": float(found.coef_[0, 0]), "offset": float(found.intercept_[0])}
-        apply = lambda c: found.predict_proba(logit(c)[:, None])[:, 1]  # noqa: E731
-    elif method == "isotonic":
-        from sklearn.isotonic import IsotonicRegression
-
-        found = IsotonicRegression(out_of_bounds="clip", y_min=0, y_max=1).fit(
-            np.asarray(confidence, float), y
-        )
-        about = {"steps": len(found.X_thresholds_)}
-        apply = lambda c: found.predict(np.asarray(c, float))  # noqa: E731
-    else:
-        raise ValueError(
-            f"method {method!r} is unknown; known are raw, temperature, platt, isotonic"
-        )
-
-    def calibrated(c):
-        return np.clip(apply(c), 0, 1)
+    def calibrated(values):
+        return np.clip(apply(np.asarray(values, float)), 0, 1)
 
     calibrated.about = about
     return calibrated
 
 
+def _fit_temperature(confidence, y) -> tuple[Callable, dict]:
+    import numpy as np
+    from scipy.optimize import minimize_scalar
+
+    x = logit(confidence)
+
+    def loss(log_temperature):
+        z = x / math.exp(log_temperature)
+        return float(np.logaddexp(0, -z * (2 * y - 1)).mean())
+
+    temperature = math.exp(minimize_scalar(loss, bounds=(-4, 6), method="bounded").x)
+    return lambda c: 1 / (1 + np.exp(-logit(c) / temperature)), {"temperature": temperature}
+
+
+def _fit_platt(confidence, y) -> tuple[Callable, dict]:
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1e3).fit(logit(confidence)[:, None], y)
+    about = {"slope": float(model.coef_[0, 0]), "offset": float(model.intercept_[0])}
+    return lambda c: model.predict_proba(logit(c)[:, None])[:, 1], about
+
+
+def _fit_isotonic(confidence, y) -> tuple[Callable, dict]:
+    import numpy as np
+    from sklearn.isotonic import IsotonicRegression
+
+    model = IsotonicRegression(out_of_bounds="clip", y_min=0, y_max=1)
+    model.fit(np.asarray(confidence, float), y)
+    return model.predict, {"steps": len(model.X_thresholds_)}
+
+
 def bins(confidence, right, count: int = 10) -> list[dict]:
-    """Equal-mass bins, ascending: {"confidence" (mean), "accuracy", "n"}; ties stay in one bin
-    where they can."""
+    """Equal-mass bins, ascending: {"confidence" (mean), "accuracy", "n"}."""
     import numpy as np
 
     c, y = np.asarray(confidence, float), np.asarray(right, float)
@@ -115,11 +169,10 @@ def bins(confidence, right, count: int = 10) -> list[dict]:
 
 
 def ece(confidence, right, count: int = 10) -> float:
-    """Expected calibration error over equal-mass bins: mean |accuracy - confidence|, weighed by n
-    (Naeini et al. 2015).
+    """Expected calibration error over equal-mass bins (Naeini et al. 2015).
 
-    Biased upwards in small samples: with n answers in b bins a perfectly calibrated model shows
-    about sqrt(b / n) / 2.5.
+    Mean |accuracy - confidence|, weighed by n. Biased upwards in small samples: with n answers in b
+    bins a perfectly calibrated model shows about sqrt(b / n) / 2.5.
     """
     import numpy as np
 
@@ -131,9 +184,8 @@ def ece(confidence, right, count: int = 10) -> float:
 
 def measures(
     confidence, right, seed: int = 0, resamples: int = 1000, count: int = 10
-) -> dict[str, dict]:
-    """{"ece", "brier", "auroc", "aurc", "accuracy"} as estimates with 95 % percentile bootstrap
-    intervals over answers.
+) -> dict[str, Estimate]:
+    """{"ece", "brier", "auroc", "aurc", "accuracy"}, 95 % percentile bootstrap over answers.
 
     aurc: area under the risk-coverage curve (error among the most confident share, over all shares;
     lower is better). auroc is absent when all answers are right or all wrong. The "ece" entry holds
@@ -151,27 +203,28 @@ def measures(
         "accuracy": lambda a, b: float(b.mean()),
     }
     draws = rng.integers(0, len(c), (resamples, len(c)))
-    found = {
+    estimates = {
         name: _estimate(test(c, y), [test(c[d], y[d]) for d in draws], len(c))
         for name, test in tests.items()
     }
-    found["ece"]["floor"] = float(
-        np.mean([ece(c, rng.random(len(c)) < c, count) for _ in range(200)])
-    )
+    calibrated = [ece(c, rng.random(len(c)) < c, count) for _ in range(200)]
+    estimates["ece"]["floor"] = float(np.mean(calibrated))
     if 0 < y.mean() < 1:
         spread = [auroc(c[d], y[d]) for d in draws if 0 < y[d].mean() < 1]
-        found["auroc"] = _estimate(auroc(c, y), spread, len(c))
-    for entry in found.values():
-        entry["method"] = f"percentile bootstrap over {len(c)} answers"
+        estimates["auroc"] = _estimate(auroc(c, y), spread, len(c))
+    for estimate in estimates.values():
+        estimate["method"] = f"percentile bootstrap over {len(c)} answers"
     for name in ("brier", "auroc", "aurc"):
-        if name in found:
-            found[name]["unit"] = ""
-    return found
+        if name in estimates:
+            estimates[name]["unit"] = ""
+    return estimates
 
 
 def auroc(confidence, right) -> float:
-    """Chance that a right answer has more confidence than a wrong one, ties half: the rank-sum form
-    of the area under ROC."""
+    """Chance that a right answer has more confidence than a wrong one, ties half.
+
+    The rank-sum form of the area under ROC.
+    """
     import numpy as np
     from scipy.stats import rankdata
 
@@ -182,29 +235,23 @@ def auroc(confidence, right) -> float:
     )
 
 
-def _estimate(value: float, spread: list[float], n: int) -> dict:
-    """Percentile interval; where every resample is the same, Wilson's bound on what none of n
-    answers has shown."""
+def _estimate(value: float, spread: list[float], n: int) -> Estimate:
+    """Percentile interval; without any spread, Wilson's bound on what none of n answers shows."""
     import numpy as np
-
-    from lib import stats
 
     low, high = np.percentile(spread, [2.5, 97.5])
     if high - low < 1e-9:
         half = stats.proportion(0, n)["high"]
         low, high = max(0.0, value - half), min(1.0, value + half)
-    return {
-        "value": value,
-        "low": float(min(low, value)),
-        "high": float(max(high, value)),
-        "n": n,
-        "unit": "share",
-    }
+    ends = {"low": float(min(low, value)), "high": float(max(high, value))}
+    return Estimate(value=value, **ends, n=n, unit="share")
 
 
 def risk_coverage(confidence, right) -> list[tuple[float, float]]:
-    """(coverage, error among the covered) from the most confident answer to all; equal confidences
-    enter together."""
+    """(coverage, error among the covered), from the most confident answer to all.
+
+    Equal confidences enter together.
+    """
     import numpy as np
 
     c, y = np.asarray(confidence, float), np.asarray(right, float)
@@ -228,8 +275,10 @@ def risk_area(confidence, right) -> float:
 
 
 def best_threshold(confidence, right) -> float:
-    """Confidence from which answers are kept so that most decisions are right: keep what is right,
-    pass on what is wrong."""
+    """Confidence from which answers are kept so that most decisions are right.
+
+    A decision is right that keeps a right answer or passes a wrong one on; infinity keeps none.
+    """
     import numpy as np
 
     c, y = np.asarray(confidence, float), np.asarray(right, bool)
@@ -239,44 +288,24 @@ def best_threshold(confidence, right) -> float:
 
 
 def decisions(confidence, right, threshold: float) -> list[bool]:
-    """Whether each decision is right: an answer at or above the threshold is kept, below it is
-    passed on."""
+    """Whether each decision is right: at or above the threshold is kept, below it passed on."""
     return [(c >= threshold) == bool(y) for c, y in zip(confidence, right, strict=True)]
 
 
 def figure(curves: dict[str, tuple], count: int = 10):
-    """Reliability diagram and risk-coverage curve; curves: {label: (confidence, right)} on the
-    reporting split."""
-    from lib import plots
-
+    """Reliability diagram and risk-coverage curve; curves: {label: (confidence, right)}."""
     fig, (left, right_axes) = plots.figure(2, 1, 11, 4.2)
     left.plot([0, 1], [0, 1], color=plots.QUIET, linestyle="--", linewidth=1)
     for (label, (confidence, right)), colour in zip(curves.items(), plots.CYCLE, strict=False):
         points = bins(confidence, right, count)
-        left.plot(
-            [p["confidence"] for p in points],
-            [p["accuracy"] for p in points],
-            "o-",
-            color=colour,
-            label=label,
-        )
-        curve = risk_coverage(confidence, right)
-        right_axes.step(
-            [x for x, _ in curve], [y for _, y in curve], where="post", color=colour, label=label
-        )
-    left.set(
-        xlabel="confidence",
-        ylabel="share right",
-        title="Reliability",
-        xlim=(-0.02, 1.02),
-        ylim=(-0.02, 1.02),
-    )
-    right_axes.set(
-        xlabel="coverage",
-        ylabel="error among the covered",
-        title="Risk and coverage",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
+        stated, measured = ([p[key] for p in points] for key in ("confidence", "accuracy"))
+        left.plot(stated, measured, "o-", color=colour, label=label)
+        coverage, risk = zip(*risk_coverage(confidence, right), strict=True)
+        right_axes.step(coverage, risk, where="post", color=colour, label=label)
+    around = (-0.02, 1.02)
+    left.set(xlabel="confidence", ylabel="share right", title="Reliability")
+    left.set(xlim=around, ylim=around)
+    right_axes.set(xlabel="coverage", ylabel="error among the covered", title="Risk and coverage")
+    right_axes.set(xlim=(0, 1), ylim=(0, 1))
     left.legend(fontsize=8)
     return fig
