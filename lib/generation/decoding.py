@@ -31,8 +31,7 @@ def prompt_groups(prompts, most_tokens: int = 4096, least_filled: float = 0.75):
 
 
 def prefill(model, tokenizer, rows):
-    """Run the prompts of `rows` left-padded, each distinct one once. Returns state, logits [rows,
-    vocab]."""
+    """Run the prompts of `rows`, each distinct one once. Returns state, logits [rows, vocab]."""
     import torch
 
     state, logits, order = None, [], {}
@@ -88,8 +87,7 @@ def step(model, state):
 
 
 def take(state, index: list[int]):
-    """The state with the rows at `index` of its tensors; columns that are padding for all of them
-    go."""
+    """The state with the rows at `index`, without columns that are padding for all of them."""
     import torch
 
     chosen = torch.tensor(index, device=state["mask"].device)

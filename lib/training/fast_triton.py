@@ -1,5 +1,4 @@
-"""The one kernel that the compiler makes badly: it reads the inputs of `swiglu_back` twice to fill
-two halves.
+"""The one kernel that the compiler makes badly: `swiglu_back`, whose inputs it reads twice.
 
 Written in Triton; imported on a GPU alone. Its plain form, and its test oracle, is
 lib.training.fast_kernels.swiglu_back.
@@ -54,8 +53,7 @@ def _swiglu_back(
 
 
 def swiglu_back(gate_up, dy, dy_low, room: int, p, seed):
-    """As lib.training.fast_kernels.swiglu_back; the last `room` columns are left as they come, for
-    the caller to fill."""
+    """As lib.training.fast_kernels.swiglu_back; the caller fills the last `room` columns."""
     tokens, width = len(gate_up), gate_up.shape[1] // 2
     assert gate_up.stride(1) == dy.stride(1) == 1 and (dy_low is None or dy_low.is_contiguous())
     wide, seen = gate_up.new_empty(tokens, 2 * width + room), gate_up.new_empty(tokens, width)

@@ -7,6 +7,7 @@ the fast path and on the plain one.
 
 from __future__ import annotations
 
+from lib.training import sharpen
 from lib.training.conversations import IGNORED
 
 SOFT = ("target_ids", "target_probabilities")
@@ -22,8 +23,6 @@ def flat(examples: list[dict], soft: dict | None = None) -> dict:
     [positions that carry loss, k].
     """
     import torch
-
-    from lib.training import sharpen
 
     examples = sorted(examples, key=lambda example: -len(example["input_ids"]))
     ids = torch.cat([torch.as_tensor(example["input_ids"]) for example in examples])
@@ -100,8 +99,6 @@ def plain_loss(
     import torch
     from torch.nn.functional import cross_entropy
     from torch.nn.utils.rnn import pad_sequence
-
-    from lib.training import sharpen
 
     def rows(values, fill):
         return pad_sequence(values.split(lengths), batch_first=True, padding_value=fill)
