@@ -218,6 +218,10 @@ def test_names_of_points():
         grid.parse("magnitude 2:4")["pattern"] == "2:4"
         and grid.parse("depth 10 + width 17")["width"] == 0.17
     )
+    points = grid.names({"magnitude": ["60", "2:4"], "wanda": []}, ["depth 10"])
+    assert points == ["unpruned", "magnitude 60", "magnitude 2:4", "depth 10"]
+    with pytest.raises(ValueError, match="write for example"):
+        grid.names({"magnitude": ["600"]}, [])
     for wrong in ("sparsegpt", "wanda 165", "deep 10", "depth 10 + depth 20", "width 1.5", ""):
         with pytest.raises(ValueError, match="write for example"):
             grid.parse(wrong)

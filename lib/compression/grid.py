@@ -17,6 +17,18 @@ UNPRUNED = "unpruned"
 PARTS = ("depth", "width", "heads")
 
 
+def names(sparse: dict[str, list[str]], shapes: list[str]) -> list[str]:
+    """All points of a grid: the unpruned model, then `sparse` {method: amounts}, then `shapes`.
+
+    Raises ValueError, before anything runs, for a point that `parse` does not understand.
+    """
+    zeroed = [f"{method} {amount}" for method, amounts in sparse.items() for amount in amounts]
+    points = [UNPRUNED, *zeroed, *shapes]
+    for point in points:
+        parse(point)
+    return points
+
+
 def parse(text: str) -> dict:
     """A point of the grid from its name; numbers are per cent of what goes.
 
