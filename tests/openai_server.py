@@ -33,8 +33,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """Records `requests` (path, body, key, arrival time) and counts `replies` (200s that were fully
-    sent)."""
+    """Records `requests` (path, body, key, arrival time), counts `replies` (200s fully sent)."""
 
     def __init__(
         self,

@@ -1,5 +1,4 @@
-"""The Batch API against a local server that misbehaves: nothing is lost, paid twice or overspent,
-killed or not."""
+"""The Batch API against a server that misbehaves: nothing is lost, paid twice or overspent."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The teacher, what is accepted of it, its price, the gain; its calls killed; notebooks 17 and 18
-as a whole."""
+"""The teacher, what is accepted of it, its price, the gain; kills; notebooks 17 and 18 whole."""
 
 from __future__ import annotations
 
@@ -19,6 +18,7 @@ from lib import prompts
 from lib.curation import decontaminate
 from lib.distillation import accept, gain, pool, price, teacher
 from lib.endpoints.client import Client
+from lib.estimates import NOT_MEASURED, Estimate
 from lib.files import ROOT, atomic_write_json, read_jsonl, write_jsonl
 from tests import tiny
 from tests.openai_server import Server
@@ -185,6 +185,18 @@ def test_only_what_is_right_as_far_as_can_be_told_is_kept():
     assert rejects[2]["reason"] == "an empty function passes them" and len(calls) == 9
     assert [row["stage"] for row in accept.verify(given[5:6], ask, 3)[1]] == ["not verified"]
     assert accept.verify([], ask, 3) == ([], [])
+    stages = {row["stage"]: row["examples"] for row in accept.refusals(rejects)}
+    assert stages == {"fails its tests": 2, "teacher disagrees": 1, "score too low": 1} | {
+        "not verified": 1
+    }
+    plans = [{"cluster": 1, "wanted": 5}, {"cluster": 0, "wanted": 9}]
+    replies = [{"value": given[:7]}, {"error": "down"}]
+    table = accept.table(plans, replies, rejects, kept, LABELS)
+    assert [list(row.values()) for row in table] == [
+        ["0: sums", 9, 0, 5, 3],
+        ["1: capitals", 5, 5, 0, 0],
+        ["all", 14, 5, 5, 3],
+    ]
 
 
 def test_surplus_is_cut_alike_from_every_cluster():
@@ -224,6 +236,8 @@ def test_the_dry_run_adds_up_and_scales(tmp_path):
     assert rows[0]["USD"] == pytest.approx((into + 10 * price.EXAMPLE_TOKENS * 10) / 1e6)
     assert rows[-1]["USD"] == pytest.approx(rows[0]["USD"] + rows[1]["USD"])
     assert all(row["USD"] < row["USD at most"] for row in rows)
+    (row,) = price.by_model(plans, {"m": (1.0, 10.0)}, [8], samples=2, discount=1.0)
+    assert row == {"model": "m", "8 examples, USD": f"{rows[-1]['USD']:,.2f}"}
     tenfold = price.dry_run(plans, (1.0, 10.0), examples=80, samples=2, discount=0.5)
     assert tenfold[-1]["USD"] == pytest.approx(5 * rows[-1]["USD"])
     with Server() as server:  # the bound of the plan is that of the ledger, request by request
@@ -234,6 +248,14 @@ def test_the_dry_run_adds_up_and_scales(tmp_path):
 
 def test_prices_are_read_and_faults_are_named():
     assert price.price_table(["a 1 2", "b 0.5 0"]) == {"a": (1.0, 2.0), "b": (0.5, 0.0)}
+    assert price.priced_model("", {"a": (1, 2)}) == "a" == price.priced_model("a", {"a": (1, 2)})
+    with pytest.raises(ValueError, match="no price for teacher 'b'"):
+        price.priced_model("b", {"a": (1, 2)})
+    price.require_budget(1.0, 1.0)
+    with pytest.raises(ValueError, match=r"1.01 USD expected, budget 1.00"):
+        price.require_budget(1.01, 1.0)
+    with pytest.raises(ValueError, match="name the model"):
+        teacher.asker("chat", None, 1.0)
     for line in ("a", "a 1", "a one two", "a 1 2 3", "a -1 2", ""):
         with pytest.raises(ValueError, match="price"):
             price.price_table([line])
@@ -268,18 +290,23 @@ def test_gains_are_paired_and_the_control_stands_beside_them():
     assert value["all failures"]["over control"] == 0
     numbers = gain.main_numbers(found)
     assert (
-        numbers["lift"]["value"] == pytest.approx(1 / 3)
-        and numbers["away"] is None
-        and numbers["better"] == []
+        numbers["held_out_gain"]["value"] == pytest.approx(1 / 3)
+        and not numbers["elsewhere_change"]
+        and gain.clusters_gained(found) == []
     )
-    assert (
-        "-" not in gain.table(found)[0].values()
-        and len(gain.figure(found, "t").axes[0].get_yticklabels()) == 5
-    )
+    assert "-" not in gain.table(found)[0].values() and all(gain.yardsticks(found)[0].values())
+    assert len(gain.figure(found, "t").axes[0].get_yticklabels()) == 5
     without = gain.measure(
         {"all failures": ["a"]}, {k: graded[k] for k in ("before", "distilled")}, 0
     )
-    assert gain.table(without)[0]["gain, control"] == "-" and gain.paired({}, {}, ["a"], 0) is None
+    assert gain.yardsticks(without)[0]["control"] is NOT_MEASURED
+    assert gain.paired({}, {}, ["a"], 0) is None
+    signs = [Estimate(value=0.0, low=low, high=high) for low, high in ((1, 2), (-2, -1), (-1, 1))]
+    told = [gain.direction(sign).split(",")[0] for sign in [*signs, NOT_MEASURED]]
+    assert told == ["a gain", "a loss", "no clear change", "not measured"]
+    said = [gain.answer(8, {"held_out_gain": s, "elsewhere_change": NOT_MEASURED}) for s in signs]
+    assert [text.split(":")[0] for text in said] == ["Yes", "No", "Not shown"]
+    assert all("8 targeted examples" in text and text.endswith("by -.") for text in said)
 
 
 def test_the_share_of_the_reference_is_absent_without_right_answers():
@@ -289,14 +316,14 @@ def test_the_share_of_the_reference_is_absent_without_right_answers():
     )
     found = gain.share_of_reference(half, all_right, ids, 0)
     assert found["value"] == 0.5 and found["low"] < 0.5 < found["high"] and found["n"] == 40
-    assert gain.share_of_reference(half, {n: {"correct": False} for n in ids}, ids, 0) is None
-    assert gain.share_of_reference({}, all_right, ids, 0) is None
+    none_right = {n: {"correct": False} for n in ids}
+    assert gain.share_of_reference(half, none_right, ids, 0) is NOT_MEASURED
+    assert gain.share_of_reference({}, all_right, ids, 0) is NOT_MEASURED
 
 
 @pytest.fixture(scope="module")
 def bank():
-    """(gold teacher, rows it may be shown) from generated items: real exercises of one another's
-    kind."""
+    """(gold teacher, rows it may be shown), all generated exercises of one another's kind."""
     shown = [
         one | {"cluster": 0, "answer": {"text": "?"}}
         for one in islice(pool.stream(["generated"], "pool"), 26)
@@ -374,8 +401,7 @@ def test_killed_during_the_teacher_s_calls_no_answer_is_asked_for_twice(bank, tm
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A run folder with a random tiny model where 15's stands, and what 18 reads of 00, 11, 12, 14
-    and 16."""
+    """A run folder with a random tiny model as 15's, and what 18 reads of 00, 11, 12, 14, 16."""
     from lib.evaluation import answers, tasks
 
     out = tmp_path_factory.mktemp("run")
@@ -433,9 +459,10 @@ def run_folder(tmp_path_factory):
         },
     }
     for name, values in settings.items():
-        atomic_write_json(
-            out / "metrics" / f"{name}.json", {"metrics": {}, "provenance": {"params": values}}
-        )
+        record = {"metrics": {}, "systems": {}, "provenance": {"params": values}}
+        if name == "15_train_consistent":
+            record["systems"] = {"consistent": {"path": str(merged.relative_to(out))}}
+        atomic_write_json(out / "metrics" / f"{name}.json", record)
     return out
 
 
@@ -454,8 +481,7 @@ def execute(name, out, folder, **parameters):
 
 
 class Teaching:
-    """What the server says: gold answers, a wrong solution and an open exercise among them, scores
-    and a label."""
+    """What the server says: gold answers, one of them wrong, an open exercise, scores, a label."""
 
     def __init__(self, out):
         self.out, self.gold = out, None

@@ -1,5 +1,4 @@
-"""The endpoint client against a local server that misbehaves: nothing is paid twice, leaked or
-overspent."""
+"""The client against a server that misbehaves: nothing is paid twice, leaked or overspent."""
 
 from __future__ import annotations
 

@@ -130,21 +130,10 @@ def tiny_model(tmp_path_factory):
 def ask(items, model, folder, limit=20, **options):
     from lib import models
 
-    settings = {
-        "model_key": "k",
-        "max_new_tokens": 8,
-        "max_new_tokens_code": 8,
-        "batch_size": 4,
-        "piece": 8,
-        "seed": 1,
-    }
-    return [
-        row
-        for part in failures.ask(
-            items, limit, models.load(str(model), "float32"), folder, **settings | options
-        )
-        for row in part
-    ]
+    system = {"name": "tiny", "loaded": models.load(str(model), "float32"), "key": "k"}
+    settings = {"max_new_tokens": 8, "max_new_tokens_code": 8, "batch_size": 4, "seed": 1}
+    pieces = failures.answer_in_pieces(system, items, limit, folder, settings | options, piece=8)
+    return [row for rows in pieces for row in rows]
 
 
 def test_pieces_are_asked_once_and_again_when_anything_changes(items, tiny_model, tmp_path):
@@ -163,9 +152,9 @@ CHILD = """
     from lib import models
     from lib.distillation import failures
     from lib.files import read_jsonl
-    settings = {"model_key": "k", "max_new_tokens": 60, "max_new_tokens_code": 60, "batch_size": 2, "piece": 8}
-    loaded = models.load(sys.argv[1], "float32")
-    for rows in failures.ask(read_jsonl(sys.argv[2]), 20, loaded, Path(sys.argv[3]), seed=1, **settings):
+    settings = {"max_new_tokens": 60, "max_new_tokens_code": 60, "batch_size": 2, "seed": 1}
+    system = {"name": "tiny", "loaded": models.load(sys.argv[1], "float32"), "key": "k"}
+    for rows in failures.answer_in_pieces(system, read_jsonl(sys.argv[2]), 20, Path(sys.argv[3]), settings, 8):
         print("PIECE", len(rows), flush=True)
 """  # noqa: E501
 
@@ -211,9 +200,27 @@ def test_killed_while_generating_nothing_is_lost_or_generated_twice(items, tiny_
 
 def test_setting_aside_is_by_content_and_near_its_share():
     rows = [{"meta": {"question": f"question {i}"}} for i in range(2000)]
-    aside = [failures.held_out(row, 0.4) for row in rows]
+    aside = [failures.is_set_aside(row, 0.4) for row in rows]
     assert abs(sum(aside) / 2000 - 0.4) < 0.04
-    assert failures.held_out({"meta": {"question": "Question  7"}}, 0.4) == aside[7]
+    assert failures.is_set_aside({"meta": {"question": "Question  7"}}, 0.4) == aside[7]
+
+
+def test_what_was_right_is_set_aside_too_and_nothing_is_in_both_parts():
+    rows = [
+        {
+            "id": f"{i}",
+            "prompt": f"p {i}",
+            "meta": {"question": f"question {i}"},
+            "cluster": None if i % 3 == 0 else i % 3,
+        }
+        for i in range(300)
+    ]
+    shown, aside = failures.parted(rows, 0.4)
+    assert all(row["cluster"] is not None for row in shown)
+    assert {row["cluster"] for row in aside} == {None, 1, 2}
+    assert [row["id"] for row in aside] == sorted(row["id"] for row in aside)
+    assert not failures.all_contents(shown) & failures.all_contents(aside)
+    assert failures.all_contents([]) == set()
 
 
 def blobs(k=4, each=30, spread=0.1, seed=0):
@@ -228,19 +235,21 @@ def test_the_number_of_clusters_is_found_and_needs_enough_items():
     vectors, known = blobs()
     k, rows = failure_clusters.choose_k(vectors, [2, 3, 4, 5, 6], 4, 0, known)
     assert k == 4 and min(rows[2]["stability"]) == 1.0 and min(rows[2]["agreement"]) > 0.99
-    assert failure_clusters.allowed(100, 8, 12, 10) == [8, 9, 10] and failure_clusters.allowed(
-        1000, 8, 12, 10
-    ) == [8, 9, 10, 11, 12]
-    assert failure_clusters.allowed(35, 8, 12, 10) == [3] and failure_clusters.allowed(
-        4, 8, 12, 10
-    ) == [1]
+    assert failure_clusters.numbers_to_try(100, 8, 12, 10) == [
+        8,
+        9,
+        10,
+    ] and failure_clusters.numbers_to_try(1000, 8, 12, 10) == [8, 9, 10, 11, 12]
+    assert failure_clusters.numbers_to_try(35, 8, 12, 10) == [
+        3
+    ] and failure_clusters.numbers_to_try(4, 8, 12, 10) == [1]
     assert failure_clusters.choose_k(vectors[:6], [1], 3, 0)[0] == 1
 
 
 def test_vectors_that_carry_the_tasks_win_over_noise():
     vectors, known = blobs()
     noise = np.random.default_rng(1).normal(size=vectors.shape)
-    method, rows = failure_clusters.compare(
+    method, rows = failure_clusters.compare_vectors(
         {"noise": noise, "good": vectors}, known, [4], 0.5, 4, 0
     )
     assert (
@@ -261,6 +270,24 @@ def test_purity_stands_beside_what_chance_gives():
     assert failure_clusters.majorities([0, 0, 1], ["b", "a", "c"]) == {0: "a", 1: "c"}
 
 
+def test_the_overview_counts_what_is_set_aside_in_each_cluster():
+    labels, tasks = [0, 0, 1, 1, 1], ["a", "b", "c", "c", "c"]
+    aside = [False, True, True, False, True]
+    first, second = failure_clusters.overview(
+        labels, tasks, aside, {0: "x", 1: "y"}, {0: "a", 1: "c"}
+    )
+    assert (first["name"], first["failures"], first["set aside"]) == ("x", 2, 1)
+    assert first["purity"]["value"] == 0.5 and second["purity"]["value"] == 1.0
+
+
+def test_a_model_that_does_not_reply_leaves_a_cluster_its_words():
+    def ask(requests, parse, label):
+        return [{"error": "down"}, {"value": parse('{"label": "sums"}')}]
+
+    row = {"meta": {"question": "q"}, "checker": "math", "gold": "1", "answer": {"text": "2"}}
+    assert failure_clusters.named_by_model({0: [row], 1: [row] * 9}, ask) == {1: "sums"}
+
+
 def test_a_cluster_is_named_by_what_the_others_do_not_say():
     texts = [
         "please add the numbers 1 and 2",
@@ -268,13 +295,13 @@ def test_a_cluster_is_named_by_what_the_others_do_not_say():
         "please name the capital of France",
         "please name the capital of Peru",
     ]
-    found = failure_clusters.words(texts, [0, 0, 1, 1], 2)
+    found = failure_clusters.distinctive_terms(texts, [0, 0, 1, 1], 2)
     assert (
         set(found[0]) == {"add", "numbers"}
         and found[1][0] == "capital"
         and "please" not in found[0] + found[1]
     )
-    assert failure_clusters.words(["1 2", "3"], [0, 1]) == {0: [], 1: []}
+    assert failure_clusters.distinctive_terms(["1 2", "3"], [0, 1]) == {0: [], 1: []}
 
 
 def test_words_and_states_become_unit_vectors_fitted_on_the_visible_part(tiny_model):
@@ -318,10 +345,10 @@ def test_mean_states_do_not_depend_on_padding(tiny_model):
 
 def test_the_map_marks_every_item(tmp_path):
     vectors, known = blobs(3, 10)
-    points = failure_clusters.flat_map(vectors, 0)
+    points = failure_clusters.map_points(vectors, 0)
     labels = failure_clusters.kmeans(vectors, 3, 0).labels_
     fig = failure_clusters.figure(
         points, labels, [i % 3 == 0 for i in range(30)], {0: "a", 1: "b", 2: "c"}, "map"
     )
     assert sum(len(line.get_xdata()) for line in fig.axes[0].lines) == 30
-    assert failure_clusters.flat_map(vectors[:5], 0).shape == (5, 2)
+    assert failure_clusters.map_points(vectors[:5], 0).shape == (5, 2)

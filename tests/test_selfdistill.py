@@ -1,5 +1,4 @@
-"""Self-made training data: no prompt of a test, votes by hand, filters and yields, and a kill in
-the middle."""
+"""Self-made training data: no prompt of a test, votes by hand, filters, yields, and a kill."""
 
 import json
 import os
@@ -10,7 +9,8 @@ import time
 
 import pytest
 
-from lib.distillation import self_distill
+from lib.distillation import self_distill, training_prompts
+from lib.estimates import NOT_MEASURED
 from lib.evaluation import grade, tasks
 from lib.files import ROOT, content_hash, write_jsonl
 from tests import tiny
@@ -21,7 +21,7 @@ def curated(tmp_path_factory):
     """Splits of 00, of which one holds a training prompt back; and the prompt."""
     folder = tmp_path_factory.mktemp("curated")
     taken = tasks.load_items("packaged", ["math"], 5, 1, "train")[0]
-    for split in self_distill.HELD_OUT:
+    for split in training_prompts.HELD_OUT:
         write_jsonl(
             folder / f"{split}.jsonl", [{"id": split, "instruction": f"Nothing of {split}"}]
         )
@@ -39,7 +39,7 @@ def test_the_pool_shares_nothing_with_tests_probes_and_held_out_splits(curated):
         "instruction": 4,
         "creativity": 4,
     }
-    items, table = self_distill.pool("packaged", wanted, 1, folder)
+    items, table = training_prompts.choose("packaged", wanted, 1, folder)
     assert {row["category"]: row["taken"] for row in table} == wanted
     known = {content_hash(question) for _, question, _ in tasks.evaluation_texts("packaged")}
     probes = tasks.load_items("packaged", ["math"], 999, 1, "probe")
@@ -52,7 +52,7 @@ def test_the_pool_shares_nothing_with_tests_probes_and_held_out_splits(curated):
         code, [[f"```python\n{item['gold']}\n```"] for item in code], progress=False
     )
     assert graded["correct"].all()  # what is asked can be answered
-    assert self_distill.pool("packaged", wanted, 1, folder)[0] == items
+    assert training_prompts.choose("packaged", wanted, 1, folder)[0] == items
 
 
 def test_a_near_duplicate_of_a_test_item_is_refused_and_counted(curated, monkeypatch):
@@ -68,12 +68,12 @@ def test_a_near_duplicate_of_a_test_item_is_refused_and_counted(curated, monkeyp
         {"id": name, "meta": {"question": text}, "gold": "0", "prompt": name, "category": "math"}
         for name, text in questions.items()
     ]
-    monkeypatch.setattr(self_distill.tasks, "evaluation_texts", lambda where: [test])
-    monkeypatch.setattr(self_distill.tasks, "load_items", lambda *arguments: given)
-    items, (row,) = self_distill.pool("packaged", {"math": 3}, 1, folder)
+    monkeypatch.setattr(training_prompts.tasks, "evaluation_texts", lambda where: [test])
+    monkeypatch.setattr(training_prompts.tasks, "load_items", lambda *arguments: given)
+    items, (row,) = training_prompts.choose("packaged", {"math": 3}, 1, folder)
     assert [item["id"] for item in items] == ["other"]
     assert row["repeats a test item"] + row["near-duplicate of a test item"] == 2
-    found = self_distill.repeats(
+    found = training_prompts.repeated(
         [
             {"id": "copy", "instruction": test[1], "response": ""},
             {"id": "other", "instruction": "What is 3 times 14?", "response": "42"},
@@ -164,12 +164,26 @@ def test_candidates_filters_and_yields():
     }
     table = {row["category"]: row for row in self_distill.yields(list(rows.values()), 0.4)}
     assert table["math"]["correct"]["value"] == 0.5 and table["math"]["all"]["value"] == 1
-    assert table["creativity"]["correct"] is None and table["creativity"]["majority"] is None
+    assert table["creativity"]["correct"] is NOT_MEASURED
+    assert table["creativity"]["majority"] is NOT_MEASURED
     chosen = self_distill.select(list(rows.values()), "all", {"math": 2, "creativity": 0})
     assert [row["id"] for row in chosen] == ["right", "wrong"]
     with pytest.raises(ValueError, match="choose from correct"):
         self_distill.passes(rows["right"], "best")
     assert len(self_distill.figure(list(table.values())).axes[0].get_xticklabels()) == 2
+    checked = self_distill.yield_of_checked(list(rows.values()), 0.4)
+    assert checked == {"n": 4} | {part: table["math"][part] for part in checked if part != "n"}
+    assert not any(self_distill.yield_of_checked([rows["open"]]).values())
+    (pair, _) = self_distill.set_table([rows["right"]], [rows["wrong"]], {"math": 2, "code": 0})
+    assert list(pair.values()) == ["math", 2, 1, 1]
+    shown = self_distill.transcripts(items, list(rows.values()), 99)
+    assert {row["prompt"]: row["verdict"] for row in shown} == {
+        "p right": "right",
+        "p wrong": "wrong",
+        "p cut": "right",
+        "p split": "right",
+        "write": "no checker",
+    }
     told = self_distill.agreement(list(rows.values()), 0.4)
     assert told["right_if_kept"]["value"] == 1.0 and told["right_if_refused"]["value"] == 0.5
 
@@ -205,9 +219,9 @@ items, out = list(read_jsonl(folder / "items.jsonl")), folder / name
 out.mkdir(exist_ok=True)
 own = {"math": {"temperature": 0.0, "samples": 1, "votes": 3},
        "creativity": {"temperature": 0.7, "samples": 2, "votes": 3}}
-loaded = models.load(str(folder / "model"), "float32")
-self_distill.sample(items, own, loaded, vote_temperature=0.7, folder=out, model_key="m", seed=1, batch_size=4,
-                   max_new_tokens=12, max_new_tokens_code=12)
+system = {"name": "tiny", "loaded": models.load(str(folder / "model"), "float32"), "key": "m"}
+settings = {"folder": out, "seed": 1, "batch_size": 4, "max_new_tokens": 12, "max_new_tokens_code": 12}
+self_distill.sample(system, items, own, 0.7, settings)
 texts, votes = (self_distill.read_samples(out, kind) for kind in ("texts", "votes"))
 write_jsonl(out / "candidates.jsonl", self_distill.candidates(items, texts, votes, {"math": 0.0, "creativity": 0.3}))
 """  # noqa: E501

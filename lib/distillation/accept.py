@@ -1,15 +1,17 @@
-"""Which of the teacher's examples are kept: well formed, new, clean, and right as far as that can
-be told."""
+"""Which of the teacher's examples are kept: well formed, new, clean, right if that can be told."""
 
 from __future__ import annotations
 
 import ast
-import textwrap
 from collections import Counter
 from pathlib import Path
 
+from lib.dedup import near_duplicates
 from lib.distillation import teacher
+from lib.evaluation import grade
 from lib.files import content_hash, read_jsonl, write_jsonl
+from lib.markdown import quote
+from lib.training import tune
 
 STAGES = (
     "malformed",
@@ -26,50 +28,55 @@ LEAST_SCORE = 8.0  # of 10; a judge's score must lie above
 
 
 def candidates(plans: list[dict], replies: list[dict]) -> tuple[list[dict], list[dict]]:
-    """(items with "cluster", rejects {"cluster", "stage", "reason", "question"}) of the replies to
-    `write_requests`."""
+    """(items with "cluster", rejects) of the replies to `write_requests`.
+
+    rejects: {"cluster", "stage", "reason", "question"}.
+    """
     items, rejects = [], []
     for plan, reply in zip(plans, replies, strict=True):
         for example in reply.get("value", [])[: plan["wanted"]]:
             try:
                 items.append(teacher.to_item(example) | {"cluster": plan["cluster"]})
             except ValueError as error:
-                rejects.append(
-                    _reject(
-                        {"cluster": plan["cluster"]}, "malformed", str(error), str(example)[:200]
-                    )
-                )
+                own = {"cluster": plan["cluster"]}
+                rejects.append(_reject(own, "malformed", str(error), str(example)[:200]))
     return items, rejects
 
 
 def sample_text(item: dict, label: str, limit: int = 600) -> str:
-    """An example as Markdown: what is asked and the response to train on, verbatim, cut at
-    `limit`."""
-    asked, said = (
-        textwrap.indent(text[:limit], "    ") for text in (item["prompt"], item["meta"]["worked"])
-    )
-    return f"**{label}**, checked as {item['checker']}\n\n{asked}\n\n*response*:\n\n{said}"
+    """An example as Markdown: what is asked and the response to train on, cut at `limit`."""
+    asked, worked = quote(item["prompt"], limit), quote(item["meta"]["worked"], limit)
+    return f"**{label}**, checked as {item['checker']}\n\n{asked}\n\n*response*:\n\n{worked}"
+
+
+def set_aside_texts(aside: list[dict]) -> list[tuple[str, str, str | None]]:
+    """(name, question, answer) of 17's rows set aside, as `decontaminate.Index` takes them."""
+    return [
+        (
+            f"aside/{row['id']}",
+            row["meta"]["question"],
+            row["gold"] if row["checker"] == "code" else None,
+        )
+        for row in aside
+    ]
 
 
 def clean(
     items: list[dict], index, *, threshold: float, permutations: int = 128
 ) -> tuple[list[dict], list[dict]]:
-    """Items without repeats, without evaluation items and held-out failures, and without
-    near-duplicates.
+    """Items without repeats, evaluation items, held-out failures and near-duplicates.
 
     index: `decontaminate.Index` over everything that must not be trained on. Near-duplicates are
     decided on question and answer as in 00; the earlier example stays.
     """
-    from lib.dedup import near_duplicates
-
     kept, rejects, seen = [], [], set()
     for item in items:
         text = f"{item['prompt']}\n{item['meta']['worked']}"
         name = content_hash(item["meta"]["question"], *item["meta"].get("options", []))
         if name in seen:
             rejects.append(_reject(item, "duplicate", "the same question came before"))
-        elif found := index.match(text, item["meta"]["question"]):
-            rejects.append(_reject(item, "contaminated", f"{found[0][0]}: {found[0][1]}"))
+        elif hits := index.match(text, item["meta"]["question"]):
+            rejects.append(_reject(item, "contaminated", f"{hits[0][0]}: {hits[0][1]}"))
         else:
             kept.append(item)
         seen.add(name)
@@ -77,9 +84,8 @@ def clean(
     drops, _ = near_duplicates.find(texts, threshold=threshold, permutations=permutations)
     keeper = dict(zip(drops["row"], drops["keeper"], strict=True))
     for row, other in keeper.items():
-        rejects.append(
-            _reject(kept[row], "near-duplicate", f"like: {kept[other]['meta']['question'][:120]}")
-        )
+        reason = f"like: {kept[other]['meta']['question'][:120]}"
+        rejects.append(_reject(kept[row], "near-duplicate", reason))
     return [item for row, item in enumerate(kept) if row not in keeper], rejects
 
 
@@ -91,43 +97,18 @@ def verify(items: list[dict], ask, samples: int, judge=None) -> tuple[list[dict]
     reach its answer. An open one needs a score above LEAST_SCORE from `judge`, a function like
     `ask`; without a judge it is not kept.
     """
-    from lib.evaluation import grade
-
     kept, rejects = [], []
     closed = [item for item in items if item["checker"] not in ("code", "open")]
     replies = ask(teacher.solve_requests(closed, samples), None, "solve")
     solved = {id(item): replies[n * samples : (n + 1) * samples] for n, item in enumerate(closed)}
-    opened = [item for item in items if item["checker"] == "open"]
-    scores = (
-        judge(
-            [teacher.score_request(item["prompt"], item["meta"]["worked"]) for item in opened],
-            teacher.parse_score,
-            "score",
-        )
-        if judge and opened
-        else [{}] * len(opened)
-    )
-    scored = {id(item): row for item, row in zip(opened, scores, strict=True)}
+    scored = _scores([item for item in items if item["checker"] == "open"], judge)
     for item in items:
         if item["checker"] == "code":
             stage, note = _tested(item)
         elif item["checker"] == "open":
-            score = scored[id(item)].get("value")
-            if score is None:
-                stage, note = "not verified", scored[id(item)].get("error", "no judge")
-            else:
-                stage, note = ("" if score > LEAST_SCORE else "score too low"), f"score {score:g}"
+            stage, note = _scored(scored[id(item)])
         else:
-            texts = [row["text"] for row in solved[id(item)] if "text" in row]
-            agreed = sum(grade.grade(item, text)["correct"] for text in texts)
-            note = f"{agreed} of {samples} solutions agree"
-            stage = (
-                ""
-                if texts and agreed >= AGREE * samples
-                else "teacher disagrees"
-                if texts
-                else "not verified"
-            )
+            stage, note = _solved(item, solved[id(item)], samples)
         if stage:
             rejects.append(_reject(item, stage, note))
         else:
@@ -135,10 +116,35 @@ def verify(items: list[dict], ask, samples: int, judge=None) -> tuple[list[dict]
     return kept, rejects
 
 
+def _scores(items: list[dict], judge) -> dict[int, dict]:
+    """{id() of an open item: the judge's reply}; empty replies without a judge."""
+    rows: list[dict] = [{}] * len(items)
+    if judge and items:
+        requests = [teacher.score_request(item["prompt"], item["meta"]["worked"]) for item in items]
+        rows = judge(requests, teacher.parse_score, "score")
+    return {id(item): row for item, row in zip(items, rows, strict=True)}
+
+
+def _scored(reply: dict) -> tuple[str, str]:
+    """("", note) when the judge's score is high enough; else (stage, why)."""
+    score = reply.get("value")
+    if score is None:
+        return "not verified", reply.get("error", "no judge")
+    return "" if score > LEAST_SCORE else "score too low", f"score {score:g}"
+
+
+def _solved(item: dict, replies: list[dict], samples: int) -> tuple[str, str]:
+    """("", note) when enough of the teacher's solutions reach its own answer; else (stage, why)."""
+    texts = [reply["text"] for reply in replies if "text" in reply]
+    agreed = sum(grade.grade(item, text)["correct"] for text in texts)
+    note = f"{agreed} of {samples} solutions agree"
+    if not texts:
+        return "not verified", note
+    return "" if agreed >= AGREE * samples else "teacher disagrees", note
+
+
 def _tested(item: dict) -> tuple[str, str]:
     """("", note) when the code passes its tests and the tests can fail; else (stage, why)."""
-    from lib.evaluation import grade
-
     result = grade.grade(item, item["meta"]["worked"])
     if not result["correct"]:
         return "fails its tests", result["reason"]
@@ -155,8 +161,7 @@ def _tested(item: dict) -> tuple[str, str]:
 
 
 def choose(items: list[dict], examples: int) -> list[dict]:
-    """At most `examples` of the accepted items, the same share of every cluster, earlier ones
-    first."""
+    """At most `examples` of the items, the same share of every cluster, earlier ones first."""
     groups: dict[int, list[dict]] = {}
     for item in items:
         groups.setdefault(item["cluster"], []).append(item)
@@ -171,15 +176,13 @@ def choose(items: list[dict], examples: int) -> list[dict]:
 def write_mix(
     accepted: list[dict], curated: Path, index, share: float, seed: int, folder: Path
 ) -> dict:
-    """Write mixed.jsonl, the accepted items with `share` of rows of the curated file, and
-    control.jsonl.
+    """Write mixed.jsonl and control.jsonl into `folder`, and count what is in them.
 
-    The control has as many rows, curated ones alone. Curated rows that `index` recognises (an
-    evaluation item, a question set aside) are in neither. Returns {"new", "original", "share",
-    "contaminated" (rows of mixed.jsonl that `index` recognises when it is read back: 0)}.
+    The mix is the accepted items with `share` of rows of the curated file. The control has as many
+    rows, curated ones alone. Curated rows that `index` recognises (an evaluation item, a question
+    set aside) are in neither. Returns {"new", "original", "share", "contaminated" (rows of
+    mixed.jsonl that `index` recognises when it is read back: 0)}.
     """
-    from lib.training import tune
-
     originals, mixed = folder / "originals.jsonl", folder / "mixed.jsonl"
     write_jsonl(originals, (row for row in read_jsonl(curated) if not _known(row, index)))
     rows = {row["id"]: row for row in map(to_row, accepted)}
@@ -219,24 +222,29 @@ def table(
     accepted: list[dict],
     labels: dict[int, str],
 ) -> list[dict]:
-    """A row a cluster: wanted, written, lost at each stage that took any, accepted."""
-    stages = [stage for stage in STAGES if any(row["stage"] == stage for row in rejects)]
-    lost = Counter((row["cluster"], row["stage"]) for row in rejects)
-    good, rows = Counter(item["cluster"] for item in accepted), []
-    for name in [*sorted({plan["cluster"] for plan in plans}), None]:
-        mine = [n for n, plan in enumerate(plans) if name is None or plan["cluster"] == name]
-        row = {
-            "cluster": "all" if name is None else f"{name}: {labels[name]}",
-            "wanted": sum(plans[n]["wanted"] for n in mine),
-            "written": sum(len(replies[n].get("value", [])[: plans[n]["wanted"]]) for n in mine),
-        }
-        row |= {
-            stage: sum(
-                count for (own, at), count in lost.items() if at == stage and name in (None, own)
-            )
-            for stage in stages
-        }
-        rows.append(row | {"accepted": sum(good.values()) if name is None else good[name]})
+    """A row a cluster, and one of all: wanted, written, refused, accepted."""
+    refused = Counter(row["cluster"] for row in rejects)
+    good = Counter(item["cluster"] for item in accepted)
+    wanted, written = Counter(), Counter()
+    for plan, reply in zip(plans, replies, strict=True):
+        wanted[plan["cluster"]] += plan["wanted"]
+        written[plan["cluster"]] += len(reply.get("value", [])[: plan["wanted"]])
+    counts = {"wanted": wanted, "written": written, "refused": refused, "accepted": good}
+    rows = [
+        {"cluster": f"{number}: {labels[number]}"}
+        | {name: count[number] for name, count in counts.items()}
+        for number in sorted(wanted)
+    ]
+    return [*rows, {"cluster": "all"} | {name: sum(c.values()) for name, c in counts.items()}]
+
+
+def refusals(rejects: list[dict]) -> list[dict]:
+    """A row a stage that took any, in their order: how many, and the first of its reasons."""
+    rows = []
+    for stage in STAGES:
+        reasons = [row["reason"] for row in rejects if row["stage"] == stage]
+        if reasons:
+            rows.append({"stage": stage, "examples": len(reasons), "for example": reasons[0][:120]})
     return rows
 
 

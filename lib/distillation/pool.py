@@ -1,12 +1,10 @@
-"""The failure pool: checkable questions from training splits, streamed; never one that a reported
-number rests on.
+"""The failure pool: checkable questions of training splits, none that a reported number rests on.
 
 Packaged sources: reasoning-gym families from seeds of their own, knowledge about the training
 subjects, functions with examples in their docstrings (each example becomes a test). From a folder:
-the training files under evals/. From
-00: rows of train.jsonl that end in the sentence the graders look for. A question belongs to one of
-two parts by the hash of its content: `pool` is asked, `teacher` is where new examples come from
-when gold answers stand in for one.
+the training files under evals/. From 00: rows of train.jsonl that end in the sentence the graders
+look for. A question belongs to one of two parts by the hash of its content: `pool` is asked,
+`teacher` is where new examples come from when gold answers stand in for one.
 """
 
 from __future__ import annotations
@@ -21,15 +19,15 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from lib import domains, prompts
-from lib.evaluation import extract, tasks, tasks_files
+from lib.evaluation import extract, grade, tasks, tasks_files
 from lib.files import content_hash, from_root, read_jsonl
+from lib.packaged import functions as packaged_code
 from lib.packaged import generated as generated_items
 from lib.packaged import knowledge as knowledge_items
+from lib.packaged import rows as packaged_rows
 
-SEEDS = {
-    "pool": 4_000_000,
-    "teacher": 5_000_000,
-}  # beside those of train, probe and test in tasks_packaged
+# beside those of train, probe and test in lib.packaged.generated
+SEEDS = {"pool": 4_000_000, "teacher": 5_000_000}
 TEACHER_SHARE = 40  # per cent of the questions of a finite source that are kept for the teacher
 SOURCES = domains.POOL  # questions each gives in its turn
 ROW = 10**9  # more than any source holds
@@ -45,24 +43,23 @@ def stream(
     sources: list[str],
     part: str,
     *,
-    data: Path | None = None,
+    data: str = tasks.PACKAGED,
     curated: Path | None = None,
     forbidden: frozenset[str] = frozenset(),
 ) -> Iterator[dict]:
     """Items of a part, sources in turn, without repeats and without what `forbidden` holds.
 
-    part: "pool" or "teacher". data: folder with evals/, for "files". curated: train.jsonl of 00,
-    for "curated".
-    forbidden: content hashes of questions and of whole prompts (`forbidden_contents`). An item is
-    one of `lib.prompts.item` whose meta may also hold "worked", a gold answer written out. Ends
-    when every source is exhausted; generated items are without end for practical sizes. Raises
-    ValueError for an unknown source, or one whose place is not given.
+    part: "pool" or "teacher". data: "packaged", or a folder with evals/, for "files". curated:
+    train.jsonl of 00, for "curated". forbidden: content hashes of questions and of whole prompts
+    (`forbidden_contents`). An item is one of `lib.prompts.item` whose meta may also hold "worked",
+    a gold answer written out. Ends when every source is exhausted; generated items are without end
+    for practical sizes. Raises ValueError for an unknown source, or one whose place is not given.
     """
     if unknown := set(sources) - set(SOURCES):
         raise ValueError(
             f"unknown source {sorted(unknown)[0]!r} of the pool; known: {', '.join(SOURCES)}"
         )
-    if "files" in sources and data is None:
+    if "files" in sources and data == tasks.PACKAGED:
         raise ValueError(
             "the source 'files' needs `data` to be a folder with evals/; leave it out or name one"
         )
@@ -71,7 +68,7 @@ def stream(
         "knowledge": lambda: _mine(knowledge(), part),
         "code": lambda: _mine(functions(), part),
         "curated": lambda: _mine(from_rows(curated), part),
-        "files": lambda: _mine(from_files(data), part),
+        "files": lambda: _mine(from_files(from_root(data)), part),
     }
     seen = set(forbidden)
     running = {name: makers[name]() for name in sources}
@@ -81,40 +78,39 @@ def stream(
             if not turn:
                 del running[name]
             for item in turn:
-                if not seen & (mine := contents(item)):
-                    seen |= mine
+                hashes = contents(item)
+                if not seen & hashes:
+                    seen |= hashes
                     yield item
 
 
 def contents(item: dict) -> set[str]:
-    """The hashes under which an item is recognised: its bare question with options, and the whole
-    prompt."""
+    """The hashes under which an item is recognised: question, question with options, prompt."""
     return {item["id"], content_hash(item["meta"]["question"]), content_hash(item["prompt"])}
 
 
 def forbidden_contents(data: str, curated: Path, evaluation: list[tuple]) -> frozenset[str]:
-    """Hashes of every evaluation and probe question, and of what 00 keeps for validation,
-    calibration, thresholds.
+    """Hashes of every evaluation and probe question, and of what 00 keeps apart.
 
-    data: "packaged" or a folder, as text; evaluation: (name, question, answer) of
-    `tasks.evaluation_texts(data)`.
+    That is for validation, calibration and thresholds. data: "packaged" or a folder, as text;
+    evaluation: (name, question, answer) of `tasks.evaluation_texts(data)`.
     """
-    found = {content_hash(question) for _, question, _ in evaluation}
+    hashes = {content_hash(question) for _, question, _ in evaluation}
     if data == tasks.PACKAGED:
         probes = chain(
             *(generated_items.generated(name, "probe") for name in ("math", "reasoning")),
             knowledge_items.items("probe"),
         )
     else:
-        probes = chain(
-            *(tasks_files.items(from_root(data), name, "probe") for name in tasks.CATEGORIES)
-        )
+        folder = from_root(data)
+        probes = chain(*(tasks_files.items(folder, name, "probe") for name in tasks.CATEGORIES))
     for item in probes:
-        found |= contents(item)
+        hashes |= contents(item)
     for name in ("validation", "calibration", "threshold"):
-        if (path := curated / f"{name}.jsonl").exists():
-            found |= {content_hash(row["instruction"]) for row in read_jsonl(path)}
-    return frozenset(found)
+        path = curated / f"{name}.jsonl"
+        if path.exists():
+            hashes |= {content_hash(row["instruction"]) for row in read_jsonl(path)}
+    return frozenset(hashes)
 
 
 def _mine(items: Iterator[dict], part: str) -> Iterator[dict]:
@@ -125,22 +121,12 @@ def generated(part: str, size: int = ROW) -> Iterator[dict]:
     """reasoning-gym items, family after family in turn, from the seeds of a part."""
     import reasoning_gym
 
-    from lib.packaged import rows as packaged_rows
-
-    sets = [
-        (
-            category,
-            name,
-            checker,
-            config,
-            reasoning_gym.create_dataset(name, seed=SEEDS[part], size=size, **config),
-        )
-        for category, table in (
-            ("math", generated_items.MATH),
-            ("reasoning", generated_items.REASONING),
-        )
-        for name, (checker, config) in table.items()
-    ]
+    sets = []
+    for category in ("math", "reasoning"):
+        table = generated_items.MATH if category == "math" else generated_items.REASONING
+        for name, (checker, config) in table.items():
+            dataset = reasoning_gym.create_dataset(name, seed=SEEDS[part], size=size, **config)
+            sets.append((category, name, checker, config, dataset))
     for index in range(size):
         for category, name, checker, config, dataset in sets:
             entry = json.loads(json.dumps(dataset[index], default=str))
@@ -165,8 +151,7 @@ def generated(part: str, size: int = ROW) -> Iterator[dict]:
 
 
 def knowledge() -> Iterator[dict]:
-    """Choices about the training subjects, asked forwards as in 00, and backwards as nowhere
-    else."""
+    """Choices about the training subjects, asked as in 00, and backwards as nowhere else."""
     backwards = {
         "capitals": "Which of these countries has the capital {0}?",
         "symbols": "Which element has the chemical symbol {0}?",
@@ -205,15 +190,11 @@ def knowledge() -> Iterator[dict]:
 
 
 def functions() -> Iterator[dict]:
-    """Functions whose docstrings hold examples: a value that an example shows is a test of the mbpp
-    kind.
+    """Functions whose docstrings hold examples; a value that one shows is a test of the mbpp kind.
 
     Only examples that call the function itself and show a literal count, and only functions that
     pass their own.
     """
-    from lib.evaluation import grade
-    from lib.packaged import functions as packaged_code
-
     for function in packaged_code.all_functions():
         tests = doctests(function["doc"], function["name"])
         if not tests:
@@ -238,31 +219,27 @@ def functions() -> Iterator[dict]:
 
 
 def doctests(doc: str, name: str) -> list[str]:
-    """`assert name(...) == value` for every example of a docstring that calls `name` and shows a
-    literal."""
+    """`assert name(...) == value` for each example in a docstring that calls `name`."""
     try:
         examples = doctest.DocTestParser().get_examples(doc)
     except ValueError:
         return []
-    found = []
+    tests = []
     for example in examples:
+        if "#" in example.source or "\n" in example.want.strip():
+            continue  # a directive, or a value cut in lines
         try:
             call = ast.parse(example.source.strip(), mode="eval").body
             ast.literal_eval(example.want.strip())
-            if (
-                "#" in example.source or "\n" in example.want.strip()
-            ):  # a directive, or a value cut in lines
-                continue
         except (SyntaxError, ValueError):
             continue
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == name:
-            found.append(f"assert {example.source.strip()} == {example.want.strip()}")
-    return found
+            tests.append(f"assert {example.source.strip()} == {example.want.strip()}")
+    return tests
 
 
 def from_rows(path: Path | None) -> Iterator[dict]:
-    """Curated mathematics rows without history whose response ends in "The answer is ..."
-    (MetaMathQA's do)."""
+    """Curated mathematics rows without history that end in "The answer is ...", as MetaMathQA's."""
     if path is None:
         raise ValueError("the source 'curated' needs train.jsonl of 00_curate")
     for row in read_jsonl(path):
@@ -284,8 +261,7 @@ def from_rows(path: Path | None) -> Iterator[dict]:
 
 
 def from_files(data: Path) -> Iterator[dict]:
-    """Training splits of published sets in <data>/evals/, those that are there, category after
-    category in turn."""
+    """Training splits of published sets in <data>/evals/ that are there, categories in turn."""
     categories = [tasks_files.items(data, name, "train") for name in ("math", "code", "reasoning")]
     for item in chain.from_iterable(filter(None, items) for items in zip_longest(*categories)):
         worked = item["gold"]

@@ -1,5 +1,4 @@
-"""What the teacher is asked, in one place: new examples for a cluster of failures, solutions,
-scores, a label.
+"""What the teacher is asked, in one place: new examples for a cluster, solutions, scores, a label.
 
 A teacher is a function (requests, parse, label) -> rows as `endpoint.Client.chat` gives them: an
 endpoint asked by chat or by batch, or the gold answers of training splits (`GoldTeacher`), which
@@ -13,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from lib import prompts
+from lib.endpoints import batches
+from lib.evaluation import grade
 from lib.files import content_hash
 
 SYSTEM = (
@@ -49,19 +50,12 @@ LABEL = """A small language model failed at these exercises, which a program has
 
 Name what they have in common in at most six words. Reply with JSON only: {{"label": "..."}}"""
 CHECKERS = {"number": "math", "choice": "choice", "text": "exact", "code": "code", "open": "open"}
-KINDS = {
-    "math": "number",
-    "choice": "choice",
-    "code": "code",
-    "open": "open",
-}  # of an item's checker; others are text
+# kind of an item's checker; those of others are "text"
+KINDS = {"math": "number", "choice": "choice", "code": "code", "open": "open"}
 SURPLUS = 1.25  # examples asked for, to one that is wanted: filters take some
 SHOTS = 4  # failures shown in a request
 WRITE_TOKENS, SOLVE_TOKENS = 1000, 2000  # limits of a reply: for each new example, for a solution
-SAMPLED = {
-    "temperature": 0.7,
-    "reasoning_effort": "low",
-}  # a setting that an endpoint refuses is left out
+SAMPLED = {"temperature": 0.7, "reasoning_effort": "low"}  # what an endpoint refuses is left out
 SHOT_CHARS = 700  # of each text in a shown example
 MOST_CHARS = 4000  # of a question or an answer that is accepted
 
@@ -87,9 +81,8 @@ def allot(sizes: dict[int, int], total: int) -> dict[int, int]:
     whole = sum(sizes.values())
     exact = {name: total * size / whole for name, size in sizes.items()}
     parts = {name: int(value) for name, value in exact.items()}
-    for name in sorted(exact, key=lambda name: parts[name] - exact[name])[
-        : total - sum(parts.values())
-    ]:
+    most_cut_first = sorted(exact, key=lambda name: parts[name] - exact[name])
+    for name in most_cut_first[: total - sum(parts.values())]:
         parts[name] += 1
     return parts
 
@@ -97,9 +90,9 @@ def allot(sizes: dict[int, int], total: int) -> dict[int, int]:
 def write_requests(
     failures: list[dict], labels: dict[int, str], examples: int, per_request: int
 ) -> list[dict]:
-    """Requests for new examples: [{"cluster", "wanted", "request"}], clusters in proportion to
-    their failures.
+    """Requests for new examples, as many a cluster as its share of the failures.
 
+    Rows: {"cluster", "wanted", "request"}.
     failures: training rows of 17 with "cluster". Asked for is SURPLUS times `examples`. Which
     failures are shown rotates with the set, in an order fixed by content hash; sets have distinct
     numbers, so no two requests are equal.
@@ -129,8 +122,7 @@ def write_requests(
 
 
 def solve_requests(items: Iterable[dict], samples: int) -> list[dict]:
-    """`samples` requests an item, one after the other, each with the prompt that a model under test
-    would see."""
+    """`samples` requests an item in a row, each with the prompt that a model under test sees."""
     return [
         {
             "messages": [{"role": "user", "content": item["prompt"]}],
@@ -172,12 +164,13 @@ def _object(text: str) -> dict:
 
 
 def parse_examples(text: str) -> list[dict]:
-    """The examples of a reply, whatever they hold; ValueError unless the whole reply is the JSON
-    that was asked for."""
-    found = _object(text).get("examples")
-    if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
+    """The examples of a reply, whatever they hold; ValueError unless it is the JSON asked for."""
+    examples = _object(text).get("examples")
+    if not isinstance(examples, list) or not examples:
         raise ValueError(f"the reply needs a list `examples` of objects: {text[:80]!r}")
-    return found
+    if not all(isinstance(example, dict) for example in examples):
+        raise ValueError(f"the reply needs a list `examples` of objects: {text[:80]!r}")
+    return examples
 
 
 def parse_score(text: str) -> float:
@@ -211,10 +204,7 @@ def to_item(example: dict) -> dict:
         raise ValueError("too long")
     working = example.get("working") if isinstance(example.get("working"), str) else ""
     options, tests = example.get("options") or [], example.get("tests") or []
-    if not all(
-        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-        for texts in (options, tests)
-    ):
+    if not (_texts(options) and _texts(tests)):
         raise ValueError("options or tests are no list of texts")
     meta, answer, first = {}, answer.strip(), ""
     if kind == "choice":
@@ -227,9 +217,8 @@ def to_item(example: dict) -> dict:
         meta, first, answer = {"tests": tests, "style": "mbpp"}, tests[0], code
     worked = f"```python\n{answer}\n```" if kind == "code" else answer
     if kind in ("number", "choice", "text"):
-        worked = "\n".join(
-            filter(None, (working.strip(), f"{prompts.ANSWER_MARK} {answer.rstrip('.')}."))
-        )
+        final = f"{prompts.ANSWER_MARK} {answer.rstrip('.')}."
+        worked = "\n".join(filter(None, (working.strip(), final)))
     category = {"number": "math", "code": "code", "open": "creativity"}.get(kind, "reasoning")
     return prompts.item(
         f"teacher_{kind}",
@@ -244,11 +233,17 @@ def to_item(example: dict) -> dict:
     )
 
 
-def asker(how: str, client, poll_s: float) -> Callable:
-    """The function that asks an endpoint: by "chat" or by "batch", looking every `poll_s`
-    seconds."""
-    from lib.endpoints import batches
+def _texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
+
+def asker(how: str, client, poll_s: float) -> Callable:
+    """The function that asks an endpoint: by "chat", or by "batch" with a look every `poll_s` s.
+
+    Raises ValueError for another way, or without a client.
+    """
+    if client is None:
+        raise ValueError("name the model that teaches in teacher_model")
     if how == "chat":
         return client.chat
     if how != "batch":
@@ -280,8 +275,9 @@ class GoldTeacher:
     def reply(self, messages: list[dict]) -> str:
         """The text of a reply; ValueError for a message that gold answers cannot reply to."""
         text = messages[-1]["content"]
-        if (found := self.worked.get(content_hash(text))) is not None:
-            return found
+        worked = self.worked.get(content_hash(text))
+        if worked is not None:
+            return worked
         asked = re.search(r"Write set (\d+): (\d+) new exercises", text)
         if not asked:
             raise ValueError(
@@ -293,9 +289,8 @@ class GoldTeacher:
             for line in text.splitlines()
             if line.startswith('{"question":')
         ]
-        tasks = [
-            task for one in shown if (task := self.task_of.get(content_hash(one))) in self.by_task
-        ]
+        tasks = [self.task_of.get(content_hash(question)) for question in shown]
+        tasks = [task for task in tasks if task in self.by_task]
         examples = []
         for place in range(count if tasks else 0):
             own = self.by_task[tasks[(number + place) % len(tasks)]]
@@ -322,16 +317,12 @@ class GoldTeacher:
         rows = []
         for request in requests:
             try:
-                text = self.reply(request["messages"])
-                rows.append(
-                    {"text": text, "cached": False, **({"value": parse(text)} if parse else {})}
-                )
+                row = {"text": self.reply(request["messages"]), "cached": False}
+                rows.append(row | {"value": parse(row["text"])} if parse else row)
             except ValueError as error:
                 rows.append({"error": f"gold answers: {error}"})
         return rows
 
 
 def _final(item: dict) -> str:
-    from lib.evaluation import grade
-
     return grade.gold_answer(item["gold"]) if item["checker"] == "math" else item["gold"]

@@ -103,7 +103,7 @@ def documented_functions() -> Iterator[dict]:
     their values.
 
     In the shape of HumanEval, each call of the documentation a test. Whether the function itself
-    passes (it may need more than it imports) has to be tried: `lib.distillation.self_distill.pool`
+    passes (it may need more than it imports) has to be tried: `lib.distillation.training_prompts`
     does.
     """
     from lib.packaged import functions as packaged_code
