@@ -17,55 +17,6 @@ def path(folder: Path, system: str) -> Path:
     return Path(folder) / f"generations-{system}.jsonl"
 
 
-def generate(
-    items: list[dict],
-    loaded: tuple,
-    *,
-    folder: Path,
-    system: str,
-    model_key: str,
-    seed: int,
-    max_new_tokens: int,
-    max_new_tokens_code: int,
-    batch_size: int,
-    n: int = 1,
-    temperature: float = 0.0,
-) -> None:
-    """Generate n answers an item with `loaded` (model, tokenizer) and save
-    generations-<system>.jsonl.
-
-    Rows: {"id", "sample", "text", "tokens", "finish", "seconds"}. Finished samples are also kept in
-    store.jsonl beside it, so that a killed run goes on where it stopped.
-    """
-    from lib.generation.generate import generate as run
-
-    rows: dict[str, list[dict]] = {}
-    for limit, code in ((max_new_tokens, False), (max_new_tokens_code, True)):
-        group = [item for item in items if (item["checker"] == "code") == code]
-        if group:
-            samples = run(
-                *loaded,
-                [item["prompt"] for item in group],
-                n=n,
-                temperature=temperature,
-                max_new_tokens=limit,
-                seed=seed,
-                batch_size=batch_size,
-                model_key=model_key,
-                store=Path(folder) / "store.jsonl",
-                progress=f"{system}, {'code' if code else 'all but code'}",
-            )
-            rows |= {item["id"]: row for item, row in zip(group, samples, strict=True)}
-    write_jsonl(
-        path(folder, system),
-        (
-            {"id": item["id"], "sample": k, **row}
-            for item in items
-            for k, row in enumerate(rows[item["id"]])
-        ),
-    )
-
-
 def read(folder: Path, system: str, sample: int = 0) -> dict[str, dict]:
     """{item id: row} of one sample. FileNotFoundError says how to get the file."""
     file = path(folder, system)
