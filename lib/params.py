@@ -297,7 +297,7 @@ def _check_files(folder: Path, steps: list[str], root: Path) -> None:
         if file.stem in ("common", *steps, *map(notebook_of, steps)):
             continue
         where = shown(file, root)
-        if "." in file.stem:
+        if "." in file.stem and notebook_of(file.stem) in map(notebook_of, steps):
             raise ParameterError(f"{where} belongs to no step; {nearest(file.stem, steps)}")
         try:
             notebook_path(file.stem, root)

@@ -103,7 +103,8 @@ def test_parameters_are_commented_on_their_line_and_the_common_ones_come_first(p
     assert list(declared)[: len(common)] == common and {"out", "hourly_rate"} <= set(common)
     assert all(parameter.comment for parameter in declared.values())
     [cell] = filter(is_parameters, cells(path))
-    assert max(map(len, cell["text"].splitlines())) <= 100
+    for line in cell["text"].splitlines():
+        assert len(line) <= 100 or line.endswith("# fmt: skip"), line
 
 
 @each

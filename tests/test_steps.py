@@ -95,6 +95,7 @@ def test_a_variant_has_the_values_of_its_notebook_under_its_own(varied):
         ("02_varied.code", "domain: reasoning", "domain of the step 02_varied.code is 'code'"),
         ("02_varied", "domain: reasoning", "domain of the step 02_varied.code is 'code'"),
         ("02_varied.cod", "{}", "belongs to no step; the nearest valid one is '02_varied.code'"),
+        ("04_gone.code", "{}", "belongs to no notebook: notebooks/04_gone.ipynb is missing"),
         ("02_varied.code", "kk: 1", "02_varied.code.yaml: notebook 02_varied has no parameter"),
     ],
 )
@@ -110,6 +111,10 @@ def test_the_variant_is_not_for_the_command_line_and_its_file_is_not_optional(va
     (varied.root / "params/tiny/02_varied.reasoning.yaml").unlink()
     with pytest.raises(ParameterError, match="02_varied.reasoning.yaml is missing"):
         effective(varied)
+
+
+def test_one_step_alone_does_not_mind_the_files_of_variants(varied):
+    assert effective(varied, names=["01_first"]).keys() == {"01_first"}
 
 
 def test_variants_is_a_list_in_common_yaml(varied):

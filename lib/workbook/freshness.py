@@ -112,26 +112,28 @@ def library(codes: list[str], root: Path) -> dict[str, str]:
     notebook = _module("\x1e".join(codes), "notebook", "")
     used: dict[str, str] = {}
     waiting = [name for definition in notebook.definitions.values() for name in definition.uses]
-    seen, opened = set(), {}
+    seen: set[str] = set()
+    places: dict[str, Path | None] = {}
+    modules: dict[Path, Module] = {}
     while waiting:
         name = waiting.pop()
         if name in seen:
             continue
         seen.add(name)
-        dotted, path = _locate(name, root, opened)
+        dotted, path = _locate(name, root, places)
         if path is None or dotted in RUNNERS:
             continue
-        module = _open(dotted, path, opened)
+        if path not in modules:
+            modules[path] = _read(dotted, path)
+        module = modules[path]
         attribute = name.removeprefix(dotted).lstrip(".").partition(".")[0]
         if attribute in module.imports and attribute not in module.definitions:
             rest = name.removeprefix(f"{dotted}.{attribute}")
             waiting.append(module.imports[attribute] + rest)
         package = path.name == "__init__.py"
-        whole = attribute not in module.imports.keys() | module.definitions.keys() | {TOP}
-        whole &= not package or attribute in ("", WHOLE) or attribute.startswith("__")
-        if whole and package:  # as a value: all of its modules
-            inside = [p for p in path.parent.iterdir() if p.suffix == ".py" or p.is_dir()]
-            waiting += [f"{dotted}.{p.stem}.{WHOLE}" for p in inside if p.stem.isidentifier()]
+        whole = _is_whole(attribute, module, package)
+        if whole and package:
+            waiting += [f"{dotted}.{inside}.{WHOLE}" for inside in _modules_in(path.parent)]
         wanted = module.definitions if whole else {attribute, TOP}
         for part in module.definitions.keys() & wanted:
             definition = module.definitions[part]
@@ -141,6 +143,18 @@ def library(codes: list[str], root: Path) -> dict[str, str]:
         parent = dotted.rpartition(".")[0]
         waiting += [f"{parent}.{TOP}"] if parent else []
     return dict(sorted(used.items()))
+
+
+def _is_whole(attribute: str, module: Module, package: bool) -> bool:
+    """Whether a name means a module as a value, or something in it that cannot be told apart."""
+    if package:
+        return attribute in ("", WHOLE) or attribute.startswith("__")
+    return attribute not in module.imports.keys() | module.definitions.keys() | {TOP}
+
+
+def _modules_in(folder: Path) -> list[str]:
+    inside = [path for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()]
+    return [path.stem for path in inside if path.stem.isidentifier()]
 
 
 def _files(definition: Definition, folder: Path, root: Path, used: dict[str, str]) -> list[str]:
@@ -158,27 +172,25 @@ def _files(definition: Definition, folder: Path, root: Path, used: dict[str, str
     return modules
 
 
-def _locate(name: str, root: Path, opened: dict) -> tuple[str, Path | None]:
+def _locate(name: str, root: Path, places: dict[str, Path | None]) -> tuple[str, Path | None]:
     """The longest beginning of a dotted name that is a module of lib, and its file (or None)."""
     dotted, path = "", None
     words = name.split(".")
     for count in range(1, len(words) + 1) if words[0] == "lib" else ():
         candidate = ".".join(words[:count])
-        if candidate not in opened:
+        if candidate not in places:
             base = root.joinpath(*words[:count])
             files = [base.with_suffix(".py"), base / "__init__.py"]
-            opened[candidate] = next((file for file in files if file.is_file()), None)
-        if opened[candidate] is None:
+            places[candidate] = next((file for file in files if file.is_file()), None)
+        if places[candidate] is None:
             break
-        dotted, path = candidate, opened[candidate]
+        dotted, path = candidate, places[candidate]
     return dotted, path
 
 
-def _open(dotted: str, path: Path, opened: dict) -> Module:
-    if path not in opened:
-        package = dotted if path.name == "__init__.py" else dotted.rpartition(".")[0]
-        opened[path] = _module(path.read_text(encoding="utf-8"), dotted, package)
-    return opened[path]
+def _read(dotted: str, path: Path) -> Module:
+    package = dotted if path.name == "__init__.py" else dotted.rpartition(".")[0]
+    return _module(path.read_text(encoding="utf-8"), dotted, package)
 
 
 @cache
@@ -204,6 +216,9 @@ def _module(text: str, dotted: str, package: str) -> Module:
     return module
 
 
+PLAIN = (ast.Name, ast.Tuple, ast.List, ast.Starred, ast.expr_context)  # x, y = ...
+
+
 def _defined(statement: ast.stmt) -> list[str]:
     """The names that a top-level statement defines; [] of an import, [TOP] of any other."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -215,16 +230,12 @@ def _defined(statement: ast.stmt) -> list[str]:
         return [TOP] if star else []
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        names = [n for target in targets for n in ast.walk(target) if not _is_context(n)]
-        if all(isinstance(n, (ast.Name, ast.Tuple, ast.List, ast.Starred)) for n in names):
-            return [n.id for n in names if isinstance(n, ast.Name)]
+        parts = [part for target in targets for part in ast.walk(target)]
+        if all(isinstance(part, PLAIN) for part in parts):
+            return [part.id for part in parts if isinstance(part, ast.Name)]
     if isinstance(statement, ast.If) and "__name__" in ast.dump(statement.test):
         return [GUARD]
     return [TOP]
-
-
-def _is_context(node: ast.AST) -> bool:
-    return isinstance(node, ast.expr_context)
 
 
 def _imports(statement: ast.AST, package: str) -> dict[str, str]:
