@@ -85,7 +85,9 @@ def orphans(stage, near, threshold: float, check: int = 2000) -> int:
 def contaminated(paths: Iterable, index, workers: int = 1) -> list[dict]:
     """Rows of some JSON lines that repeat an evaluation item, every row looked at once more."""
     lines = chain.from_iterable(map(_lines, paths))
-    return list(chain.from_iterable(parallel.each(partial(_matched, index=index), lines, workers)))
+    return list(
+        chain.from_iterable(parallel.map_batches(partial(_matched, index=index), lines, workers))
+    )
 
 
 def _lines(path):

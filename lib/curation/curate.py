@@ -1,5 +1,4 @@
-"""From raw sources to training splits, streaming: stage files on disk, numpy arrays of hashes in
-memory.
+"""From raw sources to training splits, streaming: stage files on disk, hashes in memory.
 
 Stages, in order: read and normalise, fitness filters, English, decontamination (one pass a source,
 `ingest`); exact duplicates, near-duplicates (`deduplicate`, over all sources); splits
@@ -48,14 +47,14 @@ def ingest(
     progress=True,
     workers: int = 1,
 ) -> dict:
-    """Read one source into `folder`: <name>.rows.jsonl, <name>.rejects.jsonl and last <name>.json,
-    returned.
+    """Read one source into `folder`; returns what <name>.json, written last, says of it.
 
-    source: from `sources.find`. index: `decontaminate.Index` of the evaluation sets. settings:
-    min_chars, max_chars, max_repetition, max_row_bytes and `evaluation` (a key of the evaluation
-    texts). limit: raw rows to read, 0 for all. workers: processes that judge rows; the files are
-    the same for any number. Files of an earlier run are reused when source, settings and code are
-    unchanged. Stage rows carry `origin`, "file:line".
+    Beside it stand <name>.rows.jsonl and <name>.rejects.jsonl. source: from `sources.find`. index:
+    `decontaminate.Index` of the evaluation sets. settings: min_chars, max_chars, max_repetition,
+    max_row_bytes and `evaluation` (a key of the evaluation texts). limit: raw rows to read, 0 for
+    all. workers: processes that judge rows; the files are the same for any number. Those of an
+    earlier run are reused when source, settings and code are unchanged. Stage rows carry `origin`,
+    "file:line".
     """
     from tqdm import tqdm
 
@@ -77,7 +76,7 @@ def ingest(
     paths = folder / f"{name}.rows.jsonl", folder / f"{name}.rejects.jsonl"
     judged_by = partial(_judge_batch, source=source, name=name, index=index, settings=settings)
     with replacing(paths[0]) as kept, replacing(paths[1]) as rejected:
-        judged = parallel.each(
+        judged = parallel.map_batches(
             judged_by, tqdm(raw, desc=source["name"], unit=" rows", **shown), workers
         )
         for lines, refused, seen in judged:
@@ -111,14 +110,12 @@ def _judge_batch(batch, **about):
 def judge(
     batch, *, source: dict, name: str, index, settings: dict
 ) -> tuple[list[dict], list[dict], dict]:
-    """(rows that pass, rows refused, counters) of raw (place, row, reason) triples: the stages of
-    `ingest`.
+    """(rows that pass, rows refused, counters) of raw (place, row, reason): the stages of `ingest`.
 
     place: line, or another word for where in the source a row stands; row None is one that could
     not be read, for that reason. Rows carry `origin`, "file:place"; those refused carry stage and
-    reason, too. counters: Counter by
-    name: "counts" of raw rows, of those that passed and of those that each stage refused,
-    "reasons", "hits" and so on.
+    reason, too. counters: Counter by name: "counts" of raw rows, of those that passed and of those
+    that each stage refused, "reasons", "hits" and so on.
     """
     seen = {what: Counter() for what in ("counts", "reasons", "languages", "layouts", "hits")}
     kept, rejected = [], []
@@ -171,15 +168,16 @@ def _judge(
         codes[code] += 1
         if not language.english(code):
             yield made, "foreign", f"language {code} ({score:.2f})"
-        elif found := index.match(evidence(made), made["instruction"]):
-            yield made, "contaminated", f"{found[0][0]}: {found[0][1]}"
+            continue
+        repeated = index.match(evidence(made), made["instruction"])
+        if repeated:
+            yield made, "contaminated", f"{repeated[0][0]}: {repeated[0][1]}"
         else:
             yield made, None, ""
 
 
 def evidence(row: dict) -> str:
-    """All turns of a row, one after the other: what is compared, and where an evaluation item could
-    hide."""
+    """All turns of a row in order: what is compared, and where an evaluation item could hide."""
     turns = [turn for pair in row.get("history") or [] for turn in pair]
     return "\n".join([*turns, row["instruction"], row["response"]])
 
@@ -239,8 +237,7 @@ class Stage:
                 handle.close()
 
     def priority(self):
-        """Rank of every row under the keep rule, lower stays: earlier source, longer response,
-        smaller id."""
+        """Rank of every row, lower stays: earlier source, longer response, smaller id."""
         import numpy as np
 
         rank = np.empty(len(self), np.float64)

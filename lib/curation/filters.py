@@ -1,5 +1,4 @@
-"""What a row is about, how hard it is, and whether it is fit for training: short stated rules, no
-model.
+"""What a row is about, how hard it is, and whether it is fit: short stated rules, no model.
 
 Rules, not truth: a domain is the highest score of a handful of patterns, a difficulty counts
 visible signs of work. Both are meant for balance tables and sampling, and both are printed with
@@ -124,8 +123,7 @@ def difficulty(instruction: str, response: str, level: str | int | None = None) 
 
 
 def repetition(text: str, words: int = 5) -> float:
-    """Share of the word runs of this length that repeat an earlier one: 0 for fresh text, 1 for a
-    loop."""
+    """Share of word runs of this length that repeat an earlier one: 0 fresh text, 1 a loop."""
     tokens = text.split()
     total = len(tokens) - words + 1
     return (

@@ -35,8 +35,7 @@ class Unusable(ValueError):
 
 
 def text(value) -> str:
-    """A cell as clean text: strings stripped, Windows line ends and end-of-text marks removed, None
-    empty."""
+    """A cell as clean text: stripped, no Windows line ends or end-of-text marks; None empty."""
     if value is None:
         return ""
     if isinstance(value, (int, float)):
@@ -47,7 +46,7 @@ def text(value) -> str:
 
 
 def _first(row: dict, *keys: str) -> str:
-    return next((found for key in keys if (found := text(row.get(key)))), "")
+    return next(filter(None, (text(row.get(key)) for key in keys)), "")
 
 
 def _ask(instruction: str, context: str = "") -> str:
@@ -59,8 +58,7 @@ def _ask(instruction: str, context: str = "") -> str:
 
 
 def _flat(row: dict) -> list[dict]:
-    """Alpaca and kin, Dolly, OpenOrca, MetaMathQA, prompt/completion, question/answer: one field a
-    side."""
+    """Alpaca and kin, Dolly, OpenOrca, MetaMathQA, question/answer ...: one field a side."""
     asked = _first(row, "instruction", "question", "query", "prompt", "problem", "text")
     asked = asked or ("" if "instruction" in row else _first(row, "input"))
     context = _first(row, "context", "input")
@@ -94,8 +92,7 @@ def _flat(row: dict) -> list[dict]:
 
 
 def _category(row: dict) -> str:
-    """What the source files the row under: Dolly's category, or OpenOrca's mixture ("cot" of the id
-    "cot.86217")."""
+    """What the source files a row under: Dolly's category, or "cot" of OpenOrca's "cot.86217"."""
     if isinstance(row.get("category"), str):
         return text(row["category"])
     return str(row.get("id")).partition(".")[0] if "system_prompt" in row else ""
@@ -157,8 +154,7 @@ def _turns(turns: list[tuple[str, str]], system: str = "") -> list[dict]:
 
 
 def _chat(row: dict) -> list[dict]:
-    """ShareGPT `conversations` (from, value), `messages` (role, content), preference demos with
-    `chosen`."""
+    """ShareGPT `conversations` (from, value), `messages` (role, content), demos with `chosen`."""
     if row.get("label") is False:
         raise Unusable("labelled undesirable")
     messages = row.get("messages") or row.get("conversations")
@@ -253,25 +249,25 @@ def normalise(raw: dict, source: str, licence: str) -> list[dict]:
         raise Unusable(
             f"unknown layout with keys {', '.join(list(row)[:8])}; known layouts: {known}"
         )
-    rows = []
-    for part in schema[1](row):
-        history, system = part.get("history") or [], part.get("system") or ""
-        asked, answer = part["instruction"], part["response"]
-        rows.append(
-            {
-                "id": content_hash(
-                    system, *(turn for pair in history for turn in pair), asked, answer
-                ),
-                "instruction": asked,
-                "response": answer,
-                **({"system": system} if system else {}),
-                **({"history": history} if history else {}),
-                "source": source,
-                "domain": filters.domain(source, asked, answer, part.get("category", "")),
-                "difficulty": filters.difficulty(asked, answer, part.get("level")),
-                "licence": text(row.get("licence")) or licence,
-            }
-        )
+    licence = text(row.get("licence")) or licence
+    rows = [_row(part, source, licence) for part in schema[1](row)]
     if not rows:
         raise Unusable("no instance in the task")
     return rows
+
+
+def _row(part: dict, source: str, licence: str) -> dict:
+    """The one shape of a row, from what a reader of SCHEMAS made."""
+    history, system = part.get("history") or [], part.get("system") or ""
+    asked, answer = part["instruction"], part["response"]
+    turns = (turn for pair in history for turn in pair)
+    row = {"id": content_hash(system, *turns, asked, answer)}
+    row |= {"instruction": asked, "response": answer}
+    row |= {"system": system} if system else {}
+    row |= {"history": history} if history else {}
+    return row | {
+        "source": source,
+        "domain": filters.domain(source, asked, answer, part.get("category", "")),
+        "difficulty": filters.difficulty(asked, answer, part.get("level")),
+        "licence": licence,
+    }

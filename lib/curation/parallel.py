@@ -16,16 +16,15 @@ _function: Callable | None = None  # what the processes forked next call; it nee
 
 def batches(items: Iterable, size: int = BATCH) -> Iterator[list]:
     """Lists of `size` items, the last one shorter."""
-    found = iter(items)
-    while batch := list(islice(found, size)):
+    left = iter(items)
+    while batch := list(islice(left, size)):
         yield batch
 
 
-def each(
+def map_batches(
     function: Callable[[list], object], items: Iterable, workers: int = 1, size: int = BATCH
 ) -> Iterator:
-    """function(batch) for the batches of `items`, in order, in `workers` forked processes; 1 takes
-    none.
+    """function(batch) for the batches of `items`, in order, in forked processes; 1 takes none.
 
     Items and results are pickled; the function and what it holds (indexes, models) are inherited,
     so a string hashes alike everywhere. Four batches a worker are under way. RuntimeError when a

@@ -22,8 +22,7 @@ Raw = tuple[int, dict | None, str | None]
 
 
 def read_file(path: str | Path, max_bytes: int = MAX_BYTES) -> Iterator[Raw]:
-    """Rows of a JSONL, JSON, CSV or TSV file, .gz or not. A file that breaks off yields one last
-    reason."""
+    """Rows of a JSONL, JSON, CSV or TSV file, .gz or not; a broken one ends with a reason."""
     path = Path(path)
     name = path.name.removesuffix(".gz")
     last = 0
@@ -139,8 +138,7 @@ _CONTAINER_BYTES = 64_000_000  # one JSON object that wraps all rows has to be r
 
 
 def _read_json(handle, max_bytes: int) -> Iterator[Raw]:
-    """Elements of a JSON array, values written one after the other, or the rows inside one
-    object."""
+    """Elements of a JSON array, values one after the other, or the rows inside one object."""
     held, count = None, 0
     for count, piece in enumerate(_pieces(handle, max_bytes), 1):
         if count == 1:
@@ -166,8 +164,7 @@ def _read_json(handle, max_bytes: int) -> Iterator[Raw]:
 
 
 def _unwrap(whole: dict) -> list:
-    """The rows of a file that is one object: a list under a usual name, objects keyed by id, or
-    itself."""
+    """Rows of a file that is one object: a list under a usual name, objects by id, or itself."""
     for name in _CONTAINERS:
         if isinstance(whole.get(name), list):
             return whole[name]
@@ -182,8 +179,7 @@ def _element(number: int, piece: bytes | None, max_bytes: int) -> Raw:
 
 
 def _pieces(handle, max_bytes: int) -> Iterator[bytes | None]:
-    """The bytes of each top-level value (or element of a top-level array); None for one beyond the
-    limit.
+    """Bytes of each top-level value, or element of a top-level array; None beyond the limit.
 
     Splits on brackets outside strings, so one broken element does not spoil its neighbours; numbers
     and other bare words between elements are passed over.

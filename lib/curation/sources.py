@@ -57,27 +57,23 @@ def stem(path: Path) -> str:
 
 
 def find(names: list[str], data: str | Path, revision_of=None) -> list[dict]:
-    """The sources of a run in priority order: [{name, kind: file|hub, path, revision, fingerprint,
-    licence}].
+    """The sources of a run in priority order: name, kind, path, revision, fingerprint, licence.
 
-    names: Hub names (`owner/name` or `owner/name@revision`) or files; empty takes every data file
-    of `data` (of its `instruct/` folder when there is one), by name. `revision_of` replaces
-    `hub_revision` in tests. Raises SourceError naming what is missing and what exists, and for two
-    sources of one name.
+    kind: "file" or "hub". names: Hub names (`owner/name` or `owner/name@revision`) or files; empty
+    takes every data file of `data` (of its `instruct/` folder when there is one), by name.
+    `revision_of` replaces `hub_revision` in tests. Raises SourceError naming what is missing and
+    what exists, and for two sources of one name.
     """
-    found = (
-        [_named(name, data, revision_of or hub_revision) for name in names]
-        if names
-        else _all_of(data)
-    )
+    ask = revision_of or hub_revision
+    chosen = [_named(name, data, ask) for name in names] if names else _all_of(data)
     seen: set[str] = set()
-    for source in found:
+    for source in chosen:
         if source["name"] in seen:
             raise SourceError(
                 f"two sources are called {source['name']}; rename one file, or name a source once"
             )
         seen.add(source["name"])
-    return found
+    return chosen
 
 
 def _all_of(data: str | Path) -> list[dict]:
@@ -150,8 +146,7 @@ def _file(path: Path) -> dict:
 
 
 def hub_revision(repo: str, wanted: str = "") -> tuple[str, str]:
-    """(commit, licence) of a Hub data set, newest or at `wanted`. Raises SourceError when
-    unreachable."""
+    """(commit, licence) of a Hub data set, newest or at `wanted`. SourceError when unreachable."""
     from huggingface_hub import HfApi
 
     try:
@@ -178,8 +173,7 @@ def read(source: dict, max_bytes: int = MAX_BYTES, limit: int = 0) -> Iterator[R
 
 
 def read_hub(source: dict) -> Iterator[Raw]:
-    """Stream the train split of a Hub data set at its recorded commit; nothing is downloaded
-    whole."""
+    """Stream the train split of a Hub data set at its commit; nothing is downloaded whole."""
     import datasets
 
     stream = datasets.load_dataset(

@@ -1,5 +1,4 @@
-"""Compiled search for what a text shares with an index: runs of its words, whole questions in it,
-and its lines."""
+"""Compiled search for what a text shares with an index: runs of words, whole questions, lines."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ CLOSES = "?.!:;,\"'"  # signs that end a question and say nothing
 
 @lru_cache(maxsize=1)
 def classes() -> np.ndarray:
-    """What each code point is, uint8: \\w, \\s and the ends of lines as Python's `re` and
-    `splitlines` have them."""
+    """What each code point is, uint8: \\w, \\s and line ends as `re` and `splitlines` have them."""
     table = np.where(word_table(), WORD, SIGN).astype(np.uint8)
     for point in range(0x3001):  # no blank stands above the ideographic one
         if chr(point).isspace():
@@ -28,11 +26,11 @@ def classes() -> np.ndarray:
 
 @kernel
 def tokens(buffer, kinds):
-    """(hashes uint64, kinds uint8) of the words, the single signs and the line ends of UTF-8 bytes,
-    without blanks.
+    """(hashes uint64, kinds uint8) of the words, single signs and line ends of UTF-8 bytes.
 
-    kinds: of `classes`. A token's kind is WORD, SIGN, CLOSING or BREAK (hash 0)."""
-    hashes, found = np.empty(len(buffer) + 1, np.uint64), np.empty(len(buffer) + 1, np.uint8)
+    kinds: of `classes`. A token's kind is WORD, SIGN, CLOSING or BREAK (hash 0); blanks are none.
+    """
+    hashes, made = np.empty(len(buffer) + 1, np.uint64), np.empty(len(buffer) + 1, np.uint8)
     count, at, word, inside = 0, 0, uint64(0), False
     while at < len(buffer):
         point, at = code_point(buffer, at)
@@ -43,7 +41,7 @@ def tokens(buffer, kinds):
             inside = True
             continue
         if inside:
-            hashes[count], found[count] = word, WORD
+            hashes[count], made[count] = word, WORD
             count += 1
             word, inside = uint64(0), False
         if kind == BREAK and point == 10 and at > 1 and buffer[at - 2] == 13:
@@ -51,12 +49,12 @@ def tokens(buffer, kinds):
         if kind != SPACE:
             sign = uint64(point) * uint64(MIX)
             hashes[count] = uint64(0) if kind == BREAK else sign ^ (sign >> uint64(29))
-            found[count] = kind
+            made[count] = kind
             count += 1
     if inside:
-        hashes[count], found[count] = word, WORD
+        hashes[count], made[count] = word, WORD
         count += 1
-    return hashes[:count], found[:count]
+    return hashes[:count], made[:count]
 
 
 @kernel
@@ -76,8 +74,7 @@ def whole(words):
 
 @kernel
 def windows(words, length):
-    """Hash, uint64, of every run of `length` word hashes: a rolling polynomial in MIX, mixed once
-    more."""
+    """Hash, uint64, of every run of `length` word hashes: a rolling polynomial in MIX, mixed."""
     out = np.empty(max(0, len(words) - length + 1), np.uint64)
     rolling, leaving = uint64(0), uint64(1)
     for _ in range(length):
@@ -98,9 +95,10 @@ def _two_bits(key):
 
 @kernel
 def filter_bits(keys):
-    """A Bloom filter of two bits a key in one of its words, uint64: tells all but one in a hundred
-    keys outside apart, and half a million keys take two megabytes, which stay near the processor
-    (Putze, Sanders, Singler 2007).
+    """A Bloom filter of two bits a key in one of its words, uint64.
+
+    It tells all but one in a hundred keys outside apart, and half a million keys take two
+    megabytes, which stay near the processor (Putze, Sanders, Singler 2007).
     """
     size = 16
     while 2 * size < len(keys):
@@ -113,8 +111,7 @@ def filter_bits(keys):
 
 @kernel
 def position(key, keys, bits):
-    """Position of a key in sorted `keys`, -1 where it is not among them. bits: their
-    `filter_bits`."""
+    """Position of a key in sorted `keys`, -1 where it is not there. bits: their `filter_bits`."""
     wanted = _two_bits(key)
     if bits[(key >> uint64(12)) & uint64(len(bits) - 1)] & wanted == wanted:
         at = np.searchsorted(keys, key)
@@ -125,14 +122,16 @@ def position(key, keys, bits):
 
 @kernel
 def find(hashes, kinds, lengths, keys, bits):
-    """Runs of words, of each of the `lengths`, that the sorted `keys` hold: int64 rows (position in
-    keys, start, length); start counts words."""
+    """Runs of words, of each of the `lengths`, that the sorted `keys` hold.
+
+    Returns int64 rows (position in keys, start, length); start counts words.
+    """
     words, count = hashes[kinds == WORD], 0
     out = np.empty((len(words) * len(lengths), 3), np.int64)
     for length in lengths:
-        found = windows(words, length)
-        for start in range(len(found)):
-            at = position(found[start], keys, bits)
+        runs = windows(words, length)
+        for start in range(len(runs)):
+            at = position(runs[start], keys, bits)
             if at >= 0:
                 out[count, 0], out[count, 1], out[count, 2] = at, start, length
                 count += 1
@@ -143,10 +142,11 @@ def find(hashes, kinds, lengths, keys, bits):
 def find_questions(
     hashes, kinds, questions, question_bits, minimum, starts, start_bits, edges, lengths
 ):
-    """Positions in the sorted `questions` (`whole` hashes) of every line of the tokens, its closing
-    signs apart, and of every run of tokens that is one: it begins with `minimum` tokens of the
-    sorted `starts`, and lengths[edges[i]:edges[i + 1]] says how long questions of that beginning
-    are."""
+    """Positions in the sorted `questions` (`whole` hashes) of lines and runs of the tokens.
+
+    A line counts without its closing signs. A run begins with `minimum` tokens of the sorted
+    `starts`, and lengths[edges[i]:edges[i + 1]] says how long questions of that beginning are.
+    """
     out, count = np.empty(len(hashes) + 1, np.int64), 0
     first = 0
     for i in range(len(hashes) + 1):
@@ -164,9 +164,9 @@ def find_questions(
                 count += 1
             first = i + 1
     signs = hashes[kinds != BREAK]
-    found = windows(signs, minimum)
-    for start in range(len(found)):
-        beginning = position(found[start], starts, start_bits)
+    beginnings = windows(signs, minimum)
+    for start in range(len(beginnings)):
+        beginning = position(beginnings[start], starts, start_bits)
         for length in (
             lengths[edges[beginning] : edges[beginning + 1]] if beginning >= 0 else lengths[:0]
         ):

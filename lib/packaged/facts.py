@@ -86,13 +86,13 @@ def _forms(words: list[str]) -> list[tuple[str, str]]:
 def _questions(words: list[str], other: str) -> list[tuple[str, str]]:
     """(request, answer) about what words a list holds, and with another word in it."""
     listed, longest = ", ".join(words), max(words, key=len)
-    which = f"Which of these words is the longest: {listed}? Name the first if several are."
+    question = f"Which of these words is the longest: {listed}? Name the first if several are."
     return [
         (
             f"How many words are in this list: {listed}?",
             f"There are {len(words)} words in the list.",
         ),
-        (which, f"The longest is {longest}, with {len(longest)} letters."),
+        (question, f"The longest is {longest}, with {len(longest)} letters."),
         (f"Replace {words[0]} by {other} in this list: {listed}.", ", ".join([other, *words[1:]])),
     ]
 

@@ -1,5 +1,4 @@
-"""Code training items without a data set: documented functions of the standard library and pinned
-packages.
+"""Code training items without a data set: documented functions of Python and pinned packages.
 
 Only functions that stand alone are taken: every name is a builtin, their own, or a standard-library
 import that goes with them. HumanEval stays out through decontamination, like every other evaluation
@@ -102,7 +101,7 @@ def _of_file(path: Path) -> Iterator[dict]:
 
 def _imports(text: str) -> dict[str, str]:
     """Standard-library names a module imports at its top, with the line that does."""
-    found = {}
+    lines = {}
     for match in IMPORT.finditer(text):
         try:
             node = ast.parse(match.group()).body[0]
@@ -117,10 +116,9 @@ def _imports(text: str) -> dict[str, str]:
                 and "." not in alias.name
             ):
                 line = f"from {module} import {alias.name}" if module else f"import {alias.name}"
-                found[alias.asname or alias.name] = line + (
-                    f" as {alias.asname}" if alias.asname else ""
-                )
-    return found
+                renamed = f" as {alias.asname}" if alias.asname else ""
+                lines[alias.asname or alias.name] = line + renamed
+    return lines
 
 
 def _item(node: ast.AST, source: str, imports: dict[str, str]) -> dict | None:
@@ -149,8 +147,7 @@ def _item(node: ast.AST, source: str, imports: dict[str, str]) -> dict | None:
 
 
 def _short(doc: str) -> str:
-    """The first paragraph and at most three examples of a docstring: what a caller would ask
-    for."""
+    """First paragraph and at most three examples of a docstring: what a caller would ask for."""
     first = doc.strip().split("\n\n")[0].strip()
     calls = [
         one for one in examples(doc) if one.want and not one.source.startswith(("from ", "import "))

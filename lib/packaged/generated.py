@@ -75,9 +75,7 @@ FAMILIES = {  # what training rows may be generated from, with SEEDS["train"]
 
 
 def generated(category: str, split: str) -> Iterator[dict]:
-    """The fixed pool of reasoning-gym items of `math` or `reasoning` for a split, generator after
-    generator.
-    """
+    """The fixed pool of reasoning-gym items of `math` or `reasoning`, generator after generator."""
     import reasoning_gym
 
     size = TRAIN_POOL if split == "train" else POOL
@@ -99,8 +97,7 @@ def generated(category: str, split: str) -> Iterator[dict]:
 
 
 def documented_functions() -> Iterator[dict]:
-    """Training items for code: functions of installed packages whose documentation shows calls and
-    their values.
+    """Training items for code: functions whose documentation shows calls and their values.
 
     In the shape of HumanEval, each call of the documentation a test. Whether the function itself
     passes (it may need more than it imports) has to be tried: `lib.distillation.training_prompts`
@@ -198,7 +195,6 @@ def _dataset(name: str, config: str):
 
 
 def verify(meta: dict, answer: str) -> float:
-    """Score of reasoning-gym's own verifier for an answer to the item with this meta: 0 to 1, 1 is
-    right."""
+    """Score of reasoning-gym's own verifier for an answer to an item: 0 to 1, 1 is right."""
     dataset = _dataset(meta["generator"], json.dumps(meta["config"], sort_keys=True))
     return float(dataset.score_answer(answer, meta["entry"]))

@@ -61,8 +61,7 @@ def gym(category: str, seed: int, per_family: int) -> Iterator[dict]:
 
 
 def background(per_family: int = 600) -> Iterator[str]:
-    """Questions of every family from yet other seeds: wording they share is no sign of
-    contamination."""
+    """Questions of every family from yet other seeds: their wording is no contamination."""
     import reasoning_gym
 
     for families in generated.FAMILIES.values():

@@ -1,5 +1,4 @@
-"""Prompts written for this project (Apache-2.0): verifiable instructions in the manner of IFEval,
-and open ones.
+"""Prompts written for this project (Apache-2.0): verifiable instructions, and open ones.
 
 Each instruction prompt is a short request with one or two constraints that
 `lib.evaluation.constraints` can check, so a small model can do some of them within 200 tokens. Test
