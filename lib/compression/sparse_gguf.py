@@ -10,13 +10,13 @@ from pathlib import Path
 
 from lib import plots
 from lib.compression import from_gguf, llamacpp, pack, sizes
-from lib.compression.prune import smallest
 
 
 def zero_smallest(source: str | Path, out: str | Path, share: float) -> Path:
     """Copy the 16-bit GGUF `source` with a share of each attention and MLP matrix at exact zero.
 
-    The weights of smallest magnitude are the ones that go; tables, norms and metadata stay. Raises
+    The weights of smallest magnitude go, and with the last of them all of its magnitude, so that a
+    16-bit matrix may lose a little more than the share; tables, norms and metadata stay. Raises
     ValueError for a share outside [0, 1) or a source that is quantised.
     """
     import numpy as np
@@ -39,7 +39,9 @@ def zero_smallest(source: str | Path, out: str | Path, share: float) -> Path:
         data = np.memmap(temporary, np.uint8, "r+")
         for tensor in matrices:
             values = data[tensor.begin : tensor.begin + tensor.bytes].view(np.float16)
-            values[smallest(np.abs(values), int(share * values.size))] = 0
+            size, count = np.abs(values), int(share * values.size)
+            if count:
+                values[size <= np.partition(size, count - 1)[count - 1]] = 0
         data.flush()
         temporary.replace(out)
     finally:
