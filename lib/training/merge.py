@@ -236,8 +236,8 @@ def audit_tables(logits: dict, answers: dict, seed: int) -> tuple[list[dict], li
         rows.append(
             {
                 "variant": label,
-                "max |dlogit|": known(max(row["max_abs"] for row in compared)),
-                "mean |dlogit|": known(float(mean)),
+                "max logit gap": known(max(row["max_abs"] for row in compared)),
+                "mean logit gap": known(float(mean)),
                 "KL (nats)": known(_mean_kl(compared)),
                 "same greedy token": stats.proportion(same, sum(positions)),
             }
