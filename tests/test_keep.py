@@ -6,7 +6,7 @@ import pytest
 
 from lib import report, run
 from lib.params import ParameterError
-from lib.workbook import state
+from lib.workbook import publish, state
 from tests.test_run import VALUES
 
 NAMES = ["01_first", "02_second"]
@@ -73,7 +73,7 @@ def test_a_run_that_is_under_way_is_refused(finished):
 
 
 def test_a_failure_while_the_page_is_drawn_changes_nothing(finished, monkeypatch):
-    monkeypatch.setattr(report, "write", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(publish, "write", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         keep(finished)
     assert (finished.root / "outputs/kept/metrics/01_first.json").read_text() == "old"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import params, report
+from lib import params
 from lib.files import ROOT
-from lib.workbook import gates, steps
+from lib.workbook import gates, publish, steps
 from tests.openai_server import Server
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -270,9 +270,11 @@ def test_the_smoke_profile_runs_end_to_end_and_is_fresh_afterwards():
         assert (
             "did not finish" not in page
             and "under way" not in page
-            and page.count("data:image/png") == len(report.FIGURES)
+            and page.count("data:image/png") == len(publish.FIGURES)
         )
-        unmeasured = {g["id"] for g in report.collect(out, ROOT, STEPS)[2] if g["measured"] is None}
+        unmeasured = {
+            g["id"] for g in publish.collect(out, ROOT, STEPS)[2] if g["measured"] is None
+        }
         allowed = {
             "train-cost",
             "distill-spend",

@@ -11,7 +11,7 @@ from lib import plots, report, run
 from lib.estimates import Estimate
 from lib.files import atomic_write_json, write_jsonl
 from lib.markdown import folded
-from lib.workbook import freshness, gate_figure, leakage, page, record, state, summary
+from lib.workbook import freshness, gate_figure, leakage, page, publish, record, state, summary
 
 NAMES = ["01_first", "02_second"]
 ESTIMATE = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 90, "unit": "share"}
@@ -35,7 +35,7 @@ def first(project):
 
 
 def words(project, **options):
-    report.write(project.out, root=project.root, names=NAMES, **options)
+    publish.write(project.out, root=project.root, names=NAMES, **options)
     return (project.out / "README.md").read_text(), (project.out / "index.html").read_text()
 
 
@@ -113,11 +113,11 @@ def test_a_notebook_keeps_what_it_folds_and_links_its_transcripts(project):
     cells = [v4.new_code_cell("k = 1", outputs=[output])]
     project.out.mkdir(parents=True)
     nbformat.write(v4.new_notebook(cells=cells), project.out / "01_first.ipynb")
-    html = report.notebook_html(project.out, "01_first").read_text()
+    html = publish.notebook_html(project.out, "01_first").read_text()
     assert "transcripts/" not in html
     (project.out / "transcripts").mkdir()
     (project.out / "transcripts/01_first.html").touch()
-    html = report.notebook_html(project.out, "01_first").read_text()
+    html = publish.notebook_html(project.out, "01_first").read_text()
     assert 'href="../transcripts/01_first.html"' in html
     inside = html.partition("<summary>2 parameters</summary>")[2].partition("</details>")[0]
     assert "<table" in inside and "<code>k</code>" in inside
@@ -135,7 +135,7 @@ def test_code_free_notebook_has_output_but_no_code_and_fetches_nothing(project, 
     cells += [v4.new_code_cell("secret = 1", outputs=outputs)]
     project.out.mkdir(parents=True)
     nbformat.write(v4.new_notebook(cells=cells), project.out / "01_first.ipynb")
-    html = report.notebook_html(project.out, "01_first").read_text()
+    html = publish.notebook_html(project.out, "01_first").read_text()
     assert "printed &lt;b&gt;" in html and "secret" not in html and "SomeWarning" not in html
     assert "<script" not in html and external(html) == []
     assert html.count('<div class="out"><table') == html.count("<table") == 2

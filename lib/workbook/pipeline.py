@@ -16,7 +16,7 @@ from typing import TextIO
 from lib import params
 from lib.files import ROOT, shown
 from lib.params import ParameterError
-from lib.workbook import freshness, gates, notebook, record, state
+from lib.workbook import freshness, gates, notebook, publish, record, state
 from lib.workbook.progress import clock
 from lib.workbook.steps import STEPS, Step, of_run, select
 
@@ -141,9 +141,7 @@ def _run_all(run: Run) -> int:
     except KeyboardInterrupt:
         _publish(run, [])
         raise
-    from lib import report
-
-    run.tell(record.verdict(report.collect(run.out, run.root, list(run.steps))[2]))
+    run.tell(record.verdict(publish.collect(run.out, run.root, list(run.steps))[2]))
     page = f"{shown(run.out, run.root)}/index.html"
     run.tell(f"page: {page}, after {clock(time.monotonic() - began)}")
     return code
@@ -151,12 +149,10 @@ def _run_all(run: Run) -> int:
 
 def _publish(run: Run, pending: list[str], executed: str = "") -> int:
     """Renew the page; a fault of it must not cost the run, so it is printed and counted: 0 or 1."""
-    from lib import report
-
     try:
         if executed:
-            report.notebook_html(run.out, executed)
-        report.write(run.out, root=run.root, names=list(run.steps), pending=pending)
+            publish.notebook_html(run.out, executed)
+        publish.write(run.out, root=run.root, names=list(run.steps), pending=pending)
     except Exception as error:
         run.tell(f"  the report could not be written: {type(error).__name__}: {error}")
         return 1
