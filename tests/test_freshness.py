@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from lib.files import ROOT
-from lib.workbook import freshness, state, steps
+from lib.workbook import definitions, freshness, state, steps
 
 MODULE = '''"""About."""
 import os
@@ -133,7 +133,11 @@ def test_a_number_three_calls_deep_in_another_module_is_seen(written):
         ("from lib import m\n\ndef g(m):\n    return m.f", set()),
         ("from lib import m\n\ndef g():\n    m = 1\n    return m", set()),
         ("from lib import m\n\ndef g(x: m.f):\n    return x", set()),
+        ("from lib import m\n[m.f for m in 'ab']", set()),
+        ("from lib import m\n\ndef g():\n    return [m for m in 'ab'], m.f", {"m.f"}),
+        ("from lib import m\n\ndef g():\n    class A:\n        m = 1\n    return m.f", {"m.f"}),
         ("from lib import m\n\n@m.f\ndef g():\n    pass", {"m.f"}),
+        ("class A:\n    from lib import m\n    x = m.f", {"m.f"}),
         ("from lib import m\n\ndef g(x=m.C):\n    pass", {"m.C", "m.N"}),
         ("from lib import m\nm.C.method", {"m.C", "m.N"}),
         ("from lib import m\nm.again()", {"m.f"}),
@@ -263,7 +267,7 @@ def all_parts(root):
 
 
 def test_of_the_real_library_what_is_meant_counts_and_it_is_fast(copied):
-    freshness._module.cache_clear()
+    definitions.read.cache_clear()
     began = time.process_time()
     before = all_parts(copied)
     assert time.process_time() - began < 2, "seconds for the whole pipeline"
