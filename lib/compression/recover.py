@@ -15,6 +15,7 @@ from lib.compression import measure, prune
 from lib.files import write_jsonl
 from lib.training.conversations import messages_of
 from lib.training.losses import autocast
+from lib.training.train import add_lora
 
 
 def distil(
@@ -38,8 +39,6 @@ def distil(
     fit one 80 GB card. Returns {"curve": [{"step", "tokens", "kl" (held out, nats a token)}],
     "tokens"}. Raises ValueError when there is too little text for the steps.
     """
-    from lib.training.train import add_lora
-
     steps, batch, rank = settings["steps"], settings["batch"], settings["lora_r"]
     if len(train) < steps * batch:
         raise ValueError(
