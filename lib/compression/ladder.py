@@ -72,29 +72,22 @@ def speed(model, prompt: list[int], tokens: int) -> float:
 
 
 def point(
-    path: Path,
-    examples,
-    keep: Path,
-    prompt: list[int],
-    *,
-    tokens: int,
-    threads: int,
-    adapters=None,
-    scales=None,
+    path: Path, examples, keep: Path, prompt: list[int], *, tokens: int, threads: int
 ) -> dict:
-    """Bytes, `runtime.answer_losses` and speed of one file, with adapters at their scales."""
+    """{"file", "bytes", "types" (tensors a type), "tokens_per_second", and the losses} of a file.
+
+    keep: what `reference` wrote. prompt: token ids, after which `tokens` are decoded for the speed.
+    """
     longest = max(*(len(example["input_ids"]) for example in examples), len(prompt) + tokens)
-    with Gguf(path, context=longest + 8, sequences=1, threads=threads, adapters=adapters) as model:
-        if adapters:
-            model.set_adapters(scales or [1.0] * len(adapters))
-        sums = answer_losses(model, examples, keep)
+    with Gguf(path, context=longest + 8, sequences=1, threads=threads) as model:
+        columns = answer_losses(model, examples, keep)
         rate = speed(model, prompt, tokens)
     return {
         "file": Path(path).name,
         "bytes": sizes.measure(path, entropy=False)["bytes"],
         "types": type_counts(path),
         "tokens_per_second": rate,
-        **sums,
+        **columns,
     }
 
 
@@ -290,51 +283,6 @@ def answer_agreement(model, reader, tokenizer, prompts: list[str], tokens: int) 
             }
         )
     return rows
-
-
-def answer(
-    model,
-    tokenizer,
-    items: list[dict],
-    out: Path,
-    *,
-    system: str,
-    max_new_tokens: int,
-    seed: int,
-    n: int = 1,
-    temperature: float = 0.0,
-) -> None:
-    """Answers of a loaded `runtime.Gguf` to evaluation items, raw, as generations-<system>.jsonl
-    for `answers.read`.
-
-    Rows: {"id", "sample", "text", "tokens", "finish", "seconds", "logprobs", "pieces" (text of each
-    token)}.
-    """
-    from lib.evaluation import answers
-    from lib.files import write_jsonl
-
-    texts = [generate.render(tokenizer, generate.as_messages(item["prompt"])) for item in items]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    samples = model.generate(
-        ids, max_new_tokens=max_new_tokens, n=n, temperature=temperature, seed=seed
-    )
-    write_jsonl(
-        answers.path(out, system),
-        (
-            {
-                "id": item["id"],
-                "sample": number,
-                "text": tokenizer.decode(row["ids"], skip_special_tokens=True),
-                "tokens": len(row["logprobs"]),
-                "finish": row["finish"],
-                "seconds": row["seconds"],
-                "logprobs": [round(value, 5) for value in row["logprobs"]],
-                "pieces": [tokenizer.decode([token]) for token in row["ids"]],
-            }
-            for item, rows in zip(items, samples, strict=True)
-            for number, row in enumerate(rows)
-        ),
-    )
 
 
 def figure(rows: list[dict]):
