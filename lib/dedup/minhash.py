@@ -37,6 +37,11 @@ def kernel(function):
         return njit(nogil=True)(function)
 
 
+def inlined(function):
+    """A kernel that becomes part of its caller: handing over many arrays a row takes time."""
+    return njit(inline="always")(function)
+
+
 def permutations(count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """The odd factors and offsets, uint32, that datasketch's affine32 scheme draws."""
     draw = np.random.RandomState(seed)

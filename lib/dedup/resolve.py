@@ -13,7 +13,7 @@ from numba import uint64
 from lib.dedup import textfile
 from lib.dedup.candidates import CROWD
 from lib.dedup.jaccard import Texts, alike, scratch
-from lib.dedup.minhash import different_bits, kernel, ones
+from lib.dedup.minhash import different_bits, inlined, kernel, ones
 
 
 class Entries(NamedTuple):
@@ -117,7 +117,7 @@ def _resolve(texts, entries, kept, choice, most, threshold, order, scratch, stam
     return scratch, stamp
 
 
-@kernel
+@inlined
 def _compare(texts, entries, kept, choice, most, threshold, row, scratch, stamp):
     """Compare a row with the kept rows of its buckets: (pairs compared, scratch, stamp)."""
     buckets, inner, owner, sketches, crowd = entries
@@ -170,7 +170,7 @@ def _decide(texts, choice, threshold, row, other, scratch, stamp):
     return scratch
 
 
-@kernel
+@inlined
 def _keep(entries, kept, row):
     """Put the entries of a row that stays into their buckets."""
     buckets, inner, _, sketches, _ = entries
