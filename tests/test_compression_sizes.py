@@ -240,4 +240,4 @@ def test_what_is_no_artefact_is_refused(tmp_path):
     ],
 )
 def test_kinds(name, kind):
-    assert sizes.kind_of(name) == kind
+    assert gguf_types.kind_of(name) == kind

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 from lib import models
-from lib.compression.sizes import kind_of
 
 # File types with their number in llama.cpp's enum llama_ftype and the type that most tensors get.
 FTYPES = {
@@ -85,6 +84,24 @@ ATTENTION_OUTPUT = {
     "Q3_K_L": "Q5_K",
     "IQ3_M": "Q4_K",
 }
+
+
+# Parts of tensor names, GGUF and transformers alike; the first that is found decides.
+PARTS = (
+    ("adapter", ("lora_a", "lora_b", ".lora_")),
+    ("norms", ("norm",)),
+    ("vocabulary", ("token_embd", "embed_tokens", "lm_head")),
+    ("attention", ("attn_", "self_attn")),
+    ("mlp", ("ffn_", "mlp.", "feed_forward")),
+)
+
+
+def kind_of(name: str) -> str:
+    """The kind of a tensor by its name, GGUF's or transformers'; "other" when nothing fits."""
+    lowered = name.lower()
+    if lowered in ("output.weight", "output"):
+        return "vocabulary"
+    return next((kind for kind, parts in PARTS if any(part in lowered for part in parts)), "other")
 
 
 def architecture(config: dict, metadata_bytes: int | None = None) -> dict:

@@ -12,18 +12,11 @@ import struct
 from pathlib import Path
 
 from lib import plots
+from lib.compression import from_gguf, gguf_types
 
 KINDS = ("vocabulary", "attention", "mlp", "norms", "adapter", "other", "metadata", "packed")
 WEIGHTS = KINDS[:6]
 
-# Parts of tensor names, GGUF and transformers alike; the first that is found decides.
-PARTS = (
-    ("adapter", ("lora_a", "lora_b", ".lora_")),
-    ("norms", ("norm",)),
-    ("vocabulary", ("token_embd", "embed_tokens", "lm_head")),
-    ("attention", ("attn_", "self_attn")),
-    ("mlp", ("ffn_", "mlp.", "feed_forward")),
-)
 
 # What compressed-tensors stores beside a weight: (ending, does it hold the weights themselves)
 ENDINGS = (
@@ -56,14 +49,6 @@ SAFETENSORS_BYTES = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
-
-
-def kind_of(name: str) -> str:
-    """The kind of a tensor by its name, GGUF's or transformers'; "other" when nothing fits."""
-    lowered = name.lower()
-    if lowered in ("output.weight", "output"):
-        return "vocabulary"
-    return next((kind for kind, parts in PARTS if any(part in lowered for part in parts)), "other")
 
 
 def measure(path: str | Path, entropy: bool = True) -> dict:
@@ -142,13 +127,11 @@ def _gguf_rows(path: Path, entropy: bool) -> list[dict]:
     import gguf
     import numpy as np
 
-    from lib.compression.from_gguf import table
-
     rows, data = [], np.memmap(path, np.uint8, "r")
-    for tensor in table(path):
+    for tensor in from_gguf.table(path):
         width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.type]][1]
         row = {
-            "kind": kind_of(tensor.name),
+            "kind": gguf_types.kind_of(tensor.name),
             "type": tensor.type,
             "bytes": tensor.bytes,
             "parameters": math.prod(tensor.shape),
@@ -166,7 +149,7 @@ def _safetensors_rows(path: Path, entropy: bool) -> list[dict]:
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         row = {
-            "kind": kind_of(name),
+            "kind": gguf_types.kind_of(name),
             "type": entry["dtype"],
             "bytes": end - begin,
             "parameters": _weights(name, entry["shape"], unpacked),
