@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -163,6 +164,17 @@ def test_a_model_is_taken_from_a_step_that_is_read(path):
     }
     made = {name for step in steps.reads(path.stem) for name in MAKERS.get(step, [])}
     assert {name for name in names if any(name in models for models in MAKERS.values())} <= made
+
+
+@each
+def test_imports_no_inside_of_a_room(path):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    contracts = settings["importlinter"]["contracts"]
+    insides = {name for rule in contracts for name in rule.get("protected_modules", [])}
+    nodes = [node for text in code(path) for node in ast.walk(ast.parse(text))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    names = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+    assert len(insides) > 20 and not insides & (names | {node.module for node in imports})
 
 
 def test_the_pipeline_knows_every_notebook_and_no_other():
