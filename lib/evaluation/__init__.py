@@ -8,7 +8,7 @@ What follows from grades: `benchmark` (win, tie, loss), `consistency` (do sample
 `rebenchmark` (before and after), `confidence` (is a model right as often as it is sure).
 
 Imports `compression.runtime` (to run a GGUF), generation, packaged, endpoints, sandbox, dedup and
-the ground. Public: `tasks`, `tasks_files`, `systems`, `answers`, `grade`, `judge`, `probe`, `scores`,
-`benchmark`, `consistency`, `rebenchmark`, `confidence`, and `extract` for the form of an answer; the rest are
-insides.
+the ground. Public: `tasks`, `tasks_files`, `systems`, `answers`, `grade`, `judge`, `probe`,
+`scores`, `benchmark`, `consistency`, `rebenchmark`, `confidence`, and `extract` for the form of an
+answer; the rest are insides.
 """
