@@ -240,7 +240,7 @@ def tie_reading(gap: dict | None) -> str:
         return "is supported: tied prompts are the less consistent ones"
     if gap["low"] > 0:
         return "is contradicted: tied prompts are the more consistent ones"
-    return "is left open by this many prompts, as the interval holds 0"
+    return "is left open by this many prompts"
 
 
 def kinds_table(joined, seed: int = 0) -> list[dict]:

@@ -231,6 +231,8 @@ def headline(agreement: dict | None, accuracy: dict | None) -> str:
     answer = answers[direction(accuracy)]
     if direction(agreement) != "rises":
         answer = "it is not shown to be more consistent"
+    if direction(agreement) == "falls":
+        answer = "it is less consistent"
     return f"Consistency {told(agreement)}, greedy accuracy {direction(accuracy)}: {answer}."
 
 
