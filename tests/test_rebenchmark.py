@@ -166,7 +166,7 @@ def test_the_figure_draws_what_is_measured():
         (UP, None, "not measured"),
         (FLAT, UP, "not shown to be more consistent"),
         (NOT_MEASURED, UP, "not shown to be more consistent"),
-        (DOWN, FLAT, "it is less consistent"),
+        (DOWN, FLAT, "less consistent"),
     ],
 )
 def test_the_headline_answers_with_one_interval(agreement, accuracy, answer):

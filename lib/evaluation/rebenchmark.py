@@ -223,16 +223,16 @@ def told(estimate: dict | None) -> str:
 def headline(agreement: dict | None, accuracy: dict | None) -> str:
     """The answer of notebook 16 from the changes of consistency and of greedy accuracy."""
     answers = {
-        "rises": "it is more consistent and more right",
-        "falls": "it is more sure and less right",
-        "is not shown to move": "it is more sure, and not shown to be more right",
-        "is not measured": "it is more sure; whether it is more right is not measured",
+        "rises": "the model is more consistent and more right",
+        "falls": "the model is more sure and less right",
+        "is not shown to move": "the model is more sure, and not shown to be more right",
+        "is not measured": "the model is more sure; whether it is more right is not measured",
     }
     answer = answers[direction(accuracy)]
     if direction(agreement) != "rises":
-        answer = "it is not shown to be more consistent"
+        answer = "the model is not shown to be more consistent"
     if direction(agreement) == "falls":
-        answer = "it is less consistent"
+        answer = "the model is less consistent"
     return f"Consistency {told(agreement)}, greedy accuracy {direction(accuracy)}: {answer}."
 
 
