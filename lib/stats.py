@@ -92,15 +92,14 @@ def difference(
     b: Sequence[float],
     seed: int = 0,
     *,
-    bounds: tuple[float, float] | None = None,
     unit: str = "difference",
 ) -> Estimate:
     """mean(a) - mean(b) of two independent groups, each resampled; n is the smaller group."""
     x, y = _array(a, "difference"), _array(b, "difference")
-    if bounds is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
-        bounds = (0.0, 1.0)
     value = float(x.mean() - y.mean())
+    shares = min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1
     if min(len(x), len(y)) == 1 or (x.min() == x.max() and y.min() == y.max()):
+        bounds = (0.0, 1.0) if shares else None
         a, b = (mean_ci(v, seed, bounds=bounds) for v in (x, y))
         return _estimate(
             value,

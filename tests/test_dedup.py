@@ -79,15 +79,24 @@ TRICKY = [
 ]
 
 
+def signatures(texts, permutations=128, seed=1):
+    """Our MinHash signatures of character 3-grams, uint32 [texts, permutations]."""
+    packed = textfile.pack([textfile.encode(text, False) for text in texts])
+    out = np.empty((len(texts), permutations), np.uint32)
+    words = near_duplicates.word_characters("char3")
+    minhash.signatures(*packed, words, *minhash.permutations(permutations, seed), out)
+    return out
+
+
 @pytest.mark.parametrize("text", TRICKY, ids=range(len(TRICKY)))
 def test_signature_is_datasketchs(text):
-    assert (near_duplicates.signatures([text])[0] == oracle(text).hashvalues).all()
+    assert (signatures([text])[0] == oracle(text).hashvalues).all()
 
 
 @given(st.lists(st.text(min_size=3, max_size=200), min_size=1, max_size=5), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_signatures_are_datasketchs_for_any_text_and_seed(texts, seed):
-    ours = near_duplicates.signatures(texts, permutations=64, seed=seed)
+    ours = signatures(texts, permutations=64, seed=seed)
     for text, signature in zip(texts, ours, strict=True):
         assert (signature == oracle(text, 64, seed).hashvalues).all()
 
@@ -137,12 +146,12 @@ def test_candidate_pairs_are_those_of_datasketchs_index():
     expected = {(i, j) for j, sketch in enumerate(sketches) for i in index.query(sketch) if i < j}
     bands, rows = lsh.lsh_parameters(0.8, 128, compat=True)
     assert (bands, rows) == (index.b, index.r) == (9, 13)
-    signatures = near_duplicates.signatures(texts)
+    signed = signatures(texts)
     ours = {
         (i, j)
         for j in range(len(texts))
         for i in range(j)
-        if (signatures[i, :117] == signatures[j, :117]).reshape(9, 13).all(axis=1).any()
+        if (signed[i, :117] == signed[j, :117]).reshape(9, 13).all(axis=1).any()
     }
     assert ours == expected and len(ours) > 20
     drops, stats = near_duplicates.find(texts, bands="datasketch", permutations=128)
@@ -345,7 +354,7 @@ def test_a_text_longer_than_a_chunk_of_shingles_is_read_in_pieces():
     rng = random.Random(6)
     long = sentence(rng, 9000, 9000)  # several chunks of shingles
     assert len(long) > 4 * minhash.CHUNK
-    assert (near_duplicates.signatures([long])[0] == oracle(long).hashvalues).all()
+    assert (signatures([long])[0] == oracle(long).hashvalues).all()
     changed = edited(rng, long, 0.03)
     drops, _ = near_duplicates.find([long, changed])
     assert drops["jaccard"].tolist() == [exact(long, changed)]

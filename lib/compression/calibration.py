@@ -43,7 +43,7 @@ def sequences(
     return pieces, {"conversations": used, "sequences": len(pieces), "tokens": samples * length}
 
 
-def importance(model_name: str, rows: list[list[int]], wanted: int, revision: str = "") -> dict:
+def importance(model_name: str, rows: list[list[int]], wanted: int) -> dict:
     """Importance of input channels: {GGUF tensor name: float32 array [input channels]}.
 
     It is the mean square of what arrives at each input channel of a linear layer, over `wanted`
@@ -59,7 +59,7 @@ def importance(model_name: str, rows: list[list[int]], wanted: int, revision: st
             f"{len(rows)} calibration texts, {wanted} were asked for; lower the number or curate"
             " more rows (00_curate)"
         )
-    model, _ = models.load(model_name, "float32", revision)
+    model, _ = models.load(model_name, "float32")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     sums, counts, hooks = {}, {}, []
 

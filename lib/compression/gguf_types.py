@@ -104,22 +104,20 @@ def kind_of(name: str) -> str:
     return next((kind for kind, parts in PARTS if any(part in lowered for part in parts)), "other")
 
 
-def architecture(config: dict, metadata_bytes: int | None = None) -> dict:
+def architecture(config: dict) -> dict:
     """What decides the bytes of a Llama model, from its config.json.
 
-    metadata_bytes: of the GGUF header with vocabulary and merges; estimated when it is not known.
     Returns {layers, hidden, mlp, heads, kv_heads, head_dim, vocab, tied, rope_factors,
-    metadata_bytes}. Raises ValueError for another architecture (`models.llama_shape`).
+    metadata_bytes (estimated, of the GGUF header with vocabulary and merges)}. Raises ValueError
+    for another architecture (`models.llama_shape`).
     """
     shape = models.llama_shape(config)
-    if metadata_bytes is None:
-        metadata_bytes = vocabulary_bytes(shape["vocab"])
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return {
         "mlp": shape.pop("intermediate"),
         **shape,
         "rope_factors": rope.get("rope_type", rope.get("type")) == "llama3",
-        "metadata_bytes": metadata_bytes,
+        "metadata_bytes": vocabulary_bytes(shape["vocab"]),
     }
 
 
@@ -180,17 +178,18 @@ def types(arch: dict, ftype: str, imatrix: bool = True) -> dict[str, str]:
     return chosen
 
 
-def _block(kind: str) -> tuple[int, int]:
+def block_size(kind: str) -> tuple[int, int]:
+    """(weights, bytes) of one block of a type."""
     import gguf
 
     return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
 
 
 def _fallback(kind: str, columns: int) -> str:
-    if columns % _block(kind)[0] == 0:
+    if columns % block_size(kind)[0] == 0:
         return kind
     other = FALLBACK.get(kind, "F16")
-    return other if columns % _block(other)[0] == 0 else "F16"
+    return other if columns % block_size(other)[0] == 0 else "F16"
 
 
 def _wanted(arch: dict, name: str, ftype: str, imatrix: bool) -> str:
@@ -217,7 +216,7 @@ def _wanted(arch: dict, name: str, ftype: str, imatrix: bool) -> str:
 
 
 def _output_table(arch: dict, ftype: str, default: str) -> str:
-    if arch["hidden"] % _block(default)[0]:
+    if arch["hidden"] % block_size(default)[0]:
         return "Q8_0"
     if ftype in (*SMALL_IQ, "IQ3_XXS"):
         return "Q5_K"
@@ -288,20 +287,18 @@ def _down(arch: dict, layer: int, ftype: str, default: str, imatrix: bool) -> st
     return chosen.get(ftype, default)
 
 
-def size(
-    arch: dict, ftype: str, imatrix: bool = True, chosen: dict[str, str] | None = None
-) -> dict:
-    """Bytes of the GGUF file of `arch` in `ftype`, or with the types `chosen` a tensor.
+def size(arch: dict, ftype: str, imatrix: bool = True) -> dict:
+    """Bytes of the GGUF file of `arch` in `ftype`.
 
     Returns {"bytes", "tensor_bytes", "metadata_bytes", "parameters", "bits_per_weight" (all bytes),
     "kinds" {kind: bytes}, "fallbacks": tensors whose rows forced another type than the file type's
     rules wanted}.
     """
-    shapes, chosen = tensors(arch), chosen or types(arch, ftype, imatrix)
+    shapes, chosen = tensors(arch), types(arch, ftype, imatrix)
     kinds: dict[str, int] = {}
     stored, listed = 0, 0
     for name, shape in shapes.items():
-        block, width = _block(chosen[name])
+        block, width = block_size(chosen[name])
         weight = math.prod(shape) // block * width
         kinds[kind_of(name)] = kinds.get(kind_of(name), 0) + weight
         stored += -(-weight // 32) * 32  # llama.cpp aligns every tensor to 32 bytes

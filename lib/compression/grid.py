@@ -14,7 +14,6 @@ from lib.files import atomic_write_json, content_hash
 from lib.training import losses
 
 UNPRUNED = "unpruned"
-PARTS = ("depth", "width", "heads")
 
 
 def names(sparse: dict[str, list[str]], shapes: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from lib.compression import gguf_types
 
 PLAN_BUDGET = 520_000_000  # bytes of the compressed base, DESIGN section 2
 
-# config.json of the models that the plan is about
+# config.json of the model that the plan is about
 LLAMA_31_8B = {
     "model_type": "llama",
     "num_hidden_layers": 32,
@@ -25,13 +25,6 @@ LLAMA_31_8B = {
     "vocab_size": 128256,
     "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "llama3"},
-}
-LLAMA_32_1B = LLAMA_31_8B | {
-    "num_hidden_layers": 16,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "head_dim": 64,
-    "tie_word_embeddings": True,
 }
 
 # Perplexity over that of 16 bits, Llama-3-8B on WikiText-2 (about 6.2): llama.cpp,
@@ -129,7 +122,6 @@ def routes(
     arch: dict,
     budget: int = PLAN_BUDGET,
     ftypes: tuple = ("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_XXS", "IQ1_S"),
-    imatrix: bool = True,
 ) -> list[dict]:
     """For every way, vocabulary and file type the largest model that fits `budget` bytes.
 
@@ -139,7 +131,7 @@ def routes(
     """
     vocabularies = VOCABULARIES[1:] if arch["tied"] else VOCABULARIES
     rows = [
-        _route(arch, way, vocabulary, ftype, budget, imatrix)
+        _route(arch, way, vocabulary, ftype, budget)
         for ftype in ftypes
         for vocabulary in vocabularies
         for way in WAYS
@@ -147,10 +139,10 @@ def routes(
     return sorted(rows, key=lambda row: (not row["fits"], -row["kept"], row["bytes"]))
 
 
-def _route(arch: dict, way: str, vocabulary: str, ftype: str, budget: int, imatrix: bool) -> dict:
+def _route(arch: dict, way: str, vocabulary: str, ftype: str, budget: int) -> dict:
     """One row of `routes`: the largest model of a way, a vocabulary and a file type."""
-    smaller = _largest(with_vocabulary(arch, vocabulary), way, ftype, budget, imatrix)
-    size = gguf_types.size(smaller, ftype, imatrix)
+    smaller = _largest(with_vocabulary(arch, vocabulary), way, ftype, budget)
+    size = gguf_types.size(smaller, ftype)
     kept = size["parameters"] / gguf_types.parameters(arch)
     return {
         "way": way,
@@ -232,14 +224,14 @@ def figure(routes: list[dict], budget: int):
     return fig
 
 
-def _largest(arch: dict, way: str, ftype: str, budget: int, imatrix: bool) -> dict:
+def _largest(arch: dict, way: str, ftype: str, budget: int) -> dict:
     """The largest share in steps of 1/256 that fits; the smallest model where none does."""
     if way == "as it is":
         return dict(arch)
     low, high = 1, 256  # sizes grow with the share
     while low < high:
         middle = (low + high + 1) // 2
-        if gguf_types.size(shrink(arch, way, middle / 256), ftype, imatrix)["bytes"] <= budget:
+        if gguf_types.size(shrink(arch, way, middle / 256), ftype)["bytes"] <= budget:
             low = middle
         else:
             high = middle - 1
@@ -285,7 +277,7 @@ def packed_bits(kind: str, sparsity: float) -> float:
     stay. Types that move zeros off zero gain nothing: their symbols stay dense. An estimate, since
     quants are not uniform: measured in 23.
     """
-    block, width = gguf_types._block(kind)
+    block, width = gguf_types.block_size(kind)
     bits = 8 * width / block
     if kind not in gguf_types.KEEPS_ZEROS or not 0 < sparsity < 1:
         return bits

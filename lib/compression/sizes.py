@@ -15,8 +15,6 @@ from lib import plots
 from lib.compression import from_gguf, gguf_types
 
 KINDS = ("vocabulary", "attention", "mlp", "norms", "adapter", "other", "metadata", "packed")
-WEIGHTS = KINDS[:6]
-
 
 # What compressed-tensors stores beside a weight: (ending, does it hold the weights themselves)
 ENDINGS = (

@@ -56,16 +56,14 @@ def stem(path: Path) -> str:
     return next((name.removesuffix(s) for s in SUFFIXES if name.endswith(s)), name)
 
 
-def find(names: list[str], data: str | Path, revision_of=None) -> list[dict]:
+def find(names: list[str], data: str | Path) -> list[dict]:
     """The sources of a run in priority order: name, kind, path, revision, fingerprint, licence.
 
     kind: "file" or "hub". names: Hub names (`owner/name` or `owner/name@revision`) or files; empty
     takes every data file of `data` (of its `instruct/` folder when there is one), by name.
-    `revision_of` replaces `hub_revision` in tests. Raises SourceError naming what is missing and
-    what exists, and for two sources of one name.
+    Raises SourceError naming what is missing and what exists, and for two sources of one name.
     """
-    ask = revision_of or hub_revision
-    chosen = [_named(name, data, ask) for name in names] if names else _all_of(data)
+    chosen = [_named(name, data) for name in names] if names else _all_of(data)
     seen: set[str] = set()
     for source in chosen:
         if source["name"] in seen:
@@ -99,7 +97,7 @@ def _all_of(data: str | Path) -> list[dict]:
     return [_file(path) for path in files]
 
 
-def _named(name: str, data: str | Path, revision_of) -> dict:
+def _named(name: str, data: str | Path) -> dict:
     folder = from_root(data)
     for path in (Path(name), from_root(name), folder / name, folder / "instruct" / name):
         if path.is_file():
@@ -108,7 +106,7 @@ def _named(name: str, data: str | Path, revision_of) -> dict:
         SUFFIXES
     ):
         repo, _, wanted = name.partition("@")
-        commit, licence = revision_of(repo, wanted)
+        commit, licence = hub_revision(repo, wanted)
         return {
             "name": repo,
             "kind": "hub",

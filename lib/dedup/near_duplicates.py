@@ -198,22 +198,6 @@ def shingles(text: str, shingle: str = "char3") -> set[int]:
     return set(out[:count].tolist())
 
 
-def signatures(
-    texts: Sequence[str], permutations: int = 128, shingle: str = "char3", seed: int = 1
-):
-    """MinHash signatures, uint32 (texts, permutations); equal to datasketch's (test_dedup.py)."""
-    import numpy as np
-
-    from lib.dedup import minhash
-
-    packed = textfile.pack([textfile.encode(text, shingle == "word5") for text in texts])
-    out = np.empty((len(texts), permutations), np.uint32)
-    minhash.signatures(
-        *packed, word_characters(shingle), *minhash.permutations(permutations, seed), out
-    )
-    return out
-
-
 def _order(priority, count: int):
     import numpy as np
 

@@ -12,7 +12,7 @@ VERDICTS = {
 }
 
 
-def draw(judged: list[dict], title: str = "Gates: measured against threshold"):
+def draw(judged: list[dict]):
     """Each measured gate as its distance from the threshold, in multiples of that threshold.
 
     judged: rows of `gates.judge`. The threshold is the dashed line at 0; right of it satisfies the
@@ -36,7 +36,7 @@ def draw(judged: list[dict], title: str = "Gates: measured against threshold"):
     axes.set_xlim(-1.08, 1.08)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_title(title, pad=26)
+    axes.set_title("Gates: measured against threshold", pad=26)
     _legend(axes, {gate["verdict"] for gate in rows})
     return fig
 

@@ -47,9 +47,9 @@ class Strong:
     text: str
 
 
-def escape(text: str, quote: bool = True) -> str:
+def escape(text: str) -> str:
     """HTML text in which a number stays on one line with its per cent sign, or its n."""
-    return re.sub(r"(?<=\bn) (?=\d)| (?=%)", "\u00a0", _escape(text, quote))
+    return re.sub(r"(?<=\bn) (?=\d)| (?=%)", "\u00a0", _escape(text))
 
 
 def boxed(body: str) -> str:
