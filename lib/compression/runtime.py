@@ -1,5 +1,7 @@
-"""A GGUF model that answers: logits of given tokens, losses on written answers, and generation with
-the log-probability of every token."""
+"""A GGUF model that answers: logits, losses on written answers, and generation.
+
+Every generated token comes with its log-probability.
+"""
 
 from __future__ import annotations
 
@@ -217,7 +219,7 @@ def generate(
     from tqdm import tqdm
 
     chats = [cache.as_messages(prompt) for prompt in prompts]
-    settings = (temperature, 1.0, max_new_tokens, seed)
+    settings = (temperature, max_new_tokens, seed)
     keys = [[cache.request_key(model_key, chat, *settings, k) for k in range(n)] for chat in chats]
     done = cache.load_store(store)
     skip = _known_samples(keys, done)
@@ -279,10 +281,10 @@ def answer_losses(gguf: Gguf, examples, source: Path | None = None) -> dict[str,
         logits = gguf.logits(ids[: places[-1] + 1], places[0])
         seconds = time.perf_counter() - began
         logprobs = log_softmax(logits[[place - places[0] for place in places]])
-        theirs = np.asarray(table[at : at + len(places)]) if source else None
+        reference = np.asarray(table[at : at + len(places)]) if source else None
         at += len(places)
         written = [ids[place + 1] for place in places]
-        for key, value in {**answer_sums(logprobs, written, theirs), "seconds": seconds}.items():
+        for key, value in {**answer_sums(logprobs, written, reference), "seconds": seconds}.items():
             columns.setdefault(key, []).append(value)
     return columns
 

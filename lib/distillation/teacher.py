@@ -1,6 +1,6 @@
 """What the teacher is asked, in one place: new examples for a cluster, solutions, scores, a label.
 
-A teacher is a function (requests, parse, label) -> rows as `endpoint.Client.chat` gives them: an
+A teacher is a function (requests, parse, label) -> rows as `client.Client.chat` gives them: an
 endpoint asked by chat or by batch, or the gold answers of training splits (`GoldTeacher`), which
 reply to the very same messages.
 """
@@ -293,8 +293,8 @@ class GoldTeacher:
         tasks = [task for task in tasks if task in self.by_task]
         examples = []
         for place in range(count if tasks else 0):
-            own = self.by_task[tasks[(number + place) % len(tasks)]]
-            examples.append(self._example(own[(number * count + place) % len(own)]))
+            pool = self.by_task[tasks[(number + place) % len(tasks)]]
+            examples.append(self._example(pool[(number * count + place) % len(pool)]))
         return json.dumps({"examples": examples}, ensure_ascii=False)
 
     @staticmethod

@@ -25,19 +25,18 @@ def render(tokenizer, messages: list[dict]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def as_messages(prompt: str | list[dict], system: str | None = None) -> list[dict]:
-    """A user text, or a list of messages, as messages; `system` goes first when given."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return [{"role": "system", "content": system}, *messages] if system else messages
+def as_messages(prompt: str | list[dict]) -> list[dict]:
+    """A user text, or a list of messages, as messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
-def request_key(model_key: str, messages, temperature, top_p, max_new_tokens, seed, sample) -> str:
+def request_key(model_key: str, messages, temperature, max_new_tokens, seed, sample) -> str:
     """32 hex digits naming one sample: same model, prompt, settings, seed and index, same key."""
     settings = [
         model_key,
         messages,
         float(temperature),
-        float(top_p),
+        1.0,  # top_p: nothing is cut off
         int(max_new_tokens),
         int(seed),
         int(sample),
@@ -94,13 +93,11 @@ def generate(
     *,
     n: int = 1,
     temperature: float = 0.0,
-    top_p: float = 1.0,
     max_new_tokens: int = 256,
     seed: int = 0,
     batch_size: int = 64,
     store: Path | None = None,
     model_key: str = "",
-    system: str | None = None,
     progress: str = "",
 ) -> list[list[dict]]:
     """Generate n samples a prompt.
@@ -123,8 +120,8 @@ def generate(
             "generate: a store needs model_key, or texts of another model could be taken from it"
         )
     assert n >= 1 and max_new_tokens >= 1 and temperature >= 0, (n, max_new_tokens, temperature)
-    chats = [as_messages(prompt, system) for prompt in prompts]
-    settings = (temperature, top_p, max_new_tokens, seed)
+    chats = [as_messages(prompt) for prompt in prompts]
+    settings = (temperature, max_new_tokens, seed)
     keys = [
         [request_key(model_key, chat, *settings, sample) for sample in range(n)] for chat in chats
     ]
@@ -134,7 +131,7 @@ def generate(
     }
     if missing:
         requests = _requests(model, tokenizer, missing, max_new_tokens)
-        options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+        options = {"temperature": temperature, "max_new_tokens": max_new_tokens}
         options |= {"batch_size": batch_size, "store": store, "progress": progress}
         for row in _decode(model, tokenizer, requests, **options):
             done[row["key"]] = row
@@ -152,7 +149,7 @@ def _requests(model, tokenizer, missing: dict, max_new_tokens: int) -> list[dict
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's"
             f" context of {context}; shorten the prompt or lower max_new_tokens"
         )
-    return [{"key": key, "ids": own} for key, own in zip(missing, ids, strict=True)]
+    return [{"key": key, "ids": tokens} for key, tokens in zip(missing, ids, strict=True)]
 
 
 def _tokenise(tokenizer, chats) -> list[list[int]]:
@@ -166,11 +163,11 @@ def stop_ids(model, tokenizer) -> list[int]:
     ids = set(configured if isinstance(configured, list) else [configured]) | {
         tokenizer.eos_token_id
     }
-    return sorted(each for each in ids if each is not None)
+    return sorted(token for token in ids if token is not None)
 
 
 def _decode(
-    model, tokenizer, requests, *, temperature, top_p, max_new_tokens, batch_size, store, progress
+    model, tokenizer, requests, *, temperature, max_new_tokens, batch_size, store, progress
 ):
     """Decode all requests, refilling freed places.
 
@@ -195,7 +192,7 @@ def _decode(
                 live += len(rows)
             else:
                 rows, logits = batch.rows, batch.step()
-            chosen = _choose(logits, rows, temperature, top_p)
+            chosen = _choose(logits, rows, temperature)
             stopped, tokens = torch.isin(chosen, stops).tolist(), chosen.tolist()
             share = (time.perf_counter() - start) / sum(not row["ended"] for row in rows)
             for row, stop in _advance(rows, tokens, stopped, share, max_new_tokens):
@@ -260,7 +257,7 @@ def _uniform(key: str, count: int):
     )
 
 
-def _choose(logits, rows, temperature: float, top_p: float):
+def _choose(logits, rows, temperature: float):
     """Next token of each row [rows]: argmax at temperature 0, else sampled by inverse CDF.
 
     The uniform numbers are the row's own.
@@ -270,12 +267,6 @@ def _choose(logits, rows, temperature: float, top_p: float):
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, -1)
-    if top_p < 1:
-        # nucleus sampling, Holtzman et al. 2020: the first token always stays
-        ordered, index = probabilities.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= top_p
-        inside = ordered.masked_fill(outside, 0)
-        probabilities = torch.zeros_like(probabilities).scatter(-1, index, inside)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     # a full row waits to be taken out
     places = [min(len(row["out"]), len(row["uniform"]) - 1) for row in rows]
