@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,16 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A path beside `folder` to write a whole folder to; renamed over it unless an error occurs."""
+    scratch = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    yield scratch
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

@@ -175,9 +175,7 @@ def test_fit_takes_the_fast_path_and_learns_the_same(tmp_path, monkeypatch):
             monkeypatch.setattr(made, "plan", lambda longest: (150, 1))
             monkeypatch.setattr(train, "fast_path", lambda model, dtype, made=made: (made, ""))
         folder = tmp_path / f"ck{fast}"
-        result = train.fit(
-            wrapped, tokenizer, data, data.select(range(4)), folder, SETTINGS, None, "x"
-        )
+        result = train.fit(wrapped, data, data.select(range(4)), folder, SETTINGS, None, "x")
         assert ("fast path" in result["path"]) == fast
         curves.append([row.get("loss", row.get("eval_loss")) for row in result["history"]])
         assert type(wrapped.forward).__name__ == "method", "the model's own forward is back"

@@ -183,7 +183,7 @@ data, _ = conversations.dataset(folder / "train.jsonl", tokenizer, 200, 0, 0, fo
 adapted = train.add_lora(model, 4, 8, 0.2, 1)
 probe = lambda: time.sleep(slow) or 0.5
 out = folder / sys.argv[4]
-result = train.fit(adapted, tokenizer, data, data.select(range(4)), out / "checkpoints", settings, probe, "same")
+result = train.fit(adapted, data, data.select(range(4)), out / "checkpoints", settings, probe, "same")
 train.save_adapter(adapted, tokenizer, out / "adapter", train.base_record(str(folder / "model"), "float32", ""))
 (out / "result.json").write_text(json.dumps(result))
 """  # noqa: E501
@@ -250,7 +250,6 @@ def test_other_data_discards_old_checkpoints(tmp_path):
         adapted = train.add_lora(model, 4, 8, 0.0, 1)
         result = train.fit(
             adapted,
-            tokenizer,
             data,
             data.select(range(4)),
             tmp_path / "ck",
@@ -298,9 +297,7 @@ def test_two_processes_train_the_adapter_that_one_would(tmp_path):
         adapted = train.add_lora(model, 4, 8, 0.0, settings["seed"])
         folder, held_out = tmp_path / f"ck{processes}", data.select(range(4))
         if processes == 1:
-            results.append(
-                train.fit(adapted, tokenizer, data, held_out, folder, settings, None, "x")
-            )
+            results.append(train.fit(adapted, data, held_out, folder, settings, None, "x"))
         else:
             job = {
                 "model": name,

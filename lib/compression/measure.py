@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from lib import models, stats
 from lib.compression import sizes
 from lib.estimates import Estimate
+from lib.files import replacing_folder
 from lib.training.losses import losses
 
 
@@ -17,14 +17,11 @@ def save(model, tokenizer, folder: Path, dtype: str) -> None:
     """Write a plain checkpoint, weights rounded to `dtype`; whole or not at all (it is renamed)."""
     import torch
 
-    scratch = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(scratch, ignore_errors=True)
     model.to(getattr(torch, dtype))
-    # the method of the class: llmcompressor replaces the one of the object
-    type(model).save_pretrained(model, scratch)
-    tokenizer.save_pretrained(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with replacing_folder(folder) as scratch:
+        # the method of the class: llmcompressor replaces the one of the object
+        type(model).save_pretrained(model, scratch)
+        tokenizer.save_pretrained(scratch)
 
 
 def stored(file: Path, stamp: str) -> dict | None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -121,19 +119,11 @@ def unpack(packed: str | Path, out: str | Path, *, most_bytes: int = 0) -> dict:
         )
     decompressor = _decompressor(packed, manifest)
     began = time.perf_counter()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
     try:
-        with os.fdopen(descriptor, "wb") as target:
+        with replacing(out, "wb") as target:
             _decompress(decompressor, packed, target, manifest)
-            target.flush()
-            os.fsync(target.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
     except zstandard.ZstdError as error:
         raise Refused(f"{packed.name} is damaged ({error}); fetch it again") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     seconds = time.perf_counter() - began
     return {
         "bytes": manifest["bytes"],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from lib import attention, models, plots
 from lib.compression import measure, oneshot, sizes
 from lib.estimates import NOT_MEASURED
-from lib.files import atomic_write_json, content_hash
+from lib.files import atomic_write_json, content_hash, replacing_folder
 from lib.training import losses, merge
 
 SIXTEEN = "16 bits"
@@ -66,13 +65,11 @@ def quantise(
     chosen = [settings[key] for key in ("bits", "group", "symmetric", "awq_grid")]
     steps = recipe(method, *chosen, log)
     oneshot.run(model, tokenizer, [] if method == "rtn" else sequences, steps, log)
-    scratch = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with oneshot.quiet(log):
-        model.to(getattr(torch, settings["dtype"])).save_pretrained(scratch, save_compressed=True)
-    tokenizer.save_pretrained(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with replacing_folder(folder) as scratch:
+        model.to(getattr(torch, settings["dtype"]))
+        with oneshot.quiet(log):
+            model.save_pretrained(scratch, save_compressed=True)
+        tokenizer.save_pretrained(scratch)
 
 
 def reload(folder: str | Path, compute_dtype: str):
@@ -241,8 +238,9 @@ def kinds_table(rows: list[dict]) -> list[dict]:
 
 def linear_share(row: dict, sixteen: dict) -> float:
     """Bytes of the attention and MLP weights of one row over those of the 16-bit model."""
-    mine, full = (entry["kinds"]["mlp"] + entry["kinds"]["attention"] for entry in (row, sixteen))
-    return mine / full
+    kinds = (row["kinds"], sixteen["kinds"])
+    compressed, full = (kind["mlp"] + kind["attention"] for kind in kinds)
+    return compressed / full
 
 
 def figure(rows: list[dict]):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lib import models
@@ -57,15 +59,15 @@ def pre_tokenizer(tokenizer_json: dict) -> str:
             f"the tokenizer normalises text ({normalizer.get('type')}), which llama.cpp's BPE does"
             " not do"
         )
-    own = _hash(rules)
+    digest = _hash(rules)
     names = {_hash(known): name for name, known in PRE_TOKENIZERS.items()}
-    if own not in names:
+    if digest not in names:
         raise ValueError(
-            f"splitting rules of the tokenizer have hash {own}, known are"
+            f"splitting rules of the tokenizer have hash {digest}, known are"
             f" {', '.join(names.values())}; add theirs to PRE_TOKENIZERS with llama.cpp's name for"
             f" them: {json.dumps(rules)[:300]}"
         )
-    return names[own]
+    return names[digest]
 
 
 def _hash(rules: list[dict]) -> str:
@@ -231,31 +233,25 @@ def write_adapter(
     return Path(out)
 
 
-class writing:
+@contextmanager
+def writing(out: Path) -> Iterator:
     """A GGUFWriter on a temporary file that becomes `out` when nothing went wrong."""
+    import gguf
 
-    def __init__(self, out: Path):
-        self.out = Path(out)
-        self.temporary = self.out.with_name(f".{self.out.name}.partial")
-
-    def __enter__(self):
-        import gguf
-
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.writer = gguf.GGUFWriter(str(self.temporary), "llama")
-        return self.writer
-
-    def __exit__(self, kind, error, trace):
+    temporary = out.with_name(f".{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(str(temporary), "llama")
+    try:
         try:
-            if kind is None:
-                self.writer.write_header_to_file()
-                self.writer.write_kv_data_to_file()
-                self.writer.write_tensors_to_file()
-            self.writer.close()
-            if kind is None:
-                self.temporary.replace(self.out)
+            yield writer
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
         finally:
-            self.temporary.unlink(missing_ok=True)
+            writer.close()
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _metadata(writer, config: dict, dtype: str, name: str) -> None:

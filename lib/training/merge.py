@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import re
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from lib import models, stats
 from lib.estimates import known
+from lib.files import replacing_folder
 
 REFERENCE, REFERENCE_4BIT = (
     "adapter on base (reference)",
@@ -26,9 +26,8 @@ def check_base(adapter: Path, base: str, revision: str = "", allow_quantised: bo
     """Training record of the adapter; ValueError unless it was trained on exactly this base.
 
     The base must have been in full precision. allow_quantised: accept an adapter that saw it in 4
-    bits (QLoRA). It fits the
-    full-precision weights only about, so whoever allows it must measure by how much: `audit` takes
-    the 4-bit model that was trained as reference.
+    bits (QLoRA). It fits the full-precision weights only about, so whoever allows it must measure
+    by how much: `audit` takes the 4-bit model that was trained as reference.
     """
     path = adapter / "training.json"
     if not path.exists():
@@ -77,12 +76,9 @@ def merge(
     check_base(adapter, base, revision, allow_quantised)
     adapted = _rounded(base, base_dtype, revision, adapter=adapter)
     merged = adapted.merge_and_unload(safe_merge=True)
-    scratch = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(scratch, ignore_errors=True)
-    merged.to(getattr(torch, merged_dtype)).save_pretrained(scratch)
-    models.load_tokenizer(base, revision).save_pretrained(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with replacing_folder(folder) as scratch:
+        merged.to(getattr(torch, merged_dtype)).save_pretrained(scratch)
+        models.load_tokenizer(base, revision).save_pretrained(scratch)
     return folder
 
 

@@ -18,8 +18,8 @@ def sharpened(logits, temperature: float, k: int):
     """The k most likely tokens of softmax(z / T): (ids, probabilities, kept mass).
 
     logits: [positions, vocabulary]; ids int32 and probabilities float32 [positions, k], kept mass
-    [positions]. Probabilities are those of the k most likely tokens, scaled to
-    sum to 1. Raises ValueError unless temperature is above 0; at 0 train on the tokens themselves.
+    [positions]. Probabilities are those of the k most likely tokens, scaled to sum to 1. Raises
+    ValueError unless temperature is above 0; at 0 train on the tokens themselves.
     """
     import torch
 

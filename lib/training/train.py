@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 from pathlib import Path
 
 from lib import models
-from lib.files import atomic_write_json
+from lib.files import atomic_write_json, replacing_folder
 from lib.training import checkpoints, sharpen, streams
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -57,7 +56,6 @@ def fast_path(model, dtype: str):
 
 def fit(
     model,
-    tokenizer,
     train,
     valid,
     folder: Path,
@@ -174,16 +172,13 @@ def save_adapter(model, tokenizer, folder: Path, record: dict) -> None:
 
     record: of `base_record`, with the settings.
     """
-    scratch = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(scratch, ignore_errors=True)
     # a name a reader can load, not a cache folder
     model.peft_config["default"].base_model_name_or_path = record["base"]
-    # without a look-up of the base's vocabulary on the Hub
-    model.save_pretrained(scratch, save_embedding_layers=False)
-    tokenizer.save_pretrained(scratch)
-    atomic_write_json(scratch / "training.json", record)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with replacing_folder(folder) as scratch:
+        # without a look-up of the base's vocabulary on the Hub
+        model.save_pretrained(scratch, save_embedding_layers=False)
+        tokenizer.save_pretrained(scratch)
+        atomic_write_json(scratch / "training.json", record)
 
 
 def adapter_key(model) -> str:
@@ -198,7 +193,7 @@ def adapter_key(model) -> str:
     return digest.hexdigest()[:16]
 
 
-def base_record(name: str, dtype: str, revision: str, quantised: bool = False) -> dict:
+def base_record(name: str, dtype: str, revision: str = "", quantised: bool = False) -> dict:
     """What an adapter must say about its base, for `merge.check_base`.
 
     quantised: it was trained on the base's NF4 form (QLoRA).

@@ -20,7 +20,7 @@ from lib.files import ROOT, atomic_write_json
 from lib.training import train
 
 
-def fit_on_all_gpus(model, tokenizer, data: dict, folder: Path, job: dict, probe=None) -> dict:
+def fit_on_all_gpus(model, data: dict, folder: Path, job: dict, probe=None) -> dict:
     """`train.fit` on the one device there is; on several visible GPUs `launch`, without a probe."""
     import torch
 
@@ -28,7 +28,7 @@ def fit_on_all_gpus(model, tokenizer, data: dict, folder: Path, job: dict, probe
     if gpus > 1:
         return launch(model, data, folder, job, gpus)
     splits, settings = (data["train"], data["valid"]), job["settings"]
-    return train.fit(model, tokenizer, *splits, folder, settings, probe, job["fingerprint"])
+    return train.fit(model, *splits, folder, settings, probe, job["fingerprint"])
 
 
 def launch(model, data: dict, folder: Path, job: dict, processes: int, cpu: bool = False) -> dict:
@@ -88,14 +88,13 @@ def main(path: str) -> None:
     shared = Path(job["shared"])
     if torch.cuda.is_available():
         torch.cuda.set_device(state.local_process_index)
-    model, tokenizer = models.load(job["model"], job["base_dtype"], job["model_revision"])
+    model, _ = models.load(job["model"], job["base_dtype"], job["model_revision"])
     adapted = train.add_lora(
         model, job["lora_r"], job["lora_alpha"], job["lora_dropout"], job["settings"]["seed"]
     )
     data = {name: datasets.load_from_disk(str(shared / name)) for name in ("train", "valid")}
     result = train.fit(
         adapted,
-        tokenizer,
         data["train"],
         data["valid"],
         Path(job["folder"]),

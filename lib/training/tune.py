@@ -51,7 +51,6 @@ def tune(
     folder: Path,
     values: dict,
     *,
-    revision: str = "",
     targets: Path | None = None,
     probe=None,
 ) -> dict:
@@ -68,7 +67,7 @@ def tune(
     loss_before, loss_after: nats a label token of each held-out row}.
     Raises ValueError when the base on disk is quantised.
     """
-    model, tokenizer = _loaded(base, revision, values)
+    model, tokenizer = _loaded(base, values)
     length, seed, cache = values["max_length"], values["seed"], folder / "cache"
     examples, counts = conversations.dataset(rows, tokenizer, length, 0, seed, cache)
     validation, _ = conversations.dataset(held_out, tokenizer, length, held_out_rows, seed, cache)
@@ -77,10 +76,9 @@ def tune(
     measured = (adapted, validation, tokenizer.pad_token_id, values["dtype"])
     with adapted.disable_adapter():
         before = losses.losses(*measured)
-    record, settings = _record(base, revision, values, rows, targets, len(examples))
+    record, settings = _record(base, values, rows, targets, len(examples))
     result = train.fit(
         adapted,
-        tokenizer,
         examples,
         validation,
         folder / "checkpoints",
@@ -97,16 +95,16 @@ def tune(
     return result | both | {"held_out": validation}
 
 
-def _loaded(base: str, revision: str, values: dict):
-    models.require_full_precision(base, revision)
+def _loaded(base: str, values: dict):
+    models.require_full_precision(base)
     if values["four_bit"]:
-        return models.load(base, values["dtype"], revision, four_bit=True, trainable=True)
-    return models.load(base, values["base_dtype"], revision)
+        return models.load(base, values["dtype"], four_bit=True, trainable=True)
+    return models.load(base, values["base_dtype"])
 
 
-def _record(base, revision, values: dict, rows: Path, targets: Path | None, count: int):
+def _record(base: str, values: dict, rows: Path, targets: Path | None, count: int):
     """(what is saved beside the adapter, the settings in it)."""
-    record = train.base_record(base, values["base_dtype"], revision, values["four_bit"])
+    record = train.base_record(base, values["base_dtype"], quantised=values["four_bit"])
     settings = {name: values[name] for name in SETTINGS}
     files = [sha256_file(path) for path in (rows, targets) if path is not None]
     fingerprint = content_hash(*files, record["base_key"], str(settings))
@@ -138,7 +136,7 @@ def overview(name: str, result: dict, rise: Estimate) -> dict:
     }
 
 
-def merged(base: str, folder: Path, values: dict, merged_dtype: str, revision: str = "") -> Path:
+def merged(base: str, folder: Path, values: dict, merged_dtype: str) -> Path:
     """Merge folder/adapter onto the full-precision base into folder/merged, also one of 4 bits.
 
     What that changes must be measured with `merge.audit`, which takes what was trained as its
@@ -150,6 +148,5 @@ def merged(base: str, folder: Path, values: dict, merged_dtype: str, revision: s
         folder / "merged",
         values["base_dtype"],
         merged_dtype,
-        revision,
-        values["four_bit"],
+        allow_quantised=values["four_bit"],
     )

@@ -112,7 +112,7 @@ def main() -> None:
             "early_stopping_patience": 0,
         }
         held_out, folder = data.select(range(8)), scratch / "checkpoints"
-        result = train.fit(adapted, tokenizer, data, held_out, folder, settings, None, "x")
+        result = train.fit(adapted, data, held_out, folder, settings, None, "x")
         speed = result["tokens"] / result["seconds"]
         used = throughput.mfu(speed, model.num_parameters(), torch.cuda.get_device_name())
         losses = [row["loss"] for row in result["history"] if "loss" in row]

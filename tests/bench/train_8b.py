@@ -439,7 +439,7 @@ def part_fit(out: Path) -> None:
     marks = Clock()
     folder = Path(tempfile.mkdtemp())
     result = train.fit(
-        model, None, Bare(rows), Bare(rows[:8]), folder, settings, None, "x", callbacks=[marks]
+        model, Bare(rows), Bare(rows[:8]), folder, settings, None, "x", callbacks=[marks]
     )
     seconds = [after - before for before, after in zip(marks.marks, marks.marks[1:], strict=False)]
     seen = [row["num_input_tokens_seen"] for row in result["history"] if "loss" in row]
