@@ -1,8 +1,7 @@
 """All of 00 over shards, as a command, on a Ray cluster or on processes of this machine.
 
-    python -m lib.cluster.curate s3://bucket/raw/*.jsonl --out s3://bucket/clean --profile llama8b
-    \\
-        -p data=../mydata
+    python -m lib.cluster.curate s3://bucket/raw/*.jsonl --out s3://bucket/clean \\
+        --profile llama8b -p data=../mydata
 
 Raw rows in the layouts of 00 (JSON lines or Parquet, on any fsspec path; earlier sources win over
 later ones) are normalised, filtered, checked for language and evaluation items, deduplicated, and
@@ -200,13 +199,7 @@ def main() -> None:
         "-p", action="append", default=[], metavar="key=value", help="a parameter of 00_curate"
     )
     parser.add_argument("--suffix", default=".jsonl", choices=shards.SUFFIXES)
-    parser.add_argument(
-        "--partitions", type=int, help="tasks of a shuffle; more need less memory each; by bytes"
-    )
-    parser.add_argument(
-        "--address", default="", help="of a running cluster; empty starts one on this machine"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes where none runs yet")
+    session.add_options(parser)
     chosen = parser.parse_args()
     try:
         overrides = dict(map(params.parse_override, chosen.p))

@@ -153,13 +153,7 @@ def main() -> None:
     parser.add_argument("--field", default="text", help="field of a row that is compared")
     parser.add_argument("--suffix", default=".parquet", choices=shards.SUFFIXES)
     parser.add_argument("--threshold", type=float, default=0.8)
-    parser.add_argument(
-        "--partitions", type=int, help="tasks of a shuffle; more need less memory each; by bytes"
-    )
-    parser.add_argument(
-        "--address", default="", help="of a running cluster; empty starts one on this machine"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes where none runs yet")
+    session.add_options(parser)
     chosen = parser.parse_args()
     try:
         shards.find(chosen.paths)  # before a cluster is started for nothing

@@ -44,6 +44,17 @@ def start(address: str = "", workers: int = 1, store: int = 1_000_000_000) -> No
         )
 
 
+def add_options(parser) -> None:
+    """What every command of this room takes: tasks of a shuffle, and the cluster to run on."""
+    parser.add_argument(
+        "--partitions", type=int, help="tasks of a shuffle; more need less memory each; by bytes"
+    )
+    parser.add_argument(
+        "--address", default="", help="of a running cluster; empty starts one on this machine"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes where none runs yet")
+
+
 def of_batch(chunk: dict) -> dict:
     """A chunk of `shards.chunks` from the batch of one that Ray hands out."""
     return {name: column[0] if name == "path" else int(column[0]) for name, column in chunk.items()}
