@@ -268,16 +268,17 @@ def effective(
         raise ParameterError(f"{where}: {key!r} is not common to notebooks; {near}")
     result, known = {}, {}
     for step in steps:
-        own = declared(notebook_path(step, root), root)
+        parameters = declared(notebook_path(step, root), root)
         to_run = chosen is None or step in chosen
-        known.update(own if to_run else {})
-        layers = {"common.yaml": {key: value for key, value in common.items() if key in own}}
+        known.update(parameters if to_run else {})
+        layers = {"common.yaml": {key: value for key, value in common.items() if key in parameters}}
         for name in dict.fromkeys((notebook_of(step), step)):
             layers[f"{name}.yaml"] = read_flat(folder / f"{name}.yaml", root)
         layers = {shown(folder / file, root): layer for file, layer in layers.items()}
-        mine = {key: value for key, value in (overrides or {}).items() if key in own and to_run}
-        layers["-p on the command line"] = mine
-        result[step] = _layered(step, own, layers, (pinned or {}).get(step, {}))
+        layers["-p on the command line"] = {
+            key: value for key, value in (overrides or {}).items() if key in parameters and to_run
+        }
+        result[step] = _layered(step, parameters, layers, (pinned or {}).get(step, {}))
         known_dtype(f"profile {profile}, step {step}", result[step])
         _folders_exist(result[step], layers, root)
     apply("-p on the command line", overrides or {}, known, "the run")
@@ -305,16 +306,18 @@ def _check_files(folder: Path, steps: list[str], root: Path) -> None:
             raise ParameterError(f"{where} belongs to no notebook: {error}") from None
 
 
-def _layered(step: str, own: dict[str, Parameter], layers: dict[str, dict], pinned: dict) -> dict:
+def _layered(
+    step: str, parameters: dict[str, Parameter], layers: dict[str, dict], pinned: dict
+) -> dict:
     """Defaults with each layer {where: values} over the one before, and what is pinned on top."""
     owner = f"notebook {notebook_of(step)}"
-    values = {key: parameter.default for key, parameter in own.items()}
+    values = {key: parameter.default for key, parameter in parameters.items()}
     for where, layer in layers.items():
-        values |= apply(where, layer, own, owner)
+        values |= apply(where, layer, parameters, owner)
         for key in layer.keys() & pinned.keys():
             if layer[key] != pinned[key]:
                 raise ParameterError(f"{where}: {key} of the step {step} is {pinned[key]!r}")
-    return values | apply(f"step {step}", pinned, own, owner)
+    return values | apply(f"step {step}", pinned, parameters, owner)
 
 
 def known_dtype(where: str, values: dict) -> None:

@@ -149,8 +149,8 @@ def climb(
         name = f"{curve.replace(', ', '-').replace(' ', '-')}-{ftype}"
         target = folder / ("shipped.gguf" if stays else f"{name}.gguf")
         stamp = settings["stamp"] + hashes[source]
-        own = {**settings, "requantize": False, "keep": stays, "stamp": stamp}
-        row = rung(source, ftype, target, matrix, examples, keep, prompt, own)
+        options = {**settings, "requantize": False, "keep": stays, "stamp": stamp}
+        row = rung(source, ftype, target, matrix, examples, keep, prompt, options)
         print(f"{curve} {ftype}: {row['bytes'] / 1e6:.1f} MB", flush=True)
         rows.append({**row, "curve": curve})
     return rows

@@ -106,8 +106,8 @@ def divergence(teacher, student, ids):
 
     with torch.no_grad():
         wanted = teacher(input_ids=ids).logits.float().log_softmax(-1)
-    own = student(input_ids=ids).logits.float().log_softmax(-1)
-    return kl_div(own, wanted, log_target=True, reduction="none").sum(-1)
+    predicted = student(input_ids=ids).logits.float().log_softmax(-1)
+    return kl_div(predicted, wanted, log_target=True, reduction="none").sum(-1)
 
 
 def held_out_kl(

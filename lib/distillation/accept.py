@@ -38,8 +38,7 @@ def candidates(plans: list[dict], replies: list[dict]) -> tuple[list[dict], list
             try:
                 items.append(teacher.to_item(example) | {"cluster": plan["cluster"]})
             except ValueError as error:
-                own = {"cluster": plan["cluster"]}
-                rejects.append(_reject(own, "malformed", str(error), str(example)[:200]))
+                rejects.append(_reject(plan, "malformed", str(error), str(example)[:200]))
     return items, rejects
 
 

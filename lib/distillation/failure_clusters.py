@@ -50,11 +50,11 @@ def resampled(
     for number in range(resamples):
         labels, matched = [], []
         for part in (rng.choice(len(vectors), size, replace=False) for _ in range(2)):
-            own = np.full(len(vectors), -1)
-            own[part] = kmeans(vectors[part], k, seed + number, 2).labels_
-            labels.append(own)
+            clusters = np.full(len(vectors), -1)
+            clusters[part] = kmeans(vectors[part], k, seed + number, 2).labels_
+            labels.append(clusters)
             if known:
-                matched.append(adjusted_mutual_info_score([known[i] for i in part], own[part]))
+                matched.append(adjusted_mutual_info_score([known[i] for i in part], clusters[part]))
         both = (labels[0] >= 0) & (labels[1] >= 0)
         values["stability"].append(float(adjusted_rand_score(labels[0][both], labels[1][both])))
         if known:
@@ -158,9 +158,9 @@ def majorities(labels, known: list[str]) -> dict[int, str]:
 
 def chance_purity(labels, known: list[str], seed: int, times: int = 200) -> float:
     """Mean purity with the known labels dealt out at random: what these sizes get for nothing."""
-    dice, names, total = random.Random(seed), list(known), 0.0
+    rng, names, total = random.Random(seed), list(known), 0.0
     for _ in range(times):
-        dice.shuffle(names)
+        rng.shuffle(names)
         majority = majorities(labels, names)
         pairs = zip(labels, names, strict=True)
         total += sum(majority[int(label)] == name for label, name in pairs) / len(names)
@@ -178,7 +178,7 @@ def distinctive_terms(texts: list[str], labels, most: int = 4) -> dict[int, list
 
     present = sorted(set(map(int, labels)))
     joined = [
-        " ".join(text for text, own in zip(texts, labels, strict=True) if own == label)
+        " ".join(text for text, cluster in zip(texts, labels, strict=True) if cluster == label)
         for label in present
     ]
     vectorizer = CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{2,}\b")
@@ -212,14 +212,14 @@ def overview(
     """A row a cluster: name, failures, how many are set aside, most frequent task, purity."""
     rows = []
     for number, title in titles.items():
-        own = [place for place, label in enumerate(labels) if label == number]
-        pure = purity([number] * len(own), [tasks[place] for place in own], majority)
+        members = [place for place, label in enumerate(labels) if label == number]
+        pure = purity([number] * len(members), [tasks[place] for place in members], majority)
         rows.append(
             {
                 "cluster": number,
                 "name": title,
-                "failures": len(own),
-                "set aside": sum(is_aside[place] for place in own),
+                "failures": len(members),
+                "set aside": sum(is_aside[place] for place in members),
                 "most frequent task": majority[number],
                 "purity": pure,
             }
@@ -250,11 +250,11 @@ def figure(points, labels, aside, names: dict[int, str], title: str):
     points = np.column_stack([points, np.zeros(len(points))])[:, :2]
     for place, label in enumerate(sorted(set(labels.tolist()))):
         colour, mark = plots.CYCLE[place % len(plots.CYCLE)], "os^D"[place // len(plots.CYCLE) % 4]
-        own = labels == label
+        members = labels == label
         style = {"color": colour, "markersize": 5, "alpha": 0.8, "linestyle": ""}
-        legend = f"{label}: {names[label]} ({own.sum()})"
-        axes.plot(*points[own & ~aside].T, mark, label=legend, **style)
-        axes.plot(*points[own & aside].T, mark, markerfacecolor="none", **style)
+        legend = f"{label}: {names[label]} ({members.sum()})"
+        axes.plot(*points[members & ~aside].T, mark, label=legend, **style)
+        axes.plot(*points[members & aside].T, mark, markerfacecolor="none", **style)
     axes.set(title=title, xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.legend(

@@ -114,16 +114,16 @@ def by_task(rows: list[dict]) -> list[dict]:
     """A row a task: asked, the share that failed, unreadable and cut answers."""
     table = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        mine = [row for row in rows if row["task"] == task]
-        failed = sum(not row["grade"]["correct"] for row in mine)
+        asked = [row for row in rows if row["task"] == task]
+        failed = sum(not row["grade"]["correct"] for row in asked)
         table.append(
             {
                 "task": task,
-                "category": mine[0]["category"],
-                "asked": len(mine),
-                "failed": stats.proportion(failed, len(mine)),
-                "no answer found": sum(row["grade"]["answer"] is None for row in mine),
-                "cut": sum(row["answer"]["finish"] == "length" for row in mine),
+                "category": asked[0]["category"],
+                "asked": len(asked),
+                "failed": stats.proportion(failed, len(asked)),
+                "no answer found": sum(row["grade"]["answer"] is None for row in asked),
+                "cut": sum(row["answer"]["finish"] == "length" for row in asked),
             }
         )
     return sorted(table, key=lambda row: (row["category"], row["task"]))

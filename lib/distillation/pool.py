@@ -169,9 +169,9 @@ def knowledge() -> Iterator[dict]:
         if task not in backwards:
             continue
         others = sorted({other[0] for other in facts if other[1] == task and other[0] != subject})
-        dice = random.Random(content_hash("backwards", task, subject))
-        options = [subject, *dice.sample(others, 3)]
-        dice.shuffle(options)
+        rng = random.Random(content_hash("backwards", task, subject))
+        options = [subject, *rng.sample(others, 3)]
+        rng.shuffle(options)
         letter = prompts.LETTERS[options.index(subject)]
         yield prompts.item(
             f"{task}_backwards",

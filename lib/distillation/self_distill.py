@@ -34,10 +34,10 @@ def sample(
     """
     groups: dict[tuple, list[dict]] = {}
     for item in items:
-        own = strategies[item["category"]]
-        groups.setdefault(("texts", own["temperature"], own["samples"]), []).append(item)
-        if own["votes"] and item["checker"] not in TEXT_CHECKERS:
-            groups.setdefault(("votes", vote_temperature, own["votes"]), []).append(item)
+        strategy = strategies[item["category"]]
+        groups.setdefault(("texts", strategy["temperature"], strategy["samples"]), []).append(item)
+        if strategy["votes"] and item["checker"] not in TEXT_CHECKERS:
+            groups.setdefault(("votes", vote_temperature, strategy["votes"]), []).append(item)
     for (kind, temperature, count), group in groups.items():
         named = system | {"name": f"{kind}-{temperature:g}-{count}"}
         systems.answer(named, group, settings | {"n": count, "temperature": temperature})
@@ -77,7 +77,7 @@ def candidates(
     no vote), voters}.
     """
     samples = [[*texts[item["id"]], *votes.get(item["id"], [])] for item in items]
-    graded = grade.grade_all(items, [[row["text"] for row in own] for own in samples])
+    graded = grade.grade_all(items, [[row["text"] for row in rows] for rows in samples])
     by_item = {name: rows.sort_values("sample") for name, rows in graded.groupby("id", sort=False)}
     return [
         _candidate(item, texts[item["id"]], by_item[item["id"]], targets[item["category"]])
@@ -85,20 +85,20 @@ def candidates(
     ]
 
 
-def _candidate(item: dict, own: list[dict], graded, target: float) -> dict:
-    """The row of one prompt. own: its texts; graded: the grades of these and then of its voters."""
+def _candidate(item: dict, texts: list[dict], graded, target: float) -> dict:
+    """The row of one prompt. texts: its own; graded: the grades of these and then of its voters."""
     extracted = [None if answer != answer else answer for answer in graded["answer"]]
-    place, majority, margin, voters = _elected(item, own, extracted)
+    place, majority, margin, voters = _elected(item, texts, extracted)
     correct = graded["correct"].tolist()[place]
     return {
         "id": item["id"],
         "category": item["category"],
         "task": item["task"],
         "instruction": item["prompt"],
-        "response": own[place]["text"],
+        "response": texts[place]["text"],
         "target_temperature": target,
-        "cut": own[place]["finish"] != "stop",
-        "tokens": own[place]["tokens"],
+        "cut": texts[place]["finish"] != "stop",
+        "tokens": texts[place]["tokens"],
         "correct": None if item["checker"] == answers.OPEN else bool(correct),
         "majority": majority,
         "margin": margin,
@@ -106,14 +106,14 @@ def _candidate(item: dict, own: list[dict], graded, target: float) -> dict:
     }
 
 
-def _elected(item: dict, own: list[dict], extracted: list) -> tuple:
-    """(place of the text to learn among `own`, whether its answer wins, margin, voters)."""
+def _elected(item: dict, texts: list[dict], extracted: list) -> tuple:
+    """(place of the text to learn among `texts`, whether its answer wins, margin, voters)."""
     free = item["checker"] in TEXT_CHECKERS
     classes = list(range(len(extracted))) if free else grade.classes_of(item, extracted)
-    voting = classes[len(own) :] or (classes if len(own) > 1 else [])
+    voting = classes[len(texts) :] or (classes if len(texts) > 1 else [])
     winner, margin = (None, None) if free or not voting else vote(voting)
-    agreeing = [n for n in range(len(own)) if classes[n] == winner] if len(own) > 1 else []
-    place = min(agreeing or range(len(own)), key=lambda n: (own[n]["finish"] != "stop", n))
+    agreeing = [n for n in range(len(texts)) if classes[n] == winner] if len(texts) > 1 else []
+    place = min(agreeing or range(len(texts)), key=lambda n: (texts[n]["finish"] != "stop", n))
     wins = winner is not None and classes[place] == winner
     return place, None if margin is None else wins, margin, len(voting)
 

@@ -93,8 +93,8 @@ def _broken(items: list[dict]) -> set[str]:
     """Ids of functions whose own code fails their tests: these teach nothing."""
     if not items:
         return set()
-    own = [[f"```python\n{item['gold']}\n```"] for item in items]
-    graded = grade.grade_all(items, own, progress=False)
+    texts = [[f"```python\n{item['gold']}\n```"] for item in items]
+    graded = grade.grade_all(items, texts, progress=False)
     verdicts = zip(graded["id"], graded["correct"], strict=True)
     return {name for name, correct in verdicts if not correct}
 

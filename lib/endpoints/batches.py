@@ -215,9 +215,9 @@ def _collect(
         ]
     client.store.close_batch(token, outcomes)
     if ended.status == "failed":
-        errors_told = (ended.errors.data if ended.errors else None) or []
-        told = "; ".join(str(error.message) for error in errors_told[:3])
-        reason = f"{client.role}: the batch was refused whole: {told}"
+        faults = (ended.errors.data if ended.errors else None) or []
+        messages = "; ".join(str(fault.message) for fault in faults[:3])
+        reason = f"{client.role}: the batch was refused whole: {messages}"
         raise EndpointError(client.clean(reason))
 
 

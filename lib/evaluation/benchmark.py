@@ -173,14 +173,16 @@ def details_table(summaries: dict[str, dict]) -> list[dict]:
     rows = []
     for category, entry in summaries.items():
         lengths = [entry.get(name) for name in ("tokens", "tokens_reference")]
-        mine, theirs = ("-" if length is None else f"{length:.0f}" for length in lengths)
+        tokens, reference_tokens = (
+            "-" if length is None else f"{length:.0f}" for length in lengths
+        )
         rows.append(
             {
                 "category": category,
                 "wins without ties %": _percent(entry.get("win_rate_without_ties")),
                 "flip rate %": _percent(entry.get("flip_rate")),
-                "tokens": mine,
-                "tokens, reference": theirs,
+                "tokens": tokens,
+                "tokens, reference": reference_tokens,
             }
         )
     return rows
@@ -226,10 +228,10 @@ def accuracy_table(
     }
     chance = {category: chance_level(group) for category, group in checked.items()}
     columns = {"guessing": chance} if any(chance.values()) else {}
-    for system, own in grades.items():
-        column = {"all checked items": accuracy(own)}
+    for system, graded in grades.items():
+        column = {"all checked items": accuracy(graded)}
         for category, group in checked.items():
-            column[category] = accuracy(own, [item["id"] for item in group])
+            column[category] = accuracy(graded, [item["id"] for item in group])
         for extractor, estimate in readings[system].items():
             column[f"{extractor} alone"] = estimate
         rows = answered[system].values()

@@ -57,8 +57,8 @@ def frame(items: list[dict], greedy: dict, sampled: list[dict], grades: dict):
     for item in items:
         name = item["id"]
         texts = [answers[name]["text"] for answers in (greedy, *sampled)]
-        own, *others = grade.answer_classes(item, texts)
-        agreement = sum(other == own for other in others) / len(others)
+        greedy_class, *others = grade.answer_classes(item, texts)
+        agreement = sum(other == greedy_class for other in others) / len(others)
         values = signals(greedy[name], grades[name]["answer"], agreement)
         right = bool(grades[name]["correct"])
         rows.append({"id": name, "category": item["category"], "right": right, **values})

@@ -47,8 +47,8 @@ def measured(items: list[dict], rows: dict[str, list[dict]], greedy: dict[str, d
     frame = consistency.measure(known, graded, texts)
     frame["tokens"] = [_mean([row["tokens"] for row in rows[item["id"]]]) for item in known]
     answers = {
-        name: own.sort_values("sample")["answer"].tolist()
-        for name, own in graded.groupby("id", sort=False)
+        name: samples.sort_values("sample")["answer"].tolist()
+        for name, samples in graded.groupby("id", sort=False)
     }
     frame["to_greedy"] = [
         _share_equal(item, answers[item["id"]], greedy.get(item["id"])) for item in known
@@ -99,7 +99,7 @@ def means_table(frames: dict) -> list[dict]:
 def changes_table(changed: dict[str, dict]) -> list[dict]:
     """{label: `changes`} as a row a measure."""
     return [
-        {"": text} | {label: own.get(name, NOT_MEASURED) for label, own in changed.items()}
+        {"": text} | {label: change.get(name, NOT_MEASURED) for label, change in changed.items()}
         for name, (text, _) in MEASURES.items()
     ]
 
@@ -107,8 +107,8 @@ def changes_table(changed: dict[str, dict]) -> list[dict]:
 def category_table(before, after, measures: list[str], seed: int = 0) -> list[dict]:
     """`changes` of some measures, a row a category of the frames."""
     rows = []
-    for category, own in before.groupby("category", sort=False):
-        changed = changes(own, after[after["category"] == category], seed)
+    for category, of_category in before.groupby("category", sort=False):
+        changed = changes(of_category, after[after["category"] == category], seed)
         columns = {MEASURES[name][0]: changed.get(name, NOT_MEASURED) for name in measures}
         rows.append({"category": category, **columns})
     return rows
@@ -130,12 +130,12 @@ def transitions(before: list[dict], after: list[dict]) -> list[dict]:
     Rows of `benchmark.outcomes`; kinds are win, loss and the kinds of tie.
     """
     old, new = consistency.kinds(before), consistency.kinds(after)
-    moved = Counter((kind, new[name]) for name, kind in old.items() if name in new)
+    counts = Counter((kind, new[name]) for name, kind in old.items() if name in new)
     return [
-        {"before": consistency.KINDS[a], "after": consistency.KINDS[b], "items": moved[a, b]}
+        {"before": consistency.KINDS[a], "after": consistency.KINDS[b], "items": counts[a, b]}
         for a in consistency.KINDS
         for b in consistency.KINDS
-        if moved[a, b]
+        if counts[a, b]
     ]
 
 
@@ -152,11 +152,11 @@ def score_changes(before: list[dict], after: list[dict], seed: int = 0) -> dict[
     }
     result = {}
     for category in [*dict.fromkeys(row["category"] for _, row in pairs), "all"]:
-        mine = [(a, b) for a, b in pairs if category in ("all", b["category"])]
-        if mine:
+        selected = [(a, b) for a, b in pairs if category in ("all", b["category"])]
+        if selected:
             result[category] = {
                 name: stats.paired_difference(
-                    [of(b) for _, b in mine], [of(a) for a, _ in mine], seed, unit="share"
+                    [of(b) for _, b in selected], [of(a) for a, _ in selected], seed, unit="share"
                 )
                 for name, of in measures.items()
             }
@@ -215,7 +215,7 @@ def direction(estimate: dict | None) -> str:
     return "falls" if estimate["high"] < 0 else "is not shown to move"
 
 
-def told(estimate: dict | None) -> str:
+def moved(estimate: dict | None) -> str:
     """`direction` with the change and its interval, to be written after a noun."""
     return direction(estimate) + (f" ({estimate})" if estimate else "")
 
@@ -233,7 +233,7 @@ def headline(agreement: dict | None, accuracy: dict | None) -> str:
         answer = "the model is not shown to be more consistent"
     if direction(agreement) == "falls":
         answer = "the model is less consistent"
-    return f"Consistency {told(agreement)}, greedy accuracy {direction(accuracy)}: {answer}."
+    return f"Consistency {moved(agreement)}, greedy accuracy {direction(accuracy)}: {answer}."
 
 
 def figure(changed: dict[str, dict[str, dict]], accuracy: dict[str, dict], title: str):
@@ -247,9 +247,9 @@ def figure(changed: dict[str, dict[str, dict]], accuracy: dict[str, dict], title
     ]
     labels = [MEASURES[name][0] for name in names] + ["greedy accuracy, items of 12"]
     fig, axes = plots.figure(height=1.3 + 0.42 * len(labels))
-    for place, (system, own) in enumerate(changed.items()):
+    for place, (system, change) in enumerate(changed.items()):
         shift, colour = (place - (len(changed) - 1) / 2) * 0.26, plots.CYCLE[place]
-        estimates = [*(own.get(name) for name in names), accuracy.get(system)]
+        estimates = [*(change.get(name) for name in names), accuracy.get(system)]
         for row, estimate in enumerate(estimates):
             if not estimate:
                 continue

@@ -33,10 +33,12 @@ def _entry(group: list[dict], book: dict, base: dict, other: bool, seed: int) ->
     ids = [item["id"] for item in group if item["id"] in book and item["id"] in base]
     if not ids:
         return {}
-    mine, theirs = ([float(graded[key]["correct"]) for key in ids] for graded in (book, base))
-    entry = {"score": stats.proportion(int(sum(mine)), len(mine))}
+    scores, base_scores = (
+        [float(graded[key]["correct"]) for key in ids] for graded in (book, base)
+    )
+    entry = {"score": stats.proportion(int(sum(scores)), len(scores))}
     if other:
-        entry["loss"] = stats.paired_difference(theirs, mine, seed, unit="share")
+        entry["loss"] = stats.paired_difference(base_scores, scores, seed, unit="share")
     return entry
 
 

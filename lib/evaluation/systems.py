@@ -95,7 +95,7 @@ def limits(items: list[dict], settings: dict) -> Iterator[tuple[int, str, list[d
     """(token limit, which items, the items): code may be longer than the rest."""
     is_code = [item["checker"] == "code" for item in items]
     for code, limit in ((False, "max_new_tokens"), (True, "max_new_tokens_code")):
-        group = [item for item, own in zip(items, is_code, strict=True) if own == code]
+        group = [item for item, coded in zip(items, is_code, strict=True) if coded == code]
         if group:
             yield settings[limit], "code" if code else "all but code", group
 

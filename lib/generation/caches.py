@@ -51,13 +51,13 @@ class RoomyLayer(DynamicLayer):
 
     def join(self, other):
         """Append the rows of another layer; the shorter of the two gets zeros on its left."""
-        width, (mine, theirs) = max(self.length, other.length), (self.length, other.length)
+        width = max(self.length, other.length)
         stores = []
         for a, b in zip(self.stores, other.stores, strict=True):
             shape = (a.shape[0] + b.shape[0], a.shape[1], width + self.room, a.shape[3])
             store = torch.zeros(shape, dtype=a.dtype, device=a.device)
-            store[: a.shape[0], :, width - mine : width] = a[:, :, :mine]
-            store[a.shape[0] :, :, width - theirs : width] = b[:, :, :theirs]
+            store[: a.shape[0], :, width - self.length : width] = a[:, :, : self.length]
+            store[a.shape[0] :, :, width - other.length : width] = b[:, :, : other.length]
             stores.append(store)
         self.stores, self.length = stores, width
         self.keys, self.values = (store[:, :, :width] for store in stores)

@@ -3,10 +3,10 @@
 Kernel by kernel, a step of an 8B takes 35 to 60 ms to launch, whatever its batch; as one CUDA graph
 it takes what the card needs (tests/bench/generation.py). A graph wants tensors that stay where they
 are, so the cache is a fixed number of places of a fixed number of columns. All places write the
-same column, and after the last column comes the first
-again: a row lives no longer than the ring is, its mask says which columns are its own, and keys
-carry their true positions, so the order of the columns does not matter. A row that has ended leaves
-its place to the next prompt; nothing is copied but that prompt.
+same column, and after the last column comes the first again: a row lives no longer than the ring
+is, its mask says which columns are its own, and keys carry their true positions, so the order of
+the columns does not matter. A row that has ended leaves its place to the next prompt; nothing is
+copied but that prompt.
 """
 
 from __future__ import annotations
@@ -95,21 +95,21 @@ class Ring:
             group, last = decoding.prefill_group(self.model, self.tokenizer.pad_token_id, prompts)
             logits = last.new_empty(len(rows), last.shape[1]) if logits is None else logits
             order = {ids: index for index, ids in enumerate(prompts)}
-            mine = [index for index, row in enumerate(rows) if tuple(row["ids"]) in order]
+            members = [index for index, row in enumerate(rows) if tuple(row["ids"]) in order]
             source = torch.tensor(
-                [order[tuple(rows[index]["ids"])] for index in mine], device=device
+                [order[tuple(rows[index]["ids"])] for index in members], device=device
             )
-            target = torch.tensor([free[index] for index in mine], device=device)
+            target = torch.tensor([free[index] for index in members], device=device)
             width = group["mask"].shape[1]
             columns = torch.arange(at - width, at, device=device) % self.columns
             for ring, layer in zip(self.cache.layers, group["cache"].layers, strict=True):
                 for store, states in zip(ring.stores, (layer.keys, layer.values), strict=True):
                     store[target[:, None], :, columns] = states[source].transpose(1, 2)
-            seen = torch.zeros_like(self.mask[0, 0, 0]).expand(len(mine), -1).clone()
+            seen = torch.zeros_like(self.mask[0, 0, 0]).expand(len(members), -1).clone()
             seen[:, columns] = group["mask"][source].to(seen.dtype)
             self.mask[target, 0, 0] = (1 - seen) * torch.finfo(self.mask.dtype).min
             self.positions[target] = group["positions"][source]
-            logits[mine] = last[source]
+            logits[members] = last[source]
         self.taken = torch.tensor(free, device=device)
         return logits
 

@@ -85,7 +85,7 @@ def adapter_grads(group, dy, seen, low):
     d_a = outer(dy[:, group.rows :], seen).mul_(group.scale).split(group.rank)
     rows = [after - before for before, after in zip(group.bounds, group.bounds[1:], strict=False)]
     parts = zip(dy[:, : group.rows].split(rows, 1), low.split(group.rank, 1), strict=True)
-    return (*d_a, *(outer(part, each) for part, each in parts))
+    return (*d_a, *(outer(part, inner) for part, inner in parts))
 
 
 def widened(x, room: int):

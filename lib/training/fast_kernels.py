@@ -132,7 +132,7 @@ def attention(q, k, v, lengths, borders):
     """
     if len(set(lengths)) == 1:
         # equal documents are a plain batch: the fastest kernel there is takes them
-        batch = [each.unflatten(0, (len(lengths), -1)).transpose(1, 2) for each in (q, k, v)]
+        batch = [heads.unflatten(0, (len(lengths), -1)).transpose(1, 2) for heads in (q, k, v)]
         out = scaled_dot_product_attention(*batch, is_causal=True, enable_gqa=True).transpose(1, 2)
         return out.reshape(len(q), -1)
     if q.is_cuda:
@@ -146,5 +146,5 @@ def attention(q, k, v, lengths, borders):
             options["enable_gqa"] = True
         out = varlen_attn(q, k, v, borders, borders, longest, longest, **options)
         return out.flatten(1)
-    parts = zip(*(each.split(lengths) for each in (q, k, v)), strict=True)
+    parts = zip(*(heads.split(lengths) for heads in (q, k, v)), strict=True)
     return torch.cat([attention(*part, [len(part[0])], None) for part in parts])

@@ -240,9 +240,9 @@ class FastLoRA:
         ]
         with torch.no_grad():
             scaled = torch._foreach_mul([a for group in groups for a in group.A], groups[0].scale)
-            torch._foreach_copy_([each for group in groups for each in group.into_a], scaled)
+            torch._foreach_copy_([view for group in groups for view in group.into_a], scaled)
             low = [b for group in groups for b in group.B]
-            torch._foreach_copy_([each for group in groups for each in group.into_b], low)
+            torch._foreach_copy_([view for group in groups for view in group.into_b], low)
 
     def loss(self, input_ids, targets, lengths, items=None, changed=True):
         """Negative log-likelihood of the targets in nats, summed and divided by `items`.
@@ -273,11 +273,11 @@ class FastLoRA:
         with torch.no_grad():
             h = self.base.embed_tokens(input_ids)
             y = torch.zeros_like(h)
-            cos, sin = (each[0] for each in self.base.rotary_emb(h[:1].float(), positions[None]))
+            cos, sin = (table[0] for table in self.base.rotary_emb(h[:1].float(), positions[None]))
         seeds = [[None] * 4] * len(self.layers)
         if self.model.training and any(layer.qkv.p for layer in self.layers):
             drawn = torch.randint(-(2**31), 2**31, (len(self.layers), 4), dtype=torch.int32)
-            seeds = [each.unbind() for each in drawn.to(device)]
+            seeds = [numbers.unbind() for numbers in drawn.to(device)]
         for index, (layer, seed) in enumerate(zip(self.layers, seeds, strict=True)):
             if index < self.recomputed and torch.is_grad_enabled():
                 h, y = checkpoint(

@@ -38,10 +38,10 @@ def losses(
             batch = collate([examples[i] for i in index], pad_id)
             rows, nats, right = _by_token(model, batch)
             for place, number in enumerate(index):
-                mine = rows == place
-                measured["nats"][number] = float(nats[mine].sum())
-                measured["tokens"][number] = int(mine.sum())
-                measured["right"][number] = int(right[mine].sum())
+                in_row = rows == place
+                measured["nats"][number] = float(nats[in_row].sum())
+                measured["tokens"][number] = int(in_row.sum())
+                measured["right"][number] = int(right[in_row].sum())
     model.train(was_training)
     return measured
 

@@ -46,10 +46,10 @@ def estimates(tokens: int, parameters: int, rates: dict[str, float]) -> list[dic
     """
     if not 0.9 < parameters / SIZE < 1.1:
         return []
-    own = next(value for name, value in PEAK_TFLOPS.items() if name in MEASURED["device"])
+    peak = next(value for name, value in PEAK_TFLOPS.items() if name in MEASURED["device"])
     rows = []
     for card, rate in rates.items():
-        seconds = tokens / MEASURED["tokens_per_second"] * own / PEAK_TFLOPS[card]
+        seconds = tokens / MEASURED["tokens_per_second"] * peak / PEAK_TFLOPS[card]
         measured = card in MEASURED["device"]
         rows.append(
             {

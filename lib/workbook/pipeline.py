@@ -74,8 +74,8 @@ def execute(
     chosen = select(list(steps), first, last, only)
     pinned = {step.name: {step.parameter: step.variant} for step in page if step.parameter}
     values = params.effective(profile, list(steps), overrides, root, chosen, pinned)
-    for own in values.values():
-        own["out"] = f"outputs/{run}"
+    for parameters in values.values():
+        parameters["out"] = f"outputs/{run}"
     _refuse_gaps(steps, chosen, out)
     with state.lock(out):
         return _run_all(Run(steps, chosen, values, out, root, again, stream or sys.stdout))

@@ -63,7 +63,7 @@ def phase_title(phase: tuple) -> str:
 def by_phase(judged: list[dict]) -> dict[tuple, list[dict]]:
     """{row of PHASES: its judged gates}, where there are any."""
     groups = {phase: [g for g in judged if phase_of(g["step"]) == phase] for phase in PHASES}
-    return {phase: own for phase, own in groups.items() if own}
+    return {phase: rows for phase, rows in groups.items() if rows}
 
 
 def title(step: str) -> str:
@@ -143,7 +143,7 @@ def systems(records: dict) -> list[tuple]:
         for name, columns in record.systems(records).items()
     }
     measured = {name: columns for name, columns in measured.items() if columns}
-    columns = [c for c in MEASURED if any(c in own for own in measured.values())]
+    columns = [c for c in MEASURED if any(c in system for system in measured.values())]
     order = sorted(measured, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS))
     rows = [
         [Strong(name), *(words(measured[name].get(c), MEASURED[c][1]) for c in columns)]
@@ -163,9 +163,9 @@ def gate_tables(judged: list[dict], records: dict) -> list[tuple]:
     moved = record.moved(judged, records)
     blocks: list[tuple] = [("h2", "Gates")]
     columns = ["gate", "verdict", "threshold", "measured [95 % interval], n", "step"]
-    for phase, own in by_phase(judged).items():
-        counts = _counts(Counter(gate["verdict"] for gate in own))
-        rows = [_gate_row(gate, gate["id"] in moved) for gate in own]
+    for phase, of_phase in by_phase(judged).items():
+        counts = _counts(Counter(gate["verdict"] for gate in of_phase))
+        rows = [_gate_row(gate, gate["id"] in moved) for gate in of_phase]
         # a link to a place inside opens what is folded around it
         inner = [("anchor", f"gates-{slug(phase)}"), ("table", columns, rows)]
         blocks.append(("details", [Strong(phase_title(phase)), *counts], inner))
@@ -188,8 +188,8 @@ def _gate_row(gate: dict, moved: bool) -> list:
 def phase_counts(judged: list[dict]) -> list[dict]:
     """Rows for a table: phase, and how many of its gates have each verdict."""
     rows = []
-    for phase, own in by_phase(judged).items():
-        counts = Counter(gate["verdict"] for gate in own)
+    for phase, of_phase in by_phase(judged).items():
+        counts = Counter(gate["verdict"] for gate in of_phase)
         rows.append({"phase": phase_title(phase)} | {word: counts[word] for word in VERDICTS})
     return rows
 

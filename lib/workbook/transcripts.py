@@ -37,9 +37,7 @@ def write(out: Path, step: str, rows: list[dict]) -> Path:
 
 
 def html(out: Path, step: str, rows: list[dict]) -> str:
-    """The page: what was sampled, the filters, then a row an answer, all answers to one prompt
-    together.
-    """
+    """The page: what was sampled, the filters, then a row an answer, those of a prompt together."""
     values = {key: list(dict.fromkeys(str(row[key]) for row in rows)) for key in FILTERS}
     shown = sample(rows, lambda row: len(article(row, values).encode()), PAGE_BYTES)
     links = [f'<a href="../index.html">Run {escape(out.name)}</a>']
