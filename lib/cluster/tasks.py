@@ -206,9 +206,9 @@ def _fetched(rows, sizes, job):
     texts, ranks = [], np.empty((len(rows), 2), np.uint64)
     shard = (rows >> np.uint64(shards.NUMBER)).astype(np.int64)
     for number in np.unique(shard).tolist():
-        mine = shard == number
-        numbers = (rows[mine] & np.uint64((1 << shards.NUMBER) - 1)).tolist()
-        for row in shards.fetch(job["shards"][number], numbers, sizes[mine].tolist()):
+        in_shard = shard == number
+        numbers = (rows[in_shard] & np.uint64((1 << shards.NUMBER) - 1)).tolist()
+        for row in shards.fetch(job["shards"][number], numbers, sizes[in_shard].tolist()):
             ranks[len(texts)] = job["priority"](row, number)
             texts.append(textfile.encode(job["text"](row), job["shingle"] == "word5"))
     return *textfile.pack(texts), ranks

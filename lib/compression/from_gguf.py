@@ -16,6 +16,7 @@ from typing import NamedTuple
 from lib import models
 from lib.compression.gguf_types import FTYPES
 from lib.compression.to_gguf import checked, rotary_heads, unpermute
+from lib.files import replacing_folder
 
 
 class Tensor(NamedTuple):
@@ -38,7 +39,7 @@ def table(path: str | Path) -> list[Tensor]:
     Raises ValueError for another magic number, and for a file that ends before its last tensor.
     """
     _, tensors = _header(Path(path))
-    end, size = max((each.begin + each.bytes for each in tensors), default=0), _size(path)
+    end, size = max((tensor.begin + tensor.bytes for tensor in tensors), default=0), _size(path)
     if end > size:
         raise ValueError(
             f"{path}: cut short, its tensors end at byte {end:,} and the file at {size:,}; write it"
@@ -218,25 +219,22 @@ def dense(model, like: str | Path, out: str | Path) -> Path:
         raise ValueError(
             f"the loaded model has no {sorted(missing)[0]}; its weights are still packed"
         )
-    own = {name: state[name].detach().float().cpu().numpy() for name in names if name in state}
-    return _save(own, config, like, Path(out))
+    tensors = {name: state[name].detach().float().cpu().numpy() for name in names if name in state}
+    return _save(tensors, config, like, Path(out))
 
 
 def _save(state: dict, config: dict, like: str | Path, out: Path) -> Path:
-    """Write a checkpoint with the tokenizer of `like` under a temporary name, then rename it."""
+    """Write a checkpoint with the tokenizer of `like` whole or not at all."""
     from safetensors.numpy import save_file
 
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(config | {"dtype": "float32"}, indent=1)
-    (partial / "config.json").write_text(text, encoding="utf-8")
-    for name in BESIDE_WEIGHTS:
-        if (Path(like) / name).exists():
-            shutil.copy(Path(like) / name, partial / name)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with replacing_folder(out) as scratch:
+        scratch.mkdir(parents=True)
+        save_file(state, scratch / "model.safetensors", metadata={"format": "pt"})
+        text = json.dumps(config | {"dtype": "float32"}, indent=1)
+        (scratch / "config.json").write_text(text, encoding="utf-8")
+        for name in BESIDE_WEIGHTS:
+            if (Path(like) / name).exists():
+                shutil.copy(Path(like) / name, scratch / name)
     return out
 
 
