@@ -81,10 +81,13 @@ TRICKY = [
 
 def signatures(texts, permutations=128, seed=1):
     """Our MinHash signatures of character 3-grams, uint32 [texts, permutations]."""
-    packed = textfile.pack([textfile.encode(text, False) for text in texts])
+    buffer, starts, ends = textfile.pack([textfile.encode(text) for text in texts])
+    keys, hashes = np.empty(minhash.CHUNK, np.uint64), np.empty(minhash.CHUNK, np.uint32)
+    options = (near_duplicates.word_characters("char3"), *minhash.permutations(permutations, seed))
+    options += (np.empty(4096, np.uint32), keys, hashes)
     out = np.empty((len(texts), permutations), np.uint32)
-    words = near_duplicates.word_characters("char3")
-    minhash.signatures(*packed, words, *minhash.permutations(permutations, seed), out)
+    for start, end, signature in zip(starts, ends, out, strict=True):
+        minhash._sign(buffer, start, end, *options, signature)
     return out
 
 

@@ -179,17 +179,6 @@ def _sign(buffer, low, high, words, factors, offsets, recent, keys, hashes, sign
 
 
 @kernel
-def signatures(buffer, starts, ends, words, factors, offsets, out):
-    """MinHash signatures, uint32 (texts, permutations), of buffer[starts[i]:ends[i]]."""
-    keys, hashes = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.uint32)
-    recent = np.empty(4096, np.uint32)
-    for row in range(len(starts)):
-        _sign(
-            buffer, starts[row], ends[row], words, factors, offsets, recent, keys, hashes, out[row]
-        )
-
-
-@kernel
 def sign(buffer, starts, ends, words, factors, offsets, rows, bands, sketches):
     """What finds candidates, of each text; its signature is forgotten at once.
 
