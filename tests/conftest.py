@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -147,11 +146,3 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data beside the repository")
     return folder
-
-
-@pytest.fixture
-def copy_of_repository(tmp_path) -> Path:
-    """notebooks/ and params/ of this repository in a temporary folder, to be broken by a test."""
-    for folder in ("notebooks", "params"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    return tmp_path

@@ -159,7 +159,6 @@ SIGNATURES = {
     "llama_get_logits": (c.POINTER(c.c_float), [c.c_void_p]),
     "llama_get_memory": (c.c_void_p, [c.c_void_p]),
     "llama_memory_clear": (None, [c.c_void_p, c.c_bool]),
-    "llama_memory_seq_rm": (c.c_bool, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32]),
     "llama_memory_seq_cp": (None, [c.c_void_p, c.c_int32, c.c_int32, c.c_int32, c.c_int32]),
     "llama_adapter_lora_init": (c.c_void_p, [c.c_void_p, c.c_char_p]),
     "llama_set_adapters_lora": (

@@ -61,8 +61,7 @@ def last_line(text: str) -> str | None:
     return clean(lines[-1]) if lines else None
 
 
-# -- numbers
-# ---------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- numbers --
 
 
 def number(text: str | None) -> Fraction | None:
@@ -126,8 +125,7 @@ def last_expression(text: str) -> str | None:
     return match[0] if match else None
 
 
-# -- choices and words
-# -----------------------------------------------------------------------------------------------
+# -- choices and words --
 
 
 def marked_letter(text: str, letters: str, options: list[str]) -> str | None:
