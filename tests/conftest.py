@@ -12,9 +12,8 @@ from lib.workbook.steps import Step
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # before torch starts its threads: two workers with all cores each only wait
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # before torch starts its threads: two workers with all cores each only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PARAMETERS = """out = "outputs/tiny-local"  # folder of this run

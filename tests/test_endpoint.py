@@ -135,9 +135,8 @@ def test_a_passing_fault_is_retried_and_accounted(tmp_path, fault, state):
         assert row["text"] == "hello" and states(c) == {"paid": 1, state: 1}
         assert client(server, tmp_path).chat([ask("a")])[0]["cached"]
     spoilt = next(r for r in c.ledger() if r["state"] == state)["usd"]
-    if (
-        state == "open" or fault == "truncated"
-    ):  # perhaps charged, amount unknown: the worst case stands
+    if state == "open" or fault == "truncated":
+        # perhaps charged, amount unknown: the worst case stands
         assert spoilt == pytest.approx(c.worst_usd(ask("a")))
     elif state == "refused":
         assert spoilt == 0

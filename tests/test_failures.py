@@ -174,9 +174,8 @@ def test_killed_while_generating_nothing_is_lost_or_generated_twice(items, tiny_
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     end, store = time.monotonic() + 90, None
-    while (
-        time.monotonic() < end and child.poll() is None
-    ):  # into the second piece, with answers in its store
+    while time.monotonic() < end and child.poll() is None:
+        # into the second piece, with answers in its store
         store = next(iter(folder.glob(".00001-*/store.jsonl")), None)
         if store and store.read_bytes().count(b"\n") >= 2:
             break

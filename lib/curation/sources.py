@@ -149,9 +149,8 @@ def hub_revision(repo: str, wanted: str = "") -> tuple[str, str]:
 
     try:
         info = HfApi().dataset_info(repo, revision=wanted or None)
-    except (
-        Exception
-    ) as error:  # the Hub client raises a dozen kinds (offline, gated, missing, bad revision)
+    except Exception as error:
+        # the Hub client raises a dozen kinds (offline, gated, missing, bad revision)
         raise SourceError(
             f"Hub data set {repo}{'@' + wanted if wanted else ''} cannot be reached"
             f" ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); check the name and"

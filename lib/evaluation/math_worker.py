@@ -99,9 +99,8 @@ def _serve() -> None:
                 for text in json.loads(line)
             )
             result = "1" if gold and answer and verify(gold, answer, timeout_seconds=3) else "0"
-        except (
-            BaseException
-        ) as error:  # RecursionError, MemoryError, sympy's own: all mean "not shown to be equal"
+        except BaseException as error:
+            # RecursionError, MemoryError, sympy's own: all mean "not shown to be equal"
             if isinstance(error, KeyboardInterrupt):
                 raise
         print(result, file=answer_pipe, flush=True)

@@ -332,9 +332,8 @@ def main() -> None:
                 "documents_per_cpu_s": max(speed[name]),
                 "ratio_to_naive": max(speed[name]) / max(speed["datasketch update loop"]),
             }
-            if (
-                name != "datasketch update loop"
-            ):  # its answers are those of the generator, minutes later
+            if name != "datasketch update loop":
+                # its answers are those of the generator, minutes later
                 drops = measure(name, place / "quality.jsonl", place / "warm.jsonl")["drops"]
                 row |= quality(drops, pairs, len(texts))
             table.append(row)

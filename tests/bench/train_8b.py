@@ -260,9 +260,8 @@ def ceilings(out: Path, model) -> None:
         for w in weights
     }
     seconds, end = [], clock() + (0 if TINY else 4)
-    while (
-        not seconds or clock() < end
-    ):  # as long as it takes to get warm: a card slows down under load
+    while not seconds or clock() < end:
+        # as long as it takes to get warm: a card slows down under load
         start = clock()
         for weight in weights:
             inputs[weight.shape[1]] @ weight.T
@@ -676,7 +675,8 @@ def sft(
     for owner in (
         model,
         model.get_base_model(),
-    ):  # what an earlier Trainer left on the model would turn autocast off
+    ):
+        # what an earlier Trainer left on the model would turn autocast off
         for key in ("forward", "_original_forward", "_is_accelerate_prepared"):
             owner.__dict__.pop(key, None)
     made = torch.Generator().manual_seed(1)
