@@ -82,10 +82,10 @@ def _keepers(group, best, kept, one, other, similarity):
     lost = lost[kept[group[lost]]]  # other rows of a class whose best row stays
     parts = [pd.DataFrame({"row": lost, "keeper": best[group[lost]], "jaccard": 1.0})]
     members = pd.DataFrame({"group": group, "row": np.arange(len(group))})
-    for mine, theirs in ((one, other), (other, one)):
-        stays = kept[theirs]
-        some = pd.DataFrame(
-            {"group": mine[stays], "keeper": best[theirs[stays]], "jaccard": similarity[stays]}
+    for goes, keeper in ((one, other), (other, one)):
+        stays = kept[keeper]
+        pairs = pd.DataFrame(
+            {"group": goes[stays], "keeper": best[keeper[stays]], "jaccard": similarity[stays]}
         )
-        parts.append(some.merge(members, on="group")[["row", "keeper", "jaccard"]])
+        parts.append(pairs.merge(members, on="group")[["row", "keeper", "jaccard"]])
     return pd.concat(parts, ignore_index=True)

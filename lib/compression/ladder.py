@@ -263,22 +263,22 @@ def answer_agreement(model, reader, tokenizer, prompts: list[str], tokens: int) 
     """
     texts = [generate.render(tokenizer, generate.as_messages(prompt)) for prompt in prompts]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    ours = model.generate(ids, max_new_tokens=tokens)
+    generated = model.generate(ids, max_new_tokens=tokens)
     options = {"max_new_tokens": tokens, "progress": "transformers"}
-    theirs = generate.generate(reader, tokenizer, prompts, **options)
+    expected = generate.generate(reader, tokenizer, prompts, **options)
     rows = []
     for number, prompt in enumerate(prompts):
-        [mine], [other] = ours[number], theirs[number]
-        written = tokenizer.decode(mine["ids"], skip_special_tokens=True)
-        expected = tokenizer(other["text"], add_special_tokens=False)["input_ids"]
-        pairs = enumerate(zip(mine["ids"], expected, strict=False))
+        [answer], [reference] = generated[number], expected[number]
+        written = tokenizer.decode(answer["ids"], skip_special_tokens=True)
+        reference_ids = tokenizer(reference["text"], add_special_tokens=False)["input_ids"]
+        pairs = enumerate(zip(answer["ids"], reference_ids, strict=False))
         rows.append(
             {
                 "prompt": prompt,
                 "same_ids": model.tokenize(texts[number]) == ids[number],
-                "same_text": written == other["text"],
+                "same_text": written == reference["text"],
                 "ours": written,
-                "theirs": other["text"],
+                "theirs": reference["text"],
                 "first": next((place for place, (a, b) in pairs if a != b), None),
             }
         )

@@ -69,7 +69,7 @@ def _fit(teacher, student, train: list, held_out: list, settings: dict) -> list[
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=settings["learning_rate"], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
-    length, every = len(train[0]), max(1, steps // max(1, settings["evaluations"]))
+    length, interval = len(train[0]), max(1, steps // max(1, settings["evaluations"]))
     kl = held_out_kl(teacher, student, held_out, settings["compute_dtype"])
     curve = [{"step": 0, "tokens": 0, "kl": kl}]
     for step in range(1, steps + 1):
@@ -82,7 +82,7 @@ def _fit(teacher, student, train: list, held_out: list, settings: dict) -> list[
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-        if step % every == 0 or step == steps:
+        if step % interval == 0 or step == steps:
             kl = held_out_kl(teacher, student, held_out, settings["compute_dtype"])
             curve.append({"step": step, "tokens": step * batch * length, "kl": kl})
     return curve

@@ -248,8 +248,8 @@ def _column(ledger: dict) -> dict[str, str]:
 
 def waterfall(ledgers: dict[str, dict], budget: int | None = None):
     """A stacked bar an artefact, in MB by kind, from 16 bits to packed; `budget` as a line."""
-    own = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.BROWN)
-    colours = dict(zip(KINDS, ("#a3c4e8", *own, "#c9ced6", plots.RED), strict=True))
+    palette = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.BROWN)
+    colours = dict(zip(KINDS, ("#a3c4e8", *palette, "#c9ced6", plots.RED), strict=True))
     fig, axes = plots.figure(width=max(7.5, 0.9 * len(ledgers)), height=4)
     labels, floor = list(ledgers), [0.0] * len(ledgers)
     for kind in KINDS:

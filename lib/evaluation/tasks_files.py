@@ -287,7 +287,8 @@ def _mmlu(row: list[str], path: Path) -> dict:
 
 def _ifeval(row: dict, path: Path) -> dict:
     kwargs = [
-        {key: value for key, value in each.items() if value is not None} for each in row["kwargs"]
+        {key: value for key, value in options.items() if value is not None}
+        for options in row["kwargs"]
     ]
     meta = {"instruction_id_list": row["instruction_id_list"], "kwargs": kwargs, "key": row["key"]}
     return prompts.item(

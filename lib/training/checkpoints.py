@@ -11,10 +11,10 @@ from lib.files import atomic_write_json
 
 def complete(folder: Path, clean: bool = True) -> Path | None:
     """Newest checkpoint whose writing finished; `clean` deletes torn ones, left by a kill."""
-    every = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    whole = [path for path in every if (path / "complete.json").exists()]
+    folders = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [path for path in folders if (path / "complete.json").exists()]
     if clean:
-        for path in set(every) - set(whole):
+        for path in set(folders) - set(whole):
             shutil.rmtree(path)
     return whole[-1] if whole else None
 
