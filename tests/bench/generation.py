@@ -1,11 +1,12 @@
 """Our decode loop against transformers, same model, prompts and settings, both sides in one run.
 
     python tests/bench/generation.py [--model smollm2-135m-instruct] [--prompts 24] [--samples 4]
-    [--tokens 48] python tests/bench/generation.py --shape 8b [--out FOLDER]    # a CUDA card with
-    80 GB; random weights, no download
+                                     [--tokens 48]
+    python tests/bench/generation.py --shape 8b [--out FOLDER]
 
 The first prints tokens a CPU second (wall time on a GPU) of both sides, greedy and k samples a
-prompt, and the ratio. The second runs the shape of Llama-3.1-8B: 256 prompt tokens and 256 new
+prompt, and the ratio. The second needs a CUDA card with 80 GB and no download: the
+shape of Llama-3.1-8B with random weights, 256 prompt tokens and 256 new
 ones, all of one length and then of lengths that a random stop gives, by transformers' `generate`,
 its `generate_batch` (paged, without extra packages) and ours at growing batches, beside the bound
 of bandwidth and products. It writes tests/bench/results/generation_8b.md and .json; `--tiny`
