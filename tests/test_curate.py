@@ -379,7 +379,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     data.mkdir()
     dice = random.Random(4)
     with gzip.open(data / "many.jsonl.gz", "wt", encoding="utf-8") as handle:
-        for _ in range(400):
+        for _ in range(1000):
             body = " ".join(
                 f"{dice.choice(WORDS.split())}{dice.randrange(9999)}" for _ in range(1000)
             )
@@ -396,7 +396,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     text = (tmp_path / "stage" / "many.rows.jsonl").stat().st_size
-    assert len(stage) == 400 and text > 3_500_000 and peak < 1_500_000
+    assert len(stage) == 1000 and text > 10_000_000
+    assert peak < text / 5, "what stays in memory depends a little on the version of Python"
 
 
 def test_what_is_put_into_the_packaged_data_is_found(tmp_path):
