@@ -1,7 +1,7 @@
 """Parameters: what a notebook declares, what a profile sets, one clear sentence when they disagree.
 
-This is the only module that reads YAML. Files are flat, because papermill replaces a nested dict
-whole. A step is a notebook, or <notebook>.<variant>, which has the parameters of its notebook.
+This is the only module that reads YAML. Files are flat: papermill replaces a nested dict whole.
+A step is a notebook, or <notebook>.<variant>, which has the parameters of its notebook.
 """
 
 from __future__ import annotations
@@ -192,12 +192,9 @@ def check(where: str, name: str, value, default) -> object:
     if isinstance(default, list):
         if not isinstance(value, list):
             raise ParameterError(f"{fault} a list, e.g. {default!r}")
-        places = [f"{name}[{place}]" for place in range(len(value))]
-        inner = default[0] if default else None
-        return [
-            v if inner is None else check(where, p, v, inner)
-            for p, v in zip(places, value, strict=True)
-        ]
+        if not default:
+            return value
+        return [check(where, f"{name}[{n}]", part, default[0]) for n, part in enumerate(value)]
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is type(default):
@@ -333,8 +330,7 @@ def _folders_exist(values: dict, layers: dict[str, dict], root: Path) -> None:
         is_path = isinstance(value, str) and (key == "data" or value.startswith((".", "/", "~")))
         if not is_path or value == "packaged" or from_root(value, root).is_dir():
             continue
-        setters = [where for where, layer in layers.items() if key in layer]
-        origin = setters[-1] if setters else "the notebook"
+        origin = ["the notebook", *(where for where, layer in layers.items() if key in layer)][-1]
         beside = from_root(value, root).parent
         folders = [str(Path(value).parent / p.name) for p in beside.glob("*") if p.is_dir()]
         others = [*folders, "packaged"] if key == "data" else folders or ["a folder that exists"]
