@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import doctest
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -129,25 +128,12 @@ def generated(part: str, size: int = ROW) -> Iterator[dict]:
             sets.append((category, name, checker, config, dataset))
     for index in range(size):
         for category, name, checker, config, dataset in sets:
-            entry = json.loads(json.dumps(dataset[index], default=str))
-            gold = str(entry["answer"])
-            shown = [packaged_rows.working(name, dataset[index]), packaged_rows.final(gold)]
-            meta = {
-                "generator": name,
-                "config": config,
-                "index": index,
-                "entry": entry,
-                "worked": "\n".join(part for part in shown if part),
-            }
-            yield prompts.item(
-                name,
-                category,
-                entry["question"],
-                gold,
-                checker,
-                meta=meta,
-                licence=packaged_rows.GYM_LICENCE,
-            )
+            example = dataset[index]
+            closing = packaged_rows.final(str(example["answer"]))
+            shown = [packaged_rows.working(name, example), closing]
+            worked = "\n".join(part for part in shown if part)
+            item = generated_items.gym_item
+            yield item(category, name, checker, config, index, example, worked=worked)
 
 
 def knowledge() -> Iterator[dict]:

@@ -26,6 +26,7 @@ from functools import lru_cache
 
 from lib import prompts
 
+GYM_LICENCE = "Apache-2.0 (reasoning-gym)"
 SEEDS = {"train": 1_000_000, "probe": 2_000_000, "test": 3_000_000}
 # Items a generator is asked for in each split. The pool is fixed; the run's seed only samples from
 # it.
@@ -82,18 +83,18 @@ def generated(category: str, split: str) -> Iterator[dict]:
     for name, (checker, config) in (MATH if category == "math" else REASONING).items():
         dataset = reasoning_gym.create_dataset(name, seed=SEEDS[split], size=size, **config)
         for index in range(size):
-            entry = json.loads(
-                json.dumps(dataset[index], default=str)
-            )  # what a JSON file would give back
-            yield prompts.item(
-                name,
-                category,
-                entry["question"],
-                str(entry["answer"]),
-                checker,
-                licence="Apache-2.0 (reasoning-gym)",
-                meta={"generator": name, "config": config, "index": index, "entry": entry},
-            )
+            yield gym_item(category, name, checker, config, index, dataset[index])
+
+
+def gym_item(
+    category: str, name: str, checker: str, config: dict, index: int, example: dict, **meta
+) -> dict:
+    """An item of one reasoning-gym example, with what made it and what its checker needs."""
+    entry = json.loads(json.dumps(example, default=str))  # what a JSON file would give back
+    origin = {"generator": name, "config": config, "index": index, "entry": entry}
+    question, gold = entry["question"], str(entry["answer"])
+    details = {"licence": GYM_LICENCE, "meta": origin | meta}
+    return prompts.item(name, category, question, gold, checker, **details)
 
 
 def documented_functions() -> Iterator[dict]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from lib import prompts
 from lib.packaged import generated
 
-GYM_LICENCE = "Apache-2.0 (reasoning-gym)"
 # Families whose items differ in one or two numbers: a quarter as many, or most would be
 # near-duplicates
 FEW = ("aiw", "course_schedule", "calendar_arithmetic", "gcd", "lcm", "number_format")
@@ -56,7 +55,7 @@ def gym(category: str, seed: int, per_family: int) -> Iterator[dict]:
                 "answer": shown,
                 "gold": answer,
                 "kind": name,
-                "licence": GYM_LICENCE,
+                "licence": generated.GYM_LICENCE,
             }
 
 

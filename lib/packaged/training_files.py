@@ -20,7 +20,7 @@ from pathlib import Path
 from lib import meaning, prompts
 from lib.files import ROOT, atomic_write_json, replacing, write_jsonl
 from lib.packaged import facts as packaged_facts
-from lib.packaged import faults
+from lib.packaged import faults, generated
 from lib.packaged import functions as packaged_code
 from lib.packaged import rows as packaged_rows
 
@@ -67,7 +67,7 @@ def build(
         stated = any(
             isinstance(entry["raw"], dict) and "licence" in entry["raw"] for entry in entries
         )
-        licences[name] = "stated in each row" if stated else packaged_rows.GYM_LICENCE
+        licences[name] = "stated in each row" if stated else generated.GYM_LICENCE
         _write(folder / name, [entry["raw"] for entry in entries])
         for line, entry in enumerate(entries, 1):
             entry["origin"] = f"{name}:{line}"
