@@ -16,7 +16,7 @@ from lib.files import ROOT, sha256_file
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
-def resolve(name: str) -> str:
+def locate(name: str) -> str:
     """Turn a parameter into what `from_pretrained` takes: a local folder or a Hub id.
 
     A packaged model is unpacked into a folder first.
@@ -45,7 +45,7 @@ def device():
 
 def resolve_revision(name: str, revision: str = "") -> str:
     """Commit hash of a Hub model at `revision` (empty: newest); empty for anything local."""
-    where = resolve(name)
+    where = locate(name)
     if Path(where).exists():
         return ""
     from huggingface_hub import HfApi
@@ -57,7 +57,7 @@ def load_tokenizer(name: str, revision: str = ""):
     """Tokenizer with left padding and a pad token; raises ValueError without a chat template."""
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(name), revision=revision or None)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(locate(name), revision=revision or None)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -108,7 +108,7 @@ def load(
         )
     held = "float32" if four_bit else weights or dtype
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        resolve(name),
+        locate(name),
         revision=revision or None,
         dtype=getattr(torch, held),
         attn_implementation=attention.ATTENTION,
@@ -136,7 +136,7 @@ def _keep_four_bit_layout(model) -> None:
 
 def weight_files(name: str) -> list[Path]:
     """Safetensors files of a local checkpoint."""
-    return sorted(Path(resolve(name)).glob("*.safetensors"))
+    return sorted(Path(locate(name)).glob("*.safetensors"))
 
 
 def bytes_on_disk(name: str, revision: str = "") -> int | None:
@@ -146,7 +146,7 @@ def bytes_on_disk(name: str, revision: str = "") -> int | None:
 
 
 def _local_folder(name: str, revision: str = "") -> Path | None:
-    where = resolve(name)
+    where = locate(name)
     if Path(where).exists():
         return Path(where)
     from huggingface_hub import snapshot_download
@@ -163,7 +163,7 @@ def key(name: str, dtype: str = "", revision: str = "", adapter: str | Path = ""
 
     Local checkpoints are hashed by content; a Hub model by its resolved commit.
     """
-    where = Path(resolve(name))
+    where = Path(locate(name))
     if not where.exists():
         parts = [str(where), resolve_revision(name, revision)]
     else:
@@ -188,7 +188,7 @@ def require_full_precision(name: str, revision: str = "") -> None:
     """
     import transformers
 
-    where = resolve(name)
+    where = locate(name)
     config = transformers.AutoConfig.from_pretrained(where, revision=revision or None)
     method = getattr(config, "quantization_config", None)
     if method:

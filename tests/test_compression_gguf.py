@@ -274,10 +274,10 @@ def test_the_planned_types_and_bytes_are_those_that_llama_cpp_writes(tmp_path, f
         for name, shape in gguf_types.tensors(arch_of(folder)).items()
     }
     path = llamacpp.quantize(source, tmp_path / "q.gguf", ftype, weights, threads=1)
-    found = {tensor.name: tensor.type for tensor in from_gguf.table(path)}
+    found = {tensor.name: tensor.type for tensor in from_gguf.tensor_table(path)}
     assert found == gguf_types.types(arch_of(folder), ftype)
     planned = gguf_types.size(arch_of(folder), ftype)["tensor_bytes"]
-    assert planned == sum(tensor.bytes for tensor in from_gguf.table(path))
+    assert planned == sum(tensor.bytes for tensor in from_gguf.tensor_table(path))
 
 
 def arch_of(folder):
@@ -319,7 +319,7 @@ def test_the_header_is_read_as_the_gguf_package_reads_it(plain, tmp_path):
     import gguf
 
     path = llamacpp.quantize(plain[1], tmp_path / "q.gguf", "Q4_K_M", threads=1)
-    found = {tensor.name: tensor for tensor in from_gguf.table(path)}
+    found = {tensor.name: tensor for tensor in from_gguf.tensor_table(path)}
     for tensor in gguf.GGUFReader(str(path)).tensors:
         mine = found.pop(tensor.name)
         assert (mine.type, mine.bytes, mine.begin) == (

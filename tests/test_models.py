@@ -16,11 +16,11 @@ from tests import tiny
 
 def test_a_wrong_name_says_what_would_work():
     with pytest.raises(ValueError, match="packaged model"):
-        models.resolve("no-such-model")
+        models.locate("no-such-model")
     with pytest.raises(ValueError, match="packaged model"):
-        models.resolve("/nowhere/at/all")
+        models.locate("/nowhere/at/all")
     assert (
-        models.resolve("meta-llama/Meta-Llama-3.1-8B-Instruct")
+        models.locate("meta-llama/Meta-Llama-3.1-8B-Instruct")
         == "meta-llama/Meta-Llama-3.1-8B-Instruct"
     )
 

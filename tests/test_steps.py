@@ -55,13 +55,13 @@ def test_a_variant_that_is_not_on_the_page_is_refused_with_the_nearest(name):
     ],
 )
 def test_a_step_is_named_by_its_beginning_and_a_notebook_means_all_its_variants(text, names):
-    assert steps.resolve(text, NAMES) == names
+    assert steps.steps_named(text, NAMES) == names
 
 
 @pytest.mark.parametrize("text", ["", "x", "30_b.x", "30_b."])
 def test_a_name_that_is_none_or_several_is_refused(text):
     with pytest.raises(ParameterError, match="names [05 2]+ steps"):
-        steps.resolve(text, NAMES)
+        steps.steps_named(text, NAMES)
 
 
 def test_a_choice_keeps_the_order_of_the_page():

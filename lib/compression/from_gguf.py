@@ -33,7 +33,7 @@ WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  
 STRING, ARRAY = 8, 9  # GGUF's value types that have no fixed width
 
 
-def table(path: str | Path) -> list[Tensor]:
+def tensor_table(path: str | Path) -> list[Tensor]:
     """The tensors of a GGUF file, by its header alone: gguf.GGUFReader makes an array a token.
 
     Raises ValueError for another magic number, and for a file that ends before its last tensor.
@@ -134,7 +134,7 @@ def weights(path: str | Path):
     import numpy as np
 
     data = np.memmap(path, np.uint8, "r")
-    for tensor in table(path):
+    for tensor in tensor_table(path):
         raw = data[tensor.begin : tensor.begin + tensor.bytes]
         kind = gguf.GGMLQuantizationType[tensor.type]
         if tensor.type in ("F32", "F16"):
@@ -148,7 +148,7 @@ def weights(path: str | Path):
 
 def type_counts(path: str | Path) -> dict[str, int]:
     """{type: tensors} of a GGUF file, most frequent first."""
-    return dict(Counter(tensor.type for tensor in table(path)).most_common())
+    return dict(Counter(tensor.type for tensor in tensor_table(path)).most_common())
 
 
 def zero_share(path: str | Path) -> dict[str, float]:

@@ -278,7 +278,7 @@ def quantize(
         raise ValueError(
             f"{ftype} needs an importance matrix; measure one on calibration data first"
         )
-    from_gguf.table(source)
+    from_gguf.tensor_table(source)
     llama, out = library(), Path(out)
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.allow_requantize = FTYPES[ftype][0], threads, requantize

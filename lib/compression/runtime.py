@@ -33,7 +33,7 @@ class Gguf:
         threads: int = 2,
         adapters: list | None = None,
     ):
-        from_gguf.table(path)
+        from_gguf.tensor_table(path)
         self.llama, self.path = llamacpp.library(), Path(path)
         self.sequences, self.context, self.capacity = sequences, context, min(context, 2048)
         self.model, self.handle = self._open(threads)
@@ -67,7 +67,7 @@ class Gguf:
 
     def _open_adapter(self, adapter: str | Path) -> int:
         """llama.cpp's handle of an adapter; it is freed with the model."""
-        from_gguf.table(adapter)
+        from_gguf.tensor_table(adapter)
         handle = self.llama.llama_adapter_lora_init(self.model, str(adapter).encode())
         if not handle:
             reason = llamacpp.last_messages()

@@ -126,7 +126,7 @@ def _gguf_rows(path: Path, entropy: bool) -> list[dict]:
     import numpy as np
 
     rows, data = [], np.memmap(path, np.uint8, "r")
-    for tensor in from_gguf.table(path):
+    for tensor in from_gguf.tensor_table(path):
         width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.type]][1]
         row = {
             "kind": gguf_types.kind_of(tensor.name),

@@ -26,7 +26,7 @@ def zero_smallest(source: str | Path, out: str | Path, share: float) -> Path:
     source, out = Path(source), Path(out)
     matrices = [
         tensor
-        for tensor in from_gguf.table(source)
+        for tensor in from_gguf.tensor_table(source)
         if tensor.name.startswith("blk.") and len(tensor.shape) > 1
     ]
     if quantised := [tensor for tensor in matrices if tensor.type != "F16"]:

@@ -58,9 +58,9 @@ def execute(
 ) -> int:
     """Run a profile into outputs/<run>; everything is checked before the first step starts.
 
-    first, last, only: names of steps as `steps.resolve` takes them. page: the pipeline. Returns 0,
-    or 1 when a step or the report failed. Raises ParameterError for wrong input and state.Busy when
-    the folder is in use; KeyboardInterrupt passes through after the record is written.
+    first, last, only: names as `steps.steps_named` takes them. page: the pipeline. Returns 0, or 1
+    when a step or the report failed. Raises ParameterError for wrong input and state.Busy when the
+    folder is in use; KeyboardInterrupt passes through after the record is written.
     """
     if "out" in (overrides or {}):
         raise ParameterError("-p out: the folder is chosen by --run NAME, which means outputs/NAME")

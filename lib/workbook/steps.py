@@ -110,7 +110,7 @@ def reads(name: str, page: Sequence[Step] = STEPS) -> list[str]:
     return next(list(step.reads) for step in of_run(page) if step.name == name)
 
 
-def resolve(text: str, names: list[str]) -> list[str]:
+def steps_named(text: str, names: list[str]) -> list[str]:
     """The step that `text` names in full or by an unambiguous beginning: 12, 30_modifier.code, 30.
 
     A notebook's name means all its variants. Raises ParameterError when several notebooks are
@@ -130,10 +130,10 @@ def select(
 ) -> list[str]:
     """The steps to run, in order. Raises ParameterError for an unknown or reversed choice."""
     if only:
-        wanted = {name for text in only for name in resolve(text, names)}
+        wanted = {name for text in only for name in steps_named(text, names)}
         return [name for name in names if name in wanted]
-    start = names.index(resolve(first, names)[0]) if first else 0
-    stop = names.index(resolve(last, names)[-1]) if last else len(names) - 1
+    start = names.index(steps_named(first, names)[0]) if first else 0
+    stop = names.index(steps_named(last, names)[-1]) if last else len(names) - 1
     if start > stop:
         raise ParameterError(f"--from {names[start]} comes after --to {names[stop]}")
     return names[start : stop + 1]
