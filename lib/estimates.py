@@ -6,6 +6,7 @@ Tables, sentences and metrics take the same object; as JSON it is the plain dict
 from __future__ import annotations
 
 SILENT = ("", "mean", "difference", "score")  # units that nobody wants repeated after a number
+PLURAL = ("rows", "hours", "nats")  # of which there may be one
 
 
 class Estimate(dict):
@@ -43,6 +44,8 @@ def number(value: float | int | None, unit: str = "") -> str:
         return f"{value:,.2f} USD"
     whole = isinstance(value, int) or abs(value) >= 1000
     text = f"{value:,.0f}" if whole else f"{value:.3g}"
+    if unit in PLURAL and text == "1":
+        unit = unit.removesuffix("s")
     return text if unit in SILENT else f"{text} {unit}"
 
 

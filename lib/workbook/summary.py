@@ -19,7 +19,7 @@ PHASES = (
     (9, "0", "Data", "Which rows are good enough to train on?", "00_curate"),
     (12, "1A", "Base model", "Does training beat the model it started from?", "12_benchmark"),
     (16, "1B", "Consistency", "Does it become more consistent, and more right?", "16_rebenchmark"),
-    (19, "1C", "Distillation", "Do a teacher's examples help on new failures?", "18_distill"),
+    (18, "1C", "Distillation", "Do a teacher's examples help on new failures?", "18_distill"),
     (29, "2", "Compression", "How small does it get, and how like its source?", "22_gguf"),
     (39, "3", "Modifiers", "What does a modifier win back in its domain?", "30_modifier"),
     (44, "4", "Routing", "What do routing and escalation gain, at which cost?", "42_threshold"),
@@ -70,7 +70,8 @@ def title(step: str) -> str:
     """`30_modifier.code` as a reader wants it: 30 Modifier, code."""
     number, _, rest = step.partition("_")
     name, _, variant = rest.partition(".")
-    return f"{number} {name.replace('_', ' ').capitalize()}{', ' * bool(variant)}{variant}"
+    name = name.upper() if name == "gguf" else name.replace("_", " ").capitalize()
+    return f"{number} {name}{', ' * bool(variant)}{variant}"
 
 
 def flat(text: str) -> str:
@@ -89,8 +90,11 @@ def lead(status: dict, judged: list[dict]) -> list[tuple]:
 
 
 def stand_ins(records: dict) -> list[tuple]:
-    """What stood in for the real thing, from all steps."""
+    """Which model was run, and what else stood in for the real thing, from all steps."""
+    models = {entry["provenance"]["params"].get("model") for entry in records.values()} - {None}
     texts = sorted({text for entry in records.values() for text in entry["stands_in"]})
+    if models and not all("llama-3.1-8b" in model.lower() for model in models):
+        texts.insert(0, f"{', '.join(sorted(models))} stands in for {record.PLAN_MODEL}")
     return [("note", f"What stood in for the real thing: {'; '.join(texts)}.")] if texts else []
 
 
@@ -154,8 +158,23 @@ def systems(records: dict) -> list[tuple]:
         blocks.append(("table", ["system", *(MEASURED[c][0] for c in columns)], rows))
     absent = [name for name in SYSTEMS if name not in measured]
     absent += [f"{column} of any system" for column in MEASURED if column not in columns]
-    note = f"Not measured in this run: {', '.join(absent)}."
-    return blocks + ([("note", note)] if absent else [])
+    notes = [f"Not measured in this run: {', '.join(absent)}."] if absent else []
+    return blocks + [("note", note) for note in [*_comparable(measured), *notes]]
+
+
+def _comparable(measured: dict) -> list[str]:
+    """What the columns of the table of systems do not allow to be read out of them."""
+    items = {columns["quality"].get("n") for columns in measured.values() if "quality" in columns}
+    speeds = [columns["speed"] for columns in measured.values() if "speed" in columns]
+    notes = []
+    if len(items) > 1:
+        notes.append("Qualities of unlike n are not of the same items: compare only equal n.")
+    if len(speeds) > 1:
+        notes.append(
+            "Speed is one run each, with the batch, the length of answers and the load of the"
+            " machine that it met: no comparison of systems."
+        )
+    return [" ".join(notes)] if notes else []
 
 
 def gate_tables(judged: list[dict], records: dict) -> list[tuple]:
@@ -250,16 +269,18 @@ def _link(out: Path, step: str, status: dict) -> Link | str:
 
 def cost_rows(ledger: list[dict]) -> list[dict]:
     """`record.cost_ledger` in six columns for a reader, hours and USD as text."""
+    priced = ledger[-1]["machine"] > 0  # without an hourly rate the cost is not known, not 0
     rows = []
     for row in ledger:
         step, *_ = row.values()
         hours, usd = row["hours, plan"], row["USD, plan"]
         plan = [f"{hours} hours" if hours else "", f"{usd} USD" if usd else ""]
+        plan += ["all phases"] if step == "total" else []
         rows.append(
             {
                 "step": step,
                 "hours": f"{row['hours']:.3f}",
-                "machine, USD": f"{row['machine']:.3f}",
+                "machine, USD": f"{row['machine']:.3f}" if priced else "not priced",
                 "API, USD": f"{row['API']:.3f}",
                 "USD": f"{row['USD']:.3f}",
                 "plan": ", ".join(filter(None, plan)),
@@ -274,9 +295,14 @@ def cost(records: dict) -> list[tuple]:
     rows = cost_rows(ledger)
     cells = [[_named(row["step"]), *list(row.values())[1:]] for row in rows]
     total = ledger[-1]
+    machine = (
+        f"{total['machine']:.2f} USD for the machine"
+        if total["machine"]
+        else "no price for the machine (hourly_rate is 0)"
+    )
     sentence = (
-        f"{total['hours']:.2f} hours and {total['USD']:.2f} USD, of which {total['API']:.2f} went"
-        f" to endpoints; the plan allows {record.PLAN_TOTAL_USD:,.0f} USD for all phases."
+        f"{total['hours']:.2f} hours, {machine}, {total['API']:.2f} USD to endpoints; the plan"
+        f" allows {record.PLAN_TOTAL_USD:,.0f} USD for all phases."
     )
     table = ("table", list(rows[0]), cells)
     return [("h2", "Cost"), ("p", sentence), ("details", "Each step", [table])]
