@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 
 import pytest
 
@@ -31,3 +33,15 @@ def test_a_room_has_a_face_that_names_its_modules_and_holds_no_code(room):
     assert len(face.body) == 1 and "import" in words and "public" in words
     modules = {path.stem for path in room.glob("*.py")} - {"__init__"}
     assert {name for name in modules if name not in words} == set()
+
+
+def test_the_table_of_moved_names_leads_to_what_exists():
+    """tests/cases_moved.json tells public cases where functions went since they were written."""
+    table = json.loads((ROOT / "tests" / "cases_moved.json").read_text(encoding="utf-8"))
+    lost = []
+    for target in table.values():
+        module, _, name = target.partition(":")
+        imported = importlib.import_module(module)
+        if name and not hasattr(imported, name):
+            lost.append(target)
+    assert table and lost == []
