@@ -51,11 +51,34 @@ def external(html: str) -> list[str]:
 def test_the_page_says_what_was_measured_and_what_was_not(first):
     for text in words(first):
         plain = text.replace("\u00a0", " ")
-        assert "Of 3 gates 1 are measured: 1 pass, 0 fail, 0 inconclusive." in plain
+        assert "Of 3 gates 1 is measured: 1 pass, 0 fail, 0 inconclusive." in plain
         assert "40.0 % [30.0 %, 50.0 %], n 90" in plain and "5.0 MB" in plain
         assert "toys stand in" in plain and "not measured" in plain
         assert "Not measured in this run: base, consistent, distilled, compressed, mod" in plain
         assert "Which rows are good enough to train on?" in plain
+
+
+def test_the_page_opens_with_a_model_that_is_not_the_plans():
+    def opening(model):
+        record_of = {"provenance": {"params": {"model": model}}}
+        return summary.lead({}, {"10_a": record_of, "11_b": record_of}, [])[0][1]
+
+    assert opening("tiny").startswith("Run with tiny in place of the plan's Llama-3.1-8B-Instruct.")
+    assert opening("meta-llama/Meta-Llama-3.1-8B-Instruct").startswith("None of the 0 gates")
+
+
+def test_numbers_stay_with_their_per_cent_sign_but_for_what_is_verbatim():
+    assert page.unbroken("<p>9 %</p><pre>9 %</pre>1 %") == "<p>9\u00a0%</p><pre>9 %</pre>1\u00a0%"
+
+
+def test_what_has_no_price_or_unlike_items_says_so():
+    costs = {"00_a": fake_costs(3600.0, 0.0, 0.5)}
+    [_, (_, sentence), (_, _, [(_, columns, rows)])] = summary.cost(costs)
+    assert "no price for the machine" in sentence and "0.50 USD to endpoints" in sentence
+    assert rows[0][columns.index("machine, USD")] == "not priced"
+    table = {"base": {"quality": ESTIMATE}, "tuned": {"quality": ESTIMATE | {"n": 20}}}
+    blocks = summary.systems({"12_a": {"systems": table}})
+    assert "compare only equal n" in blocks[2][1]
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(first):

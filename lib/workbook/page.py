@@ -15,6 +15,7 @@ import base64
 import re
 from dataclasses import dataclass
 from html import escape as _escape
+from itertools import zip_longest
 from pathlib import Path
 
 # what a browser may load for a page of a record: nothing but the pictures and style inside it
@@ -50,6 +51,13 @@ class Strong:
 def escape(text: str) -> str:
     """HTML text in which a number stays on one line with its per cent sign, or its n."""
     return re.sub(r"(?<=\bn) (?=\d)| (?=%)", "\u00a0", _escape(text))
+
+
+def unbroken(body: str) -> str:
+    """HTML whose numbers stay with their per cent sign, but for what stands verbatim in <pre>."""
+    parts = re.split(r"(<pre.*?</pre>)", body, flags=re.DOTALL)
+    prose = (re.sub(r"(?<=\d) (?=%)", "\u00a0", part) for part in parts[::2])
+    return "".join(text for pair in zip_longest(prose, parts[1::2], fillvalue="") for text in pair)
 
 
 def boxed(body: str) -> str:

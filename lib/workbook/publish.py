@@ -34,7 +34,7 @@ def write(
     status, records, judged = collect(out, root, names, pending)
     title = f"Run {out.name}: what was targeted, measured, and how sure we are"
     blocks = [
-        *summary.lead(status, judged),
+        *summary.lead(status, records, judged),
         *summary.phases(out, status, records, judged),
         *summary.stand_ins(records),
         *summary.systems(records),
@@ -85,7 +85,7 @@ def notebook_html(out: Path, name: str) -> Path:
         require_js_url="",
     )
     body, _ = exporter.from_notebook_node(notebook)
-    text = f'<p class="note">{_links(out, name)}</p>\n{page.boxed(body)}'
+    text = f'<p class="note">{_links(out, name)}</p>\n{page.boxed(page.unbroken(body))}'
     target = out / "html" / f"{name}.html"
     title = f"{summary.title(name)} ({out.name})"
     atomic_write_text(target, page.document(title, text, kind="notebook"))

@@ -83,8 +83,9 @@ def verdict(judged: list[dict]) -> str:
     measured = len(judged) - count["not measured"]
     if not measured:
         return f"None of the {len(judged)} gates is measured yet."
+    verb = "is" if measured == 1 else "are"
     return (
-        f"Of {len(judged)} gates {measured} are measured: {count['pass']} pass, {count['FAIL']}"
+        f"Of {len(judged)} gates {measured} {verb} measured: {count['pass']} pass, {count['FAIL']}"
         f" fail, {count['inconclusive']} inconclusive."
     )
 

@@ -79,22 +79,27 @@ def flat(text: str) -> str:
     return re.sub(r"[*`]", "", text)
 
 
-def lead(status: dict, judged: list[dict]) -> list[tuple]:
-    """What did not finish or lies ahead, and how the gates stand, in two or three sentences."""
+def lead(status: dict, records: dict, judged: list[dict]) -> list[tuple]:
+    """Which model ran, what did not finish or lies ahead, how the gates stand; a sentence each."""
     ahead = [step for step, word in status.items() if word in ("running", "pending")]
     broken = [step for step, word in status.items() if word in ("failed", "interrupted")]
     sentences = [f"{', '.join(broken)} did not finish."] if broken else []
     if ahead:
-        sentences.append(f"This run is under way, {len(ahead)} of {len(status)} steps are ahead.")
-    return [("lead", " ".join([*sentences, record.verdict(judged)]))]
+        sentences.append(f"This run is under way, with {len(ahead)} of {len(status)} steps ahead.")
+    return [("lead", " ".join([*_model(records), *sentences, record.verdict(judged)]))]
+
+
+def _model(records: dict) -> list[str]:
+    """The model that ran, where it is not the one that the plan's targets are for."""
+    models = {entry["provenance"]["params"].get("model", "") for entry in records.values()} - {""}
+    if not models or all("llama-3.1-8b" in model.lower() for model in models):
+        return []
+    return [f"Run with {', '.join(sorted(models))} in place of the plan's {record.PLAN_MODEL}."]
 
 
 def stand_ins(records: dict) -> list[tuple]:
-    """Which model was run, and what else stood in for the real thing, from all steps."""
-    models = {entry["provenance"]["params"].get("model") for entry in records.values()} - {None}
+    """What stood in for the real thing, from all steps."""
     texts = sorted({text for entry in records.values() for text in entry["stands_in"]})
-    if models and not all("llama-3.1-8b" in model.lower() for model in models):
-        texts.insert(0, f"{', '.join(sorted(models))} stands in for {record.PLAN_MODEL}")
     return [("note", f"What stood in for the real thing: {'; '.join(texts)}.")] if texts else []
 
 
