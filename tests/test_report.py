@@ -74,7 +74,7 @@ def test_numbers_stay_with_their_per_cent_sign_but_for_what_is_verbatim():
 def test_what_has_no_price_or_unlike_items_says_so():
     costs = {"00_a": fake_costs(3600.0, 0.0, 0.5)}
     [_, (_, sentence), (_, _, [(_, columns, rows)])] = summary.cost(costs)
-    assert "no price for the machine" in sentence and "0.50 USD to endpoints" in sentence
+    assert "no price for the machine" in sentence and "0.50 USD for endpoints" in sentence
     assert rows[0][columns.index("machine, USD")] == "not priced"
     table = {"base": {"quality": ESTIMATE}, "tuned": {"quality": ESTIMATE | {"n": 20}}}
     blocks = summary.systems({"12_a": {"systems": table}})

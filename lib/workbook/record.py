@@ -122,6 +122,17 @@ def cost_ledger(records: dict[str, dict]) -> list[dict]:
     ]
 
 
+def spent(ledger: list[dict]) -> str:
+    """The total of a cost ledger in words; a machine without an hourly rate has no price, not 0."""
+    total = ledger[-1]
+    machine = (
+        f"{total['machine']:.2f} USD for the machine"
+        if total["machine"]
+        else "no price for the machine (its hourly_rate is 0)"
+    )
+    return f"{total['hours']:.2f} hours, {machine} and {total['API']:.2f} USD for endpoints"
+
+
 def size_ledger(records: dict[str, dict]) -> list[dict]:
     """Bytes on disk, plan beside measured: parts of the finished system, then systems measured."""
     measured = {s: c["bytes"]["value"] for s, c in systems(records).items() if "bytes" in c}

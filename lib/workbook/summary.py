@@ -299,16 +299,8 @@ def cost(records: dict) -> list[tuple]:
     ledger = record.cost_ledger(records)
     rows = cost_rows(ledger)
     cells = [[_named(row["step"]), *list(row.values())[1:]] for row in rows]
-    total = ledger[-1]
-    machine = (
-        f"{total['machine']:.2f} USD for the machine"
-        if total["machine"]
-        else "no price for the machine (hourly_rate is 0)"
-    )
-    sentence = (
-        f"{total['hours']:.2f} hours, {machine}, {total['API']:.2f} USD to endpoints; the plan"
-        f" allows {record.PLAN_TOTAL_USD:,.0f} USD for all phases."
-    )
+    allowed = f"the plan allows {record.PLAN_TOTAL_USD:,.0f} USD for all phases"
+    sentence = f"{record.spent(ledger)}; {allowed}."
     table = ("table", list(rows[0]), cells)
     return [("h2", "Cost"), ("p", sentence), ("details", "Each step", [table])]
 
