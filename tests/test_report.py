@@ -343,3 +343,18 @@ def test_state_says_stale_when_an_upstream_ran_again(first):
     assert state.statuses(first.out, NAMES)["02_second"] == "done"
     atomic_write_json(first.out / "metrics" / "01_first.json", {"metrics": {"new": 1}})
     assert state.statuses(first.out, NAMES)["02_second"] == "stale"
+
+
+def test_a_notebook_without_code_shows_what_was_said_and_no_bare_repr(tmp_path):
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+    said = new_output("display_data", {"text/markdown": "It is 9 %."})
+    frame = new_output("execute_result", {"text/html": "<b>framed</b>", "text/plain": "x"})
+    bare = new_output("execute_result", {"text/plain": "55"})
+    warned = new_output("stream", name="stderr", text="a library warns")
+    cells = [new_code_cell("x", outputs=[said, frame, bare, warned])]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "01_first.ipynb")
+    text = publish.notebook_html(tmp_path, "01_first").read_text()
+    assert "It is 9\u00a0%." in text and "framed" in text
+    assert ">55" not in text and "\n55" not in text and "a library warns" not in text

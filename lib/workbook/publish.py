@@ -72,8 +72,8 @@ def notebook_html(out: Path, name: str) -> Path:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(out / f"{name}.ipynb", as_version=4)
-    for cell in notebook.cells:  # warnings of libraries are for who reads the code
-        cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+    for cell in notebook.cells:
+        cell["outputs"] = [o for o in cell.get("outputs", []) if not _for_the_author(o)]
     exporter = HTMLExporter(
         template_name="basic",
         exclude_input=True,
@@ -90,6 +90,12 @@ def notebook_html(out: Path, name: str) -> Path:
     title = f"{summary.title(name)} ({out.name})"
     atomic_write_text(target, page.document(title, text, kind="notebook"))
     return target
+
+
+def _for_the_author(output: dict) -> bool:
+    """Warnings of libraries, and the bare repr of what a cell's last line returned."""
+    bare = output["output_type"] == "execute_result" and set(output["data"]) == {"text/plain"}
+    return bare or output.get("name") == "stderr"
 
 
 def _links(out: Path, name: str) -> str:
