@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def from_root(text: str | Path, root: Path = ROOT) -> Path:
     """The path that a parameter means: relative to the repository; `~` is the home folder."""
-    return root / Path(text).expanduser()
+    return root / os.path.expanduser(text)  # which leaves the ~ of an unknown user alone
 
 
 def shown(path: str | Path, root: Path = ROOT) -> str:

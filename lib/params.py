@@ -1,33 +1,27 @@
 """Parameters: what a notebook declares, what a profile sets, one clear sentence when they disagree.
 
-This is the only module that reads YAML. Files are flat: papermill replaces a nested dict whole.
-A step is a notebook, or <notebook>.<variant>, which has the parameters of its notebook.
+Files are flat: papermill replaces a nested dict whole. A step is a notebook, or
+<notebook>.<variant>, which has the parameters of its notebook.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import io
 import json
 import math
+import os
 import tokenize
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from lib.files import ROOT, from_root, shown
+from lib.yamlfile import UNREADABLE, ParameterError, nearest, parse, read_yaml
 
 # what common.yaml may set; a notebook declares those of them that it uses, first and in this order
 COMMON = ("out", "model", "model_revision", "data", "seed", "dtype", "hourly_rate")
 VARIANTS = "variants"  # in common.yaml, for the driver alone: which variants of notebooks run
 DTYPES = ("auto", "bfloat16", "float32")  # of matrix products; auto is resolved by `run.start`
-
-
-class ParameterError(ValueError):
-    """A parameter, profile or gate file that cannot be used; one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -37,49 +31,6 @@ class Parameter:
     name: str
     default: object
     comment: str
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML: a key that stands twice is an error, a date stays a string, as in papermill."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ParameterError(f"the key {key!r} stands twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith("timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """The valid word most like `word`, or all of them when none is near."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.5)
-    if close:
-        return f"the nearest valid one is {close[0]!r}"
-    return f"valid are: {', '.join(valid) or 'none'}"
-
-
-def read_yaml(path: Path, root: Path = ROOT):
-    """The value of a YAML file. Raises ParameterError naming the file, and a faulty line."""
-    name = shown(path, root)
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ParameterError(f"{name} is missing; {nearest(path.name, siblings)}") from None
-    except ParameterError as error:
-        raise ParameterError(f"{name}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise ParameterError(f"{name}{where}: not readable as YAML ({reason})") from None
 
 
 def read_flat(path: Path, root: Path = ROOT) -> dict:
@@ -155,11 +106,11 @@ def _parameters_cell(path: Path, where: str) -> str:
     """The source of the one cell with the tag `parameters`."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     except FileNotFoundError:
         raise ParameterError(f"{where} is missing") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ParameterError(f"{where}: not a notebook ({error})") from None
-    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
         fault = f"one cell must carry the tag 'parameters', found {len(tagged)}"
         raise ParameterError(f"{where}: {fault}")
@@ -196,7 +147,11 @@ def check(where: str, name: str, value, default) -> object:
             return value
         return [check(where, f"{name}[{n}]", part, default[0]) for n, part in enumerate(value)]
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            fault = f"{where}: {name} has {len(str(value))} digits"
+            raise ParameterError(f"{fault}; it must be a finite number") from None
     if type(value) is type(default):
         return value
     wanted = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
@@ -283,15 +238,16 @@ def effective(
 
 
 def _folder(profile: str, root: Path) -> Path:
-    folder = root / "params" / profile
-    if not folder.is_dir():
+    if profile not in profiles(root):
         raise ParameterError(f"params/{profile} is no profile; {nearest(profile, profiles(root))}")
-    return folder
+    return root / "params" / profile
 
 
 def _check_files(folder: Path, steps: list[str], root: Path) -> None:
     """ParameterError for a file of the profile that nothing would read."""
-    for file in sorted(folder.glob("*.yaml")):
+    for file in sorted(folder.glob("*.[yY]*[mM][lL]")):
+        if file.suffix != ".yaml":
+            raise ParameterError(f"{shown(file, root)} is read by nothing; it must end in .yaml")
         if file.stem in ("common", *steps, *map(notebook_of, steps)):
             continue
         where = shown(file, root)
@@ -328,11 +284,12 @@ def _folders_exist(values: dict, layers: dict[str, dict], root: Path) -> None:
     for key in ("data", "model"):
         value = values.get(key)
         is_path = isinstance(value, str) and (key == "data" or value.startswith((".", "/", "~")))
-        if not is_path or value == "packaged" or from_root(value, root).is_dir():
+        if not is_path or value == "packaged" or (value and os.path.isdir(from_root(value, root))):
             continue
         origin = ["the notebook", *(where for where, layer in layers.items() if key in layer)][-1]
         beside = from_root(value, root).parent
-        folders = [str(Path(value).parent / p.name) for p in beside.glob("*") if p.is_dir()]
+        near_it = beside.glob("*") if value and os.path.isdir(beside) else []
+        folders = [str(Path(value).parent / p.name) for p in near_it if p.is_dir()]
         others = [*folders, "packaged"] if key == "data" else folders or ["a folder that exists"]
         near = nearest(value, others)
         raise ParameterError(f"{origin}: {key} is {value!r}, and there is no such folder; {near}")
@@ -344,6 +301,18 @@ def parse_override(text: str) -> tuple[str, object]:
     if not equals or not key.strip().isidentifier():
         raise ParameterError(f"-p {text}: write -p key=value")
     try:
-        return key.strip(), yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
+        return key.strip(), parse(value)
+    except ParameterError as error:
+        raise ParameterError(f"-p {text}: {error}") from None
+    except UNREADABLE:
         return key.strip(), value
+
+
+def parse_overrides(texts: list[str]) -> dict[str, object]:
+    """{key: value} of all -p on the command line. ParameterError for a key that stands twice."""
+    pairs = [parse_override(text) for text in texts]
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ParameterError(f"-p {key}: the key stands twice")
+    return dict(pairs)

@@ -251,6 +251,11 @@ def test_data_that_a_parameter_names_counts_by_size_and_time(written, monkeypatc
         assert parts(written, data=name)["file"] != before["file"], name
 
 
+@pytest.mark.parametrize("text", ["a" * 300, "~ or so", "b\0c", ["a" * 300], {"a": "b"}, [["a"]]])
+def test_a_parameter_that_can_be_no_path_is_no_fault(written, text):
+    assert parts(written, text=text)["file"] == {}
+
+
 @pytest.fixture
 def copied(tmp_path):
     """notebooks/, params/ and lib/ of this repository, to be changed by a test."""

@@ -18,7 +18,7 @@ from lib.workbook import gates
 
 GATE = {
     "id": "g",
-    "step": "n",
+    "step": "12_n",
     "metric": "m",
     "op": ">=",
     "threshold": 0.5,
@@ -119,6 +119,16 @@ def test_inconclusive_says_which_n_would_decide():
         ("threshold: 1e-3", ["1.0e-4"]),
         ("treshold: 1", ["'treshold'", "'threshold'"]),
         ("tolerance: 1", ["'tolerance'"]),
+        ("threshold: .nan", ["threshold is no number"]),
+        ("threshold: .inf", ["threshold is no number"]),
+        (f"threshold: {'9' * 400}", ["threshold is no number"]),
+        ("id: [a]", ["id is ['a']", "text"]),
+        ("id: ''", ["id is ''", "text"]),
+        ("unit:", ["unit is None", "text"]),
+        ("statement:", ["statement is None", "text"]),
+        ("metric: 5", ["metric is 5", "text"]),
+        ("step: xx", ["step is 'xx'", "12_benchmark"]),
+        ("op: about\n  tolerance: -1", ["tolerance is negative"]),
     ],
 )
 def test_a_gate_with_a_fault_is_named(project, change, words):

@@ -61,6 +61,15 @@ def test_defaults_then_common_then_notebook_then_command_line(project):
         ("common", "just words", ["common.yaml", "key: value"]),
         ("04_fourth", "k: 1", ["04_fourth.yaml", "belongs to no notebook"]),
         ("02_second.code", "k: 1", ["02_second.code.yaml", "belongs to no step", "'02_second'"]),
+        ("01_first", "k: !!int x", ["01_first.yaml", "YAML"]),
+        ("01_first", "k: !!timestamp x", ["01_first.yaml", "YAML"]),
+        ("01_first", f"k: {'9' * 5000}", ["01_first.yaml", "YAML"]),
+        ("01_first", f"rate: {'9' * 400}", ["rate has 400 digits", "finite"]),
+        ("01_first", f"k: {'[' * 3000}", ["01_first.yaml", "YAML"]),
+        ("01_first", "k: 3\0", ["01_first.yaml", "YAML"]),
+        ("01_first", "data: ''", ["01_first.yaml", "data is ''"]),
+        ("01_first", "data: ~nobody-here/x", ["no such folder"]),
+        ("01_first", f"data: {'a' * 5000}", ["no such folder"]),
     ],
 )
 def test_a_profile_with_a_fault_is_one_clear_sentence(project, file, text, words):
@@ -196,3 +205,42 @@ def test_an_override_is_for_the_notebooks_that_run_alone(project):
         params.effective("tiny", NAMES, {"k": [4, 5]}, project.root)
     with pytest.raises(ParameterError, match="'rate'"):
         params.effective("tiny", NAMES, {"rate": 1.0}, project.root, ["02_second"])
+
+
+def test_a_file_that_nothing_would_read_is_named(project):
+    for name in ("01_first.yml", "01_first.YAML"):
+        file = project.write(f"params/tiny/{name}", "k: 9")
+        refused(project, f"{name} is read by nothing; it must end in .yaml")
+        file.unlink()
+
+
+def test_a_profile_file_that_is_a_folder_is_a_sentence(project):
+    file = project.root / "params/tiny/01_first.yaml"
+    file.unlink()
+    file.mkdir()
+    refused(project, "params/tiny/01_first.yaml cannot be read")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "tiny/", "../params/tiny", "x" * 300])
+def test_a_profile_is_the_name_of_a_folder_of_params(project, name):
+    refused(
+        project,
+        f"params/{name} is no profile",
+        "tiny",
+        profile=name,
+    )
+
+
+@pytest.mark.parametrize("text", ["[]", '{"cells": 5}', '{"cells": ["a"]}', "{}"])
+def test_a_file_that_is_no_notebook_is_a_sentence(project, text):
+    path = project.write("notebooks/01_first.ipynb", text)
+    with pytest.raises(ParameterError, match="not a notebook"):
+        params.declared(path, project.root)
+
+
+def test_an_override_that_stands_twice_is_refused():
+    assert params.parse_overrides(["k=1", "rate=2"]) == {"k": 1, "rate": 2}
+    with pytest.raises(ParameterError, match="-p k: the key stands twice"):
+        params.parse_overrides(["k=1", "rate=2", "k=3"])
+    with pytest.raises(ParameterError, match="-p k={a: 1, a: 2}: the key 'a' stands twice"):
+        params.parse_overrides(["k={a: 1, a: 2}"])

@@ -219,7 +219,8 @@ def test_wrong_choices_are_refused_before_anything_runs(project):
     refused(project, "'0'", "names 2 steps", first="0")
     refused(project, "comes after", first="02", last="01")
     refused(project, "--run NAME", overrides={"out": "x"})
-    refused(project, "one folder name", run="../x")
+    for name in ("", "..", "../x", "a/b", ".x", " ", "a\nb", "a\udcff", "x" * 300):
+        refused(project, "one folder name", run=name)
     refused(project, "02_second reads 01_first", "--from 01_first", only=["02"])
     refused(project, "'raet'", "'rate'", overrides={"raet": 1})
     project.write("params/gates.yaml", "- {id: x}")
@@ -232,6 +233,11 @@ def test_wrong_choices_are_refused_before_anything_runs(project):
         (["tinny"], "nearest valid one is 'tiny'"),
         (["tiny", "-p", "k"], "key=value"),
         (["tiny", "--only", "01", "--from", "01"], "--only cannot"),
+        (["tiny", "--only", "01", "--to", ""], "--only cannot"),
+        (["tiny", "--from", ""], "'' names 2 steps"),
+        (["tiny", "--to", ""], "'' names 2 steps"),
+        (["tiny", "-p", "k=1", "-p", "k=2"], "-p k: the key stands twice"),
+        ([""], "is no profile"),
     ],
 )
 def test_the_command_line_answers_wrong_input_with_one_line_and_2(

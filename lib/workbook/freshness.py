@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,11 +74,12 @@ def _named_files(values: dict, root: Path) -> dict[str, str]:
     """Files and folders named by parameters, by the size and time of all that is in them."""
     texts = set()
     for value in (value for key, value in values.items() if key != "out"):
-        texts |= {text for text in (value if isinstance(value, list) else [value]) if text}
+        inner = value if isinstance(value, list) else [value]
+        texts |= {text for text in inner if isinstance(text, str)}
     named = {}
-    for text in sorted(text for text in texts if isinstance(text, str) and text != "."):
+    for text in sorted(texts - {"", "."}):
         path = from_root(text, root)
-        if path.exists():
+        if os.path.exists(path):  # False, too, for a text that is too long to be a path
             files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
             stats = [(file, file.stat()) for file in files]
             lines = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import re
+import sys
 from pathlib import Path
 
 from lib.estimates import Estimate, number
@@ -17,6 +19,8 @@ OPERATIONS = {
     "<": operator.lt,
     "==": operator.eq,
 }
+STEP = re.compile(r"\d\d_\w+(\.\w+)?")  # 12_benchmark, 30_modifier.code
+LARGEST = sys.float_info.max
 KEYS = {"id", "step", "metric", "op", "threshold", "unit", "statement"}
 
 
@@ -33,24 +37,38 @@ def load(root: Path = ROOT) -> list[dict]:
     seen = set()
     for place, gate in enumerate(gates, 1):
         where = f"params/gates.yaml, gate {gate.get('id', place)!r}"
-        wanted = KEYS | ({"tolerance"} if gate.get("op") == "about" else set())
-        for key in gate.keys() - wanted:
-            raise ParameterError(f"{where}: unknown key {key!r}; {nearest(key, wanted)}")
-        for key in sorted(wanted - gate.keys()):
-            raise ParameterError(f"{where}: the key {key!r} is missing")
-        operations = [*OPERATIONS, "about"]
-        if gate["op"] not in operations:
-            near = nearest(gate["op"], operations)
-            raise ParameterError(f"{where}: unknown op {gate['op']!r}; {near}")
-        for key in wanted & {"threshold", "tolerance"}:
-            if isinstance(gate[key], bool) or not isinstance(gate[key], (int, float)):
-                raise ParameterError(
-                    f"{where}: {key} is {gate[key]!r}, not a number (write 1.0e-4, not 1e-4)"
-                )
+        _check(where, gate)
         if gate["id"] in seen:
             raise ParameterError(f"{where}: this id stands twice")
         seen.add(gate["id"])
     return gates
+
+
+def _check(where: str, gate: dict) -> None:
+    """ParameterError for a gate that could not be judged, or not be shown, when its step ends."""
+    wanted = KEYS | ({"tolerance"} if gate.get("op") == "about" else set())
+    for key in gate.keys() - wanted:
+        raise ParameterError(f"{where}: unknown key {key!r}; {nearest(key, wanted)}")
+    for key in sorted(wanted - gate.keys()):
+        raise ParameterError(f"{where}: the key {key!r} is missing")
+    operations = [*OPERATIONS, "about"]
+    if gate["op"] not in operations:
+        near = nearest(gate["op"], operations)
+        raise ParameterError(f"{where}: unknown op {gate['op']!r}; {near}")
+    for key in sorted(wanted & {"threshold", "tolerance"}):
+        if isinstance(gate[key], bool) or not isinstance(gate[key], (int, float)):
+            raise ParameterError(
+                f"{where}: {key} is {gate[key]!r}, not a number (write 1.0e-4, not 1e-4)"
+            )
+        if not -LARGEST <= gate[key] <= LARGEST:  # NaN, too, is not between them
+            raise ParameterError(f"{where}: {key} is no number that can be compared")
+    if gate.get("tolerance", 0) < 0:
+        raise ParameterError(f"{where}: tolerance is negative, which nothing satisfies")
+    for key in sorted(KEYS - {"threshold"}):
+        if not isinstance(gate[key], str) or (key != "unit" and not gate[key].strip()):
+            raise ParameterError(f"{where}: {key} is {gate[key]!r}; it must be text, in quotes")
+    if not STEP.fullmatch(gate["step"]):
+        raise ParameterError(f"{where}: step is {gate['step']!r}; write 12_benchmark")
 
 
 def estimate(name: str, value) -> Estimate | None:

@@ -20,6 +20,8 @@ from lib.workbook import freshness, gates, notebook, publish, record, state
 from lib.workbook.progress import clock
 from lib.workbook.steps import STEPS, Step, of_run, select
 
+NAME_BYTES = 200  # of --run: a file system allows 255, --keep writes beside it
+
 
 @dataclass
 class Run:
@@ -64,13 +66,12 @@ def execute(
     """
     if "out" in (overrides or {}):
         raise ParameterError("-p out: the folder is chosen by --run NAME, which means outputs/NAME")
-    run = f"{profile}-local" if run is None else run
-    if not run or Path(run).name != run or run.startswith("."):
-        raise ParameterError(f"--run {run!r} must be one folder name")
-    out = root / "outputs" / run
-    _refuse_record(out, root)
     gates.load(root)
     steps = {step.name: step for step in of_run(page, params.variants(profile, root))}
+    run = f"{profile}-local" if run is None else run
+    _refuse_name(run)
+    out = root / "outputs" / run
+    _refuse_record(out, root)
     chosen = select(list(steps), first, last, only)
     pinned = {step.name: {step.parameter: step.variant} for step in page if step.parameter}
     values = params.effective(profile, list(steps), overrides, root, chosen, pinned)
@@ -79,6 +80,15 @@ def execute(
     _refuse_gaps(steps, chosen, out)
     with state.lock(out):
         return _run_all(Run(steps, chosen, values, out, root, again, stream or sys.stdout))
+
+
+def _refuse_name(run: str) -> None:
+    """ParameterError unless `run` is one folder name that a file system and a page can hold."""
+    one_folder = run.strip() == run != "" and Path(run).name == run and not run.startswith(".")
+    if not one_folder or not run.isprintable() or len(run.encode()) > NAME_BYTES:
+        raise ParameterError(
+            f"--run {run[:80]!r} must be one folder name, of at most {NAME_BYTES} bytes"
+        )
 
 
 def _refuse_record(out: Path, root: Path) -> None:
@@ -184,7 +194,7 @@ def command(
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ["MPLBACKEND"] = "Agg"  # of this process, which draws the page; kernels get their own
     try:
-        if chosen.only and (chosen.first or chosen.last):
+        if chosen.only and (chosen.first, chosen.last) != (None, None):
             raise ParameterError("--only cannot be combined with --from or --to")
         return execute(
             chosen.profile,
@@ -192,7 +202,7 @@ def command(
             first=chosen.first,
             last=chosen.last,
             only=chosen.only,
-            overrides=dict(map(params.parse_override, chosen.overrides)),
+            overrides=params.parse_overrides(chosen.overrides),
             again=chosen.again,
             root=root,
             page=page,

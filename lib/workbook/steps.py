@@ -132,8 +132,8 @@ def select(
     if only:
         wanted = {name for text in only for name in steps_named(text, names)}
         return [name for name in names if name in wanted]
-    start = names.index(steps_named(first, names)[0]) if first else 0
-    stop = names.index(steps_named(last, names)[-1]) if last else len(names) - 1
+    start = 0 if first is None else names.index(steps_named(first, names)[0])
+    stop = len(names) - 1 if last is None else names.index(steps_named(last, names)[-1])
     if start > stop:
         raise ParameterError(f"--from {names[start]} comes after --to {names[stop]}")
     return names[start : stop + 1]
