@@ -300,6 +300,14 @@ def test_open_gates_say_what_would_decide_them():
     assert rows[0]["threshold"] == ">= 45.0 %"
 
 
+def test_an_end_that_only_rounding_puts_on_the_threshold_is_written_out():
+    gate = {"id": "x", "step": "11_x", "verdict": "inconclusive", "statement": "s", "unit": "share"}
+    gate |= {"op": ">=", "threshold": 0.99, "n_to_decide": 381}
+    gate |= {"measured": Estimate({"value": 1.0, "low": 0.9898, "high": 1.0, "n": 373})}
+    [*_, (_, _, [(_, _), (_, _, [row])]), _] = summary.gate_tables([gate], {})
+    assert row[3] == "100.0 % [99.0 %, 100.0 %], n 373; low end 98.98 %"
+
+
 def test_a_system_that_is_only_handed_over_has_no_row(first):
     path = {"systems": {"awq": {"path": "artifacts/x"}, "base": {"speed": {"value": 3.0}}}}
     blocks = summary.systems({"12_benchmark": path})

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from lib import params
-from lib.estimates import known, words
+from lib.estimates import known, number, words
 from lib.workbook import gates, record, state
 from lib.workbook.page import Badge, Link, Strong
 from lib.workbook.progress import clock
@@ -204,9 +204,23 @@ def gate_tables(judged: list[dict], records: dict) -> list[tuple]:
 def _gate_row(gate: dict, moved: bool) -> list:
     _, _, more = gates.verdict_text(gate).rstrip(")").partition(" (")
     more += " threshold changed since it ran" if moved else ""
-    measured = words(gate["measured"], gate["unit"]) if gate["measured"] else ""
     badge = Badge(gate["verdict"], css(gate["verdict"]), more.strip())
-    return [gate["statement"], badge, gates.threshold_text(gate), measured, gate["step"][:2]]
+    return [gate["statement"], badge, gates.threshold_text(gate), _measured(gate), gate["step"][:2]]
+
+
+def _measured(gate: dict) -> str:
+    """What was measured, with an end in full that reads like the threshold but is not it."""
+    measured, unit = gate["measured"], gate["unit"]
+    if not measured:
+        return ""
+    text = words(measured, unit)
+    for _, threshold in gates.bounds(gate):
+        for name in ("low", "high"):
+            end = measured.get(name, threshold)
+            if end != threshold and number(end, unit) == number(threshold, unit):
+                exact = f"{100 * end:.5g} %" if unit == "share" else f"{end:.5g}"
+                text += f"; {name} end {exact}"
+    return text
 
 
 def phase_counts(judged: list[dict]) -> list[dict]:
