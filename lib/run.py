@@ -89,7 +89,7 @@ class Job:
         if not path.exists():
             shown = params.shown(path, self.root)
             raise FileNotFoundError(f"{shown} is missing: run {step} first")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return record.read(path, ["metrics", "provenance"])
 
 
 def answer() -> None:

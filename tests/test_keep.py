@@ -90,3 +90,66 @@ def test_a_swap_that_was_killed_is_ended_by_the_next(finished, moment):
     assert (kept / "artifacts/01_first/rows.jsonl").read_text() == "old"
     assert not kept.with_name(".kept.before").exists()
     assert (kept / "metrics/02_second.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (".", "not a folder beside"),  # the whole repository
+        ("outputs", "not a folder beside"),
+        ("outputs/tiny-local", "not a folder beside"),
+        ("outputs/tiny-local/kept", "not a folder beside"),
+        ("params/gates.yaml", "is no folder"),
+        ("params", "holds gates.yaml, which is of no record"),
+        ("notebooks", "is no record"),
+        ("mine", "holds thesis.tex, which is of no record"),
+    ],
+)
+def test_what_is_no_record_is_never_replaced(finished, place, said):
+    finished.write("mine/thesis.tex", "precious")
+    before = {path for path in finished.root.rglob("*") if path.name != ".lock"}
+    with pytest.raises(ParameterError, match=said):
+        report.keep(finished.out, finished.root / place, root=finished.root, names=NAMES)
+    assert {path for path in finished.root.rglob("*") if path.name != ".lock"} == before
+
+
+def test_a_file_of_ones_own_in_the_record_is_named_and_stays(finished):
+    finished.write("outputs/kept/notes.txt", "precious")
+    with pytest.raises(ParameterError, match="holds notes.txt, which is of no record"):
+        keep(finished)
+    assert (finished.root / "outputs/kept/metrics/01_first.json").read_text() == "old"
+
+
+def test_a_record_that_is_itself_being_run_is_refused(finished):
+    with state.lock(finished.root / "outputs/kept"), pytest.raises(state.Busy):
+        keep(finished)
+
+
+def test_artifacts_on_both_sides_of_a_killed_swap_are_both_kept(finished):
+    finished.write("outputs/.kept.before/artifacts/x", "older")
+    with pytest.raises(ParameterError, match="both .* hold artifacts"):
+        keep(finished)
+    assert (finished.root / "outputs/.kept.before/artifacts/x").read_text() == "older"
+    assert (finished.root / "outputs/kept/artifacts/01_first/rows.jsonl").read_text() == "old"
+
+
+def test_renewing_a_page_ends_a_killed_swap_too(finished, capsys):
+    kept = finished.root / "outputs/kept"
+    (kept / "metrics/01_first.json").unlink()
+    kept.rename(kept.with_name(".kept.before"))
+    assert report.main([str(kept)]) == 0
+    assert (kept / "artifacts/01_first/rows.jsonl").read_text() == "old"
+
+
+def test_a_disk_that_is_full_is_a_sentence_and_changes_nothing(finished, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "_copy_record", full)
+    arguments = ["--keep", str(finished.out), str(finished.root / "outputs/kept")]
+    monkeypatch.setattr(report, "_refuse_unfinished", lambda *a: None)
+    assert report.main(arguments) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    assert (finished.root / "outputs/kept/metrics/01_first.json").read_text() == "old"
+    outputs = {path.name for path in (finished.root / "outputs").iterdir()}
+    assert outputs == {"kept", "tiny-local"}

@@ -11,6 +11,7 @@ from lib import plots, report, run
 from lib.estimates import Estimate
 from lib.files import atomic_write_json, write_jsonl
 from lib.markdown import folded
+from lib.params import ParameterError
 from lib.workbook import freshness, gate_figure, leakage, page, publish, record, state, summary
 
 NAMES = ["01_first", "02_second"]
@@ -341,6 +342,28 @@ def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, s
     assert report.main() == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "5", "{}", '{"metrics": {}}'])
+def test_a_metrics_file_that_is_no_record_is_one_sentence(first, capsys, text):
+    (first.out / "metrics/12_x.json").write_text(text)
+    assert report.main([str(first.out)]) == 2
+    error = capsys.readouterr().err
+    assert "12_x.json is damaged" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"nbformat": 4}'])
+def test_an_executed_notebook_that_is_damaged_is_one_sentence(first, text):
+    (first.out / "01_first.ipynb").write_text(text)
+    with pytest.raises(ParameterError, match="01_first.ipynb is damaged; run 01_first again"):
+        publish.notebook_html(first.out, "01_first")
+
+
+@pytest.mark.parametrize("folder", ["/", "x" * 300, ""])
+def test_a_folder_of_no_run_is_one_sentence(capsys, folder):
+    assert report.main([folder]) == 2
+    error = capsys.readouterr().err
+    assert "no record of a run" in error and error.count("\n") == 1
 
 
 def test_state_says_stale_when_an_upstream_ran_again(first):

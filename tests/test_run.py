@@ -219,3 +219,32 @@ def test_the_data_of_a_home_folder_passes_the_check_and_is_read(project, monkeyp
 def test_a_common_key_that_the_notebook_does_not_use_is_no_fault_of_plain_papermill(project):
     injected = "# Parameters\nseed = 5\nvariants = ['30_modifier.code']\nk = 3\n"
     assert start(project, In=["", injected]).params.keys() == VALUES.keys()
+
+
+@pytest.mark.parametrize("key", ["path", "adapter", "tokenizer"])
+def test_a_model_whose_files_are_gone_says_which_step_to_run(project, key):
+    job = start(project)
+    for name in ("model", "part"):
+        (job.artifacts / name).mkdir()
+        (job.artifacts / name / "file").write_text("x")
+    system = {"path": job.artifacts / "model", key: job.artifacts / "part"}
+    run.finish(job, headline="h", metrics={}, systems={"tuned": system})
+    assert job.model("tuned")[key] == str(job.artifacts / "part")
+    (job.artifacts / "part" / "file").unlink()
+    for _ in range(2):  # first an empty folder, then none
+        with pytest.raises(FileNotFoundError, match="01_first/part is missing: run 01_first again"):
+            job.model("tuned")
+        assert not job.has_model("tuned")
+        if (job.artifacts / "part").exists():
+            (job.artifacts / "part").rmdir()
+
+
+def test_damaged_metrics_of_an_earlier_step_are_named(project):
+    job = start(project)
+    for text in ("{", "[]", "null", "{}"):
+        project.write("outputs/tiny-local/metrics/00_x.json", text)
+        for read in (job.metrics, job.settings):
+            with pytest.raises(ParameterError, match="00_x.json is damaged .* run 00_x again"):
+                read("00_x")
+        with pytest.raises(ParameterError, match="00_x.json is damaged"):
+            job.model("tuned")

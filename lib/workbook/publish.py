@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lib import plots
-from lib.files import ROOT, atomic_write_text
+from lib.files import ROOT, atomic_write_text, shown
+from lib.params import ParameterError
 from lib.workbook import gate_figure, gates, page, record, state, summary
 
 # one of each, in this order; where fewer than two of them have one, others stand in
@@ -52,10 +53,10 @@ def _figures(out: Path, records: dict, judged: list[dict]) -> list[tuple]:
     """Two or three figures; that of the gates stands in where the steps have drawn fewer."""
     blocks = []
     for step in dict.fromkeys((*FIGURES, *reversed(records))):
-        for shown in records.get(step, {}).get("figures", [])[:1]:
-            if (out / "figures" / shown["file"]).exists():
-                caption = f"{summary.title(step)}: {summary.flat(shown['caption'])}"
-                blocks.append(("figure", f"figures/{shown['file']}", caption))
+        for figure in records.get(step, {}).get("figures", [])[:1]:
+            if (out / "figures" / figure["file"]).exists():
+                caption = f"{summary.title(step)}: {summary.flat(figure['caption'])}"
+                blocks.append(("figure", f"figures/{figure['file']}", caption))
     blocks = blocks[: max(2, len(records.keys() & set(FIGURES)))]
     drawn = out / "figures" / "gates.png"
     drawn.unlink(missing_ok=True)
@@ -71,7 +72,11 @@ def notebook_html(out: Path, name: str) -> Path:
     import nbformat
     from nbconvert import HTMLExporter
 
-    notebook = nbformat.read(out / f"{name}.ipynb", as_version=4)
+    try:
+        notebook = nbformat.read(out / f"{name}.ipynb", as_version=4)
+    except (ValueError, AttributeError, nbformat.ValidationError):
+        where = f"{shown(out, ROOT)}/{name}.ipynb"
+        raise ParameterError(f"{where} is damaged; run {name} again") from None
     for cell in notebook.cells:
         cell["outputs"] = [o for o in cell.get("outputs", []) if not _for_the_author(o)]
     exporter = HTMLExporter(

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from lib.files import shown
+from lib.params import ParameterError
 from lib.workbook import state
 
 # Targets of the plan that are no gates: shown beside what was measured.
@@ -25,12 +27,25 @@ PLAN_BYTES = {
 }  # fmt: skip
 
 
+KEYS = ("headline", "metrics", "systems", "figures", "stands_in", "gates", "provenance")
+
+
 def load(out: Path, names: Iterable[str]) -> dict[str, dict]:
     """{step: record} of the metrics files under outputs/<run>, in the order of `names`."""
     paths = [(name, out / "metrics" / f"{name}.json") for name in names]
-    return {
-        name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths if path.exists()
-    }
+    return {name: read(path) for name, path in paths if path.exists()}
+
+
+def read(path: Path, keys: Iterable[str] = KEYS) -> dict:
+    """What `run.finish` wrote. ParameterError naming a file that is damaged, or lacks `keys`."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        reason = next((f"no {key!r} in it" for key in keys if key not in entry), "")
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+    if reason:
+        raise ParameterError(f"{shown(path)} is damaged ({reason}); run {path.stem} again")
+    return entry
 
 
 def relative(out: Path, path: str | Path) -> str:
@@ -46,7 +61,7 @@ def handed_over(out: Path, name: str) -> dict:
     """
     makers = {}
     for file in sorted((out / "metrics").glob("*.json")):
-        entry = json.loads(file.read_text(encoding="utf-8"))["systems"].get(name, {})
+        entry = read(file, ["systems"])["systems"].get(name, {})
         if "path" in entry:
             makers[file.stem] = entry
     if not makers:
@@ -62,9 +77,10 @@ def handed_over(out: Path, name: str) -> dict:
     for key in ("path", "adapter", "tokenizer"):
         if key in entry:
             inside = out / entry[key]
-            system[key] = str(inside) if inside.exists() else entry[key]
-    if system["path"].startswith("artifacts/"):
-        raise FileNotFoundError(f"{out.name}/{system['path']} is missing: run {step} again")
+            gone = not inside.exists() or (inside.is_dir() and not any(inside.iterdir()))
+            if gone and entry[key].startswith("artifacts/"):
+                raise FileNotFoundError(f"{out.name}/{entry[key]} is missing: run {step} again")
+            system[key] = entry[key] if gone else str(inside)
     return system
 
 
