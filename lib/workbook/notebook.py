@@ -59,7 +59,7 @@ class Execution:
     def begin(self) -> None:
         """From here until the end of `execute` the step counts as running, and has no numbers."""
         self.earlier = self._earlier_seconds()
-        self.began = time.time()
+        self.began, self.clock = time.time(), time.monotonic()  # the one steps when it is set
         state.mark(
             self.out, self.name, "running", began=self.began, earlier=self.earlier, parts=self.parts
         )
@@ -79,7 +79,7 @@ class Execution:
                 self._note_on_top(failure)
             status = "failed" if failure else "done"
         finally:
-            self.seconds = round(time.time() - self.began, 1)
+            self.seconds = round(time.monotonic() - self.clock, 1)
             if self.partial.exists():
                 text = self.partial.read_text(encoding="utf-8")
                 text = text.replace(f"{self.root}/", "")  # a record names no machine
@@ -140,8 +140,9 @@ class Execution:
         """Seconds that unfinished attempts have cost; a killed one until its last saved cell."""
         before = state.read(self.out, self.name)
         if before.get("status") in ("failed", "interrupted"):
-            return before.get("earlier", 0.0) + before["seconds"]
+            return before.get("earlier", 0.0) + before.get("seconds", 0.0)
         if before.get("status") == "running":
-            last = self.partial.stat().st_mtime if self.partial.exists() else before["began"]
-            return round(before.get("earlier", 0.0) + max(0.0, last - before["began"]), 1)
+            began = before.get("began", 0.0)
+            last = self.partial.stat().st_mtime if self.partial.exists() else began
+            return round(before.get("earlier", 0.0) + max(0.0, last - began), 1)
         return 0.0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -36,8 +37,9 @@ class Run:
     stream: TextIO
 
     def tell(self, text: str) -> None:
-        """One line for whoever watches."""
-        print(text, file=self.stream, flush=True)
+        """One line for whoever watches; that nobody does any more costs no run."""
+        with suppress(OSError):
+            print(text, file=self.stream, flush=True)
 
     def reason(self, name: str) -> tuple[dict, str]:
         """What the step depends on now, and why it has to run; empty when it is fresh."""
@@ -92,14 +94,21 @@ def _refuse_name(run: str) -> None:
 
 
 def _refuse_record(out: Path, root: Path) -> None:
-    """ParameterError for a folder that git tracks: a run leaves the committed record alone."""
-    name = shown(out, root)
-    command = ["git", "ls-files", "--", name]
+    """ParameterError for a folder that git tracks: a run leaves the committed record alone.
+
+    Where git will not tell, as of a folder of another user, a record is what has metrics, and has
+    no artifacts.
+    """
+    name = shown(out.resolve(), root.resolve())
+    command = ["git", "--literal-pathspecs", "ls-files", "--", name]
     try:
-        tracked = subprocess.run(command, cwd=root, capture_output=True, text=True).stdout
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     except OSError:  # no git here, so nothing is tracked
         return
-    if tracked.strip():
+    tracked = bool(done.stdout.strip())
+    if done.returncode and (root / ".git").exists():
+        tracked = (out / "metrics").exists() and not (out / "artifacts").exists()
+    if tracked:
         raise ParameterError(
             f"{name} is a committed record, which no run writes to; choose another --run NAME, and"
             f" take a finished run over by: python -m lib.report --keep outputs/NAME {name}"
@@ -107,54 +116,78 @@ def _refuse_record(out: Path, root: Path) -> None:
 
 
 def _refuse_gaps(steps: dict[str, Step], chosen: list[str], out: Path) -> None:
-    """ParameterError when a chosen step reads one that has not run and is not going to."""
+    """ParameterError when a chosen step reads one that has not run, or left damaged metrics, and is
+    not going to run.
+    """
     for name in chosen:
         for other in steps[name].reads:
-            absent = not (out / "metrics" / f"{other}.json").exists()
-            if absent and other not in chosen and not steps[name].judges:
+            if other in chosen or steps[name].judges:
+                continue
+            metrics = out / "metrics" / f"{other}.json"
+            if not metrics.exists():
                 raise ParameterError(
                     f"{name} reads {other}, which has not run in outputs/{out.name};"
                     f" add --from {other}"
                 )
+            record.read(metrics)
 
 
 def _run_all(run: Run) -> int:
     began, code = time.monotonic(), 0
-    pending: list[str] = []
-    for name in run.chosen:  # a fresh step will have to run when one that it reads does
-        if run.reason(name)[1] or any(other in pending for other in run.steps[name].reads):
-            pending.append(name)
-    code |= _publish(run, pending)
+    label = ""
     try:
+        pending = _pending(run)
+        code |= _publish(run, pending)
         for position, name in enumerate(run.chosen, 1):
             label = f"[{position}/{len(run.chosen)}] {name}"
             now, why = run.reason(name)
-            pending = [other for other in pending if other != name]
+            expected, pending = name in pending, [other for other in pending if other != name]
             if not why:
                 run.tell(f"{label}  fresh, skipped")
+                if expected:  # what it reads ran again, to the same end
+                    code |= _publish(run, pending)
                 continue
             run.tell(f"{label}  runs: {why}")
-            execution = notebook.Execution(
-                name, label, run.values[name], now, run.out, run.root, run.stream
-            )
-            execution.begin()
-            code |= _publish(run, pending)
-            failure = execution.execute()
-            pending = [] if failure else pending
-            code |= _publish(run, pending, executed=name)
-            if failure:
-                place = shown(run.out / name, run.root)
-                run.tell(f"{label}  FAILED\n  {failure}\n  see {place}.ipynb")
-                code = 1
+            failed, unpublished = _run_step(run, name, label, now, pending)
+            code |= failed | unpublished
+            if failed:
                 break
-            run.tell(f"{label}  done in {clock(execution.seconds)}: {execution.headline()}")
     except KeyboardInterrupt:
         _publish(run, [])
         raise
-    run.tell(record.verdict(publish.collect(run.out, run.root, list(run.steps))[2]))
+    except (OSError, ValueError) as error:  # a full disk, a file that was damaged meanwhile
+        run.tell(f"{label}  BROKE OFF: {error}\n  the same command goes on from here")
+        code = 1 | _publish(run, [])
+    with suppress(OSError, ValueError):  # what is damaged was said with the page
+        run.tell(record.verdict(publish.collect(run.out, run.root, list(run.steps))[2]))
     page = f"{shown(run.out, run.root)}/index.html"
     run.tell(f"page: {page}, after {clock(time.monotonic() - began)}")
     return code
+
+
+def _pending(run: Run) -> list[str]:
+    """The steps that will run: a fresh one, too, when one that it reads does."""
+    pending: list[str] = []
+    for name in run.chosen:
+        if run.reason(name)[1] or any(other in pending for other in run.steps[name].reads):
+            pending.append(name)
+    return pending
+
+
+def _run_step(run: Run, name: str, label: str, now: dict, pending: list) -> tuple[int, int]:
+    """Execute one step with the page before and after it: 1 where it failed, 1 where the page."""
+    values = run.values[name]
+    execution = notebook.Execution(name, label, values, now, run.out, run.root, run.stream)
+    execution.begin()
+    unpublished = _publish(run, pending)
+    failure = execution.execute()
+    unpublished |= _publish(run, [] if failure else pending, executed=name)
+    if failure:
+        place = shown(run.out / name, run.root)
+        run.tell(f"{label}  FAILED\n  {failure}\n  see {place}.ipynb")
+        return 1, unpublished
+    run.tell(f"{label}  done in {clock(execution.seconds)}: {execution.headline()}")
+    return 0, unpublished
 
 
 def _publish(run: Run, pending: list[str], executed: str = "") -> int:
@@ -192,6 +225,8 @@ def command(
     parser.add_argument("--again", action="store_true", help="run also what is fresh")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a headline that this terminal cannot show
     os.environ["MPLBACKEND"] = "Agg"  # of this process, which draws the page; kernels get their own
     try:
         if chosen.only and (chosen.first, chosen.last) != (None, None):

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 REFRESH_S, PLAIN_S = 0.5, 15.0  # in place on a terminal; as lines where the output goes to a file
@@ -72,8 +73,7 @@ class Progress:
         self.stop.set()
         self.thread.join()
         if self.live:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
+            self._write("\r\x1b[K")
 
     def enter(self, cells: list, index: int) -> None:
         """A cell starts; a Markdown heading stays the label of the code below it."""
@@ -108,7 +108,11 @@ class Progress:
         while not self.stop.wait(REFRESH_S if self.live else self.plain_s):
             if self.live:
                 width = shutil.get_terminal_size().columns - 1
-                self.stream.write("\r" + self.line()[:width] + "\x1b[K")
+                self._write("\r" + self.line()[:width] + "\x1b[K")
             elif self.cells:
-                self.stream.write(self.line()[:200] + "\n")
+                self._write(self.line()[:200] + "\n")
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # a closed terminal
+            self.stream.write(text)
             self.stream.flush()

@@ -16,16 +16,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lib.files import atomic_write_json, sha256_file
+from lib.params import ParameterError
 from lib.workbook.freshness import file_digest
+
+STATUSES = ("running", "done", "failed", "interrupted")
 
 
 def read(out: Path, name: str) -> dict:
-    """The state of a step: {} before its first run, else `status`, `parts`, `seconds` and more."""
+    """The state of a step: {} before its first run, else `status`, `parts`, `seconds` and more.
+
+    The status of a damaged file is "damaged": the step is not done, and has to run.
+    """
     path = out / "artifacts" / ".state" / f"{name}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
+    except (ValueError, OSError):
+        state = None
+    return state if _intact(state) else {"status": "damaged", "parts": {}}
+
+
+def _intact(state) -> bool:
+    if not isinstance(state, dict) or state.get("status") not in STATUSES:
+        return False
+    kinds = {"pid": int, "parts": dict, "began": (int, float), "seconds": (int, float)}
+    kinds |= {"earlier": (int, float), "metrics": str}
+    whole = all(isinstance(state[key], kind) for key, kind in kinds.items() if key in state)
+    return whole and all(isinstance(part, dict) for part in state.get("parts", {}).values())
 
 
 def mark(out: Path, name: str, status: str, **entries) -> None:
@@ -45,13 +63,14 @@ def stale(out: Path, name: str, now: dict[str, dict]) -> str:
             "failed": "it failed",
             "running": "it was killed",
             "interrupted": "it was interrupted",
+            "damaged": "its state is damaged",
         }.get(state.get("status"), "not run yet")
     metrics = out / "metrics" / f"{name}.json"
-    if not metrics.exists() or sha256_file(metrics) != state["metrics"]:
+    if not metrics.exists() or sha256_file(metrics) != state.get("metrics"):
         return "its metrics are missing or edited"
     if not (out / f"{name}.ipynb").exists() or not (out / "artifacts" / name).is_dir():
         return "its executed notebook or its artifacts are missing"
-    before = state["parts"]
+    before = state.get("parts", {})
     for kind, entries in now.items():
         keys = sorted(entries.keys() | before.get(kind, {}).keys())
         changed = [key for key in keys if entries.get(key) != before.get(kind, {}).get(key)]
@@ -71,10 +90,10 @@ def statuses(out: Path, names: list[str]) -> dict[str, str]:
     for name in names:
         state, metrics = read(out, name), out / "metrics" / f"{name}.json"
         status = state.get("status") or ("done" if metrics.exists() else "absent")
-        if status == "running" and not _alive(state["pid"]):
+        if status == "damaged" or (status == "running" and not _alive(state.get("pid", 0))):
             status = "interrupted"
         if status == "done" and state:
-            for other, sha in state["parts"]["upstream"].items():
+            for other, sha in state.get("parts", {}).get("upstream", {}).items():
                 if file_digest(out / "metrics" / f"{other}.json") != sha:
                     status = "stale"
         result[name] = status
@@ -82,9 +101,11 @@ def statuses(out: Path, names: list[str]) -> dict[str, str]:
 
 
 def _alive(pid: int) -> bool:
+    if pid <= 0:  # means groups of processes
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -97,13 +118,18 @@ class Busy(RuntimeError):
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """Hold the folder of a run. Raises Busy with the pid of the holder.
+    """Hold the folder of a run. Raises Busy with the pid of the holder, ParameterError where
+    nothing can be written.
 
     The operating system drops the lock when its holder dies, however it dies: none is ever stale.
     """
     path = out / "artifacts" / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
+    except OSError as error:
+        raise ParameterError(f"outputs/{out.name} cannot be written: {error.strerror}") from None
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
