@@ -306,7 +306,9 @@ def test_gains_are_paired_and_the_control_stands_beside_them():
     assert told == ["a gain", "a loss", "no clear change", "not measured"]
     said = [gain.answer(8, {"held_out_gain": s, "elsewhere_change": NOT_MEASURED}) for s in signs]
     assert [text.split(":")[0] for text in said] == ["Yes", "No", "Not shown"]
-    assert all("8 targeted examples" in text and text.endswith("by -.") for text in said)
+    assert all(
+        "8 targeted examples" in text and text.endswith("it is not measured.") for text in said
+    )
 
 
 def test_the_share_of_the_reference_is_absent_without_right_answers():

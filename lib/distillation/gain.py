@@ -86,9 +86,10 @@ def answer(examples: int, main: dict) -> str:
     """The answer to 18's question in one sentence. main: `main_numbers`."""
     lift, away = main["held_out_gain"], main["elsewhere_change"]
     helps = {"a gain": "Yes", "a loss": "No"}.get(direction(lift), "Not shown")
+    by = f"it changes by {number(away['value'], 'share')}, " if away else "it is "
     return (
         f"{helps}: after {examples:,} targeted examples the share right on failures set aside"
-        f" changes by {lift}; elsewhere it changes by {number(away.get('value'), 'share')}."
+        f" changes by {lift}; elsewhere {by}{direction(away)}."
     )
 
 
