@@ -146,6 +146,15 @@ def test_a_number_three_calls_deep_in_another_module_is_seen(written):
         ("from lib.m import *", {"m.f", "m.C", "m.N", "m.run by name"}),
         ('run(["python", "-m", "lib.m"])', {"m.f", "m.C", "m.N", "m.run by name"}),
         ("%time import lib.m", {"m.f", "m.C", "m.N", "m.run by name"}),
+        ("%load_ext x\nfrom lib import m\nm.f()", {"m.f"}),
+        ("%%time\nfrom lib import m\nm.f()", {"m.f"}),
+        ("from lib import m\n%time m.f()", {"m.f"}),
+        ("from lib import m\nx = %time m.f()", {"m.f"}),
+        ("from lib import m\nif m.N:\n    !echo {m.f()}", {"m.N", "m.f"}),
+        ("from lib import m\n?m.f", {"m.f"}),
+        ("from lib import m\nm.f?", {"m.f"}),
+        ("%time from lib.m import f\nf()", {"m.f", "m.C", "m.N", "m.run by name"}),
+        ("%%sh\necho it is\nfrom lib import m\necho m.f", {"m.f", "m.C", "m.N", "m.run by name"}),
         ("import lib\nlib.m.N", {"m.N"}),
         ("print('nothing of lib')\nimport os\nos.path.join('m.py')", set()),
     ],
@@ -209,6 +218,16 @@ def test_a_module_run_by_name_as_a_subprocess_counts_whole(written):
     before = parts(written)
     written.write("lib/worker.py", "def work():\n    return 2\n\n\nif True:\n    work()\n")
     assert reason(written, before) == "lib: worker.work changed"
+
+
+def test_a_number_behind_a_magic_is_seen_from_another_cell(written):
+    written.notebook(
+        "01_first", "%load_ext autoreload\nfrom lib import counts", "x = !ls {counts.top([1])}"
+    )
+    before = parts(written)
+    assert {"counts.top", "counts.deep", "tools.half"} <= before["lib"].keys()
+    written.write("lib/tools.py", TOOLS.replace("x / 2", "x / 3"))
+    assert reason(written, before) == "lib: tools.half changed"
 
 
 def change(project, cell, text, kind="code"):

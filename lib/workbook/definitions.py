@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -18,6 +19,7 @@ WHOLE = "*"  # asks for all of a module
 TOP = "top level"  # of a module: statements that are neither definition nor import
 GUARD = "run by name"  # of a module: what stands under if __name__ == "__main__"
 MODULE = re.compile(r"\blib(?:\.\w+)+")  # the name of a module inside a text
+NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")  # a name with its attributes
 FILE = re.compile(r"(?:\w[\w.-]*/)*\w[\w.-]*\.\w+")  # the name of a file
 
 
@@ -45,8 +47,8 @@ def read(text: str, dotted: str, package: str) -> Module:
     for source in text.split("\x1e"):
         try:
             body = meaning.tree(source).body
-        except SyntaxError:  # a cell magic: its text counts, and every module that it names
-            body = [ast.Expr(ast.Constant(source))]
+        except SyntaxError:  # a magic of IPython, or a fault
+            body = _with_magics(source)
         for statement in body:
             for node in _of_scope(statement):
                 module.imports |= _imports(node, package)
@@ -60,6 +62,35 @@ def read(text: str, dotted: str, package: str) -> Module:
         digest = meaning.of_statements(statements)
         module.definitions[name] = Definition(digest, visitor.uses, visitor.files)
     return module
+
+
+MAGIC = re.compile(r"(?P<target>\s*(?:[\w, ]+=)?\s*)(?P<magic>[%!?].*|[\w.]+\?+\s*)")
+
+
+def _with_magics(source: str) -> list[ast.stmt]:
+    """The statements of a cell with lines that only IPython reads; of those, what `_of_text` says.
+
+    What is no Python even so counts as one text.
+    """
+    lines, extra = [], []
+    for line in source.splitlines():
+        magic = MAGIC.fullmatch(line)
+        lines.append(f"{magic['target']}{magic['magic']!r}" if magic else line)
+        extra += _of_text(magic["magic"]) if magic else []
+    try:
+        return [*meaning.tree("\n".join(lines)).body, *extra]
+    except SyntaxError:
+        return _of_text(source)
+
+
+def _of_text(text: str) -> list[ast.stmt]:
+    """A text, the statements that stand on its lines, and every name in it, as if it were used."""
+    statements: list[ast.stmt] = [ast.Expr(ast.Constant(text))]
+    candidates = [re.sub(r"^\s*(?:%%?\w+\s)?\s*", "", line) for line in text.splitlines()]
+    for candidate in (*candidates, *NAME.findall(text)):
+        with suppress(SyntaxError):
+            statements += meaning.tree(candidate).body
+    return statements
 
 
 PLAIN = (ast.Name, ast.Tuple, ast.List, ast.Starred, ast.expr_context)  # x, y = ...
