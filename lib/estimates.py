@@ -42,7 +42,7 @@ def number(value: float | int | None, unit: str = "") -> str:
         return f"{value / 1e6:,.1f} MB"
     if unit == "USD":
         return f"{value:,.2f} USD"
-    whole = isinstance(value, int) or abs(value) >= 1000
+    whole = isinstance(value, int) or abs(value) >= 999.5  # rounded to 1,000
     text = f"{value:,.0f}" if whole else f"{value:.3g}"
     if unit in PLURAL and text == "1":
         unit = unit.removesuffix("s")

@@ -36,6 +36,21 @@ def content_hash(*parts: str) -> str:
     return hashlib.sha256(folded.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def whole(text: str) -> str:
+    """The text with surrogate pairs joined; half of one, which UTF-8 cannot hold, is U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def as_json(value, *, allow_nan: bool = False, indent: int | None = None) -> str:
+    """JSON that UTF-8 can hold: where a half surrogate is in it, all of it as escapes."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=allow_nan, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=allow_nan, indent=indent)
+    return text
+
+
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file in hex, read in 1 MiB pieces."""
     digest = hashlib.sha256()
@@ -82,7 +97,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 def atomic_write_json(path: str | Path, value) -> None:
     """Write JSON atomically. NaN and infinity are refused: what was not measured is absent."""
-    atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write_text(path, as_json(value, indent=1) + "\n")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
@@ -90,7 +105,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
     count = 0
     with replacing(path) as handle:
         for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            handle.write(as_json(row) + "\n")
             count += 1
     return count
 

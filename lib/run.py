@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lib import params, plots
 from lib.estimates import Estimate, words
-from lib.files import ROOT, atomic_write_json, from_root
+from lib.files import ROOT, atomic_write_json, from_root, whole
 from lib.markdown import folded, quote, table
 from lib.workbook import gates, provenance, record
 from lib.workbook import transcripts as pages
@@ -104,7 +104,8 @@ def say(*parts: str | list[dict]) -> None:
     """Display Markdown; a list of rows becomes a table."""
     from IPython.display import Markdown, display
 
-    display(Markdown("\n\n".join(p if isinstance(p, str) else table(p) for p in parts)))
+    text = "\n\n".join(p if isinstance(p, str) else table(p) for p in parts)
+    display(Markdown(whole(text)))  # half a surrogate pair would stop the kernel's message
 
 
 def start(name: str, values: dict, *, variant: str = "", root: Path = ROOT) -> Job:
@@ -239,7 +240,7 @@ def finish(
     if judged:
         say(gate_rows(judged))
     say(f"**{headline}**")
-    update_display(Markdown(f"**{headline}**"), display_id=ANSWER)
+    update_display(Markdown(whole(f"**{headline}**")), display_id=ANSWER)
 
 
 def _provenance(job: Job, api_spend: float) -> dict:

@@ -311,3 +311,11 @@ def test_configuration_errors_say_what_to_set(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="not an answer cache"):
         client(server, tmp_path, cache_path=tmp_path / "broken")
+
+
+def test_a_paid_answer_with_half_a_surrogate_pair_is_kept(tmp_path):
+    with Server(lambda body: "a\ud83d") as server:
+        first = client(server, tmp_path).chat([ask("x"), ask("y")])
+        again = client(server, tmp_path).chat([ask("x"), ask("y")])
+        assert len(server.requests) == 2
+    assert [row["text"] for row in first] == [row["text"] for row in again] == ["a\ud83d"] * 2

@@ -191,6 +191,8 @@ def test_the_thresholds_are_those_of_the_plan():
         (None, "share", "-"),
         (-0.02, "difference", "-0.02"),
         (12345.6, "tokens/s", "12,346 tokens/s"),
+        (999.6, "", "1,000"),
+        (999.4, "", "999"),
     ],
 )
 def test_numbers_as_a_reader_wants_them(value, unit, text):

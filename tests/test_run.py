@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lib import plots, run
-from lib.files import from_root
+from lib.files import atomic_write_json, from_root, read_jsonl, write_jsonl
 from lib.params import ParameterError
 from lib.workbook import provenance
 from tests.conftest import PARAMETERS
@@ -248,3 +248,32 @@ def test_damaged_metrics_of_an_earlier_step_are_named(project):
                 read("00_x")
         with pytest.raises(ParameterError, match="00_x.json is damaged"):
             job.model("tuned")
+
+
+def test_half_a_surrogate_pair_in_a_text_stops_no_step(project, capsys):
+    job = start(project)
+    half, joined = "a\ud83d", "\ud83d\ude00"
+    table = [{"answer": half, "emoji": joined}]
+    run.say(half, [{"answer": half}])
+    run.finish(job, headline=half, metrics={}, tables={"t": table}, stands_in=[half])
+    saved = record(project)
+    assert saved["headline"] == "a\ufffd" == saved["stands_in"][0]
+    assert saved["tables"]["t"] == [{"answer": "a\ufffd", "emoji": "\U0001f600"}]
+
+
+def test_what_is_shown_can_be_sent_by_the_kernel(project, monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda made, **_: shown.append(made.data))
+    run.say(run.quote("a\ud83d"), [{"answer": "\ud83d"}])
+    assert shown[0].encode() and shown[0].count("\ufffd") == 2
+
+
+def test_rows_with_half_a_surrogate_pair_are_written_and_read_as_they_are(tmp_path):
+    rows = [{"text": "a\ud83d é"}, {"text": "é"}]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    assert list(read_jsonl(tmp_path / "x.jsonl")) == rows
+    assert (tmp_path / "x.jsonl").read_text(encoding="utf-8").splitlines()[1] == '{"text": "é"}'
+    atomic_write_json(tmp_path / "x.json", rows)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == rows

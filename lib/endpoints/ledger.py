@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lib.files import as_json
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS attempts (id INTEGER PRIMARY KEY, key TEXT NOT NULL, role TEXT NOT NULL,
@@ -135,7 +137,7 @@ class Store:
             )
             if keep:
                 key, request, answer = keep
-                texts = (json.dumps(value, ensure_ascii=False) for value in (request, answer))
+                texts = (as_json(value, allow_nan=True) for value in (request, answer))
                 self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, *texts))
             self._db.execute("COMMIT")
             self._in_flight.discard(number)
@@ -231,7 +233,7 @@ class Store:
                     (state, usd, tokens_in, tokens_out, time.time(), number),
                 )
                 if keep:
-                    texts = (json.dumps(value, ensure_ascii=False) for value in keep[1:])
+                    texts = (as_json(value, allow_nan=True) for value in keep[1:])
                     self._db.execute(
                         "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (keep[0], *texts)
                     )

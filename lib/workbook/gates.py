@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lib.estimates import Estimate, number
-from lib.files import ROOT
+from lib.files import ROOT, whole
 from lib.params import ParameterError, nearest, read_yaml
 
 OPERATIONS = {
@@ -101,13 +101,13 @@ def estimate(name: str, value) -> Estimate | None:
 
 
 def plain(value):
-    """Numpy scalars and arrays, tuples, paths and nested containers as JSON values."""
+    """Numpy scalars and arrays, tuples, paths, texts and nested containers as JSON values."""
     if isinstance(value, dict):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [plain(part) for part in value]
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, (str, Path)):
+        return whole(str(value))
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     return value

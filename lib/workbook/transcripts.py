@@ -10,7 +10,7 @@ import json
 from html import escape
 from pathlib import Path
 
-from lib.files import atomic_write_text, content_hash, replacing
+from lib.files import atomic_write_text, content_hash, replacing, whole
 from lib.workbook import page
 
 PAGE_BYTES = 1_000_000  # of all rows of a page; its head and style add a few kB
@@ -143,6 +143,4 @@ def text(value) -> str:
     if len(plain) > TEXT_CHARACTERS:
         more = len(plain) - TEXT_CHARACTERS
         plain = f"{plain[:TEXT_CHARACTERS]} [... {more:,} more characters]"
-    # whole surrogate pairs become their character, halves the replacement character
-    plain = plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return escape(plain.translate(CONTROLS))
+    return escape(whole(plain).translate(CONTROLS))
