@@ -6,7 +6,9 @@ import errno
 import io
 import json
 import os
+import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -145,3 +147,41 @@ def test_a_record_is_left_alone_behind_a_link_and_where_git_will_not_tell(projec
     git(project.root, "add", "outputs/kept")
     (project.root / "outputs/alias").symlink_to("kept")
     refused(project, "outputs/kept is a committed record", run="alias")
+
+
+@pytest.mark.parametrize("moment", [1, 6, 12, 19, 25, 31, 38, 44])
+def test_a_kill_beside_any_change_of_a_file_is_never_done_too_early(project, moment):
+    """The driver dies right before or after its n-th rename or deletion, and runs again."""
+    child = os.fork()
+    if child == 0:
+        _die_at(moment)
+        run(project)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    before = state.statuses(project.out, NAMES)
+    done = [name for name in NAMES if before[name] == "done"]
+    for name in done:
+        assert (project.out / "metrics" / f"{name}.json").exists()
+        assert (project.out / f"{name}.ipynb").exists()
+    if (project.out / "README.md").exists():
+        assert page(project).count("**done**") <= len(done)
+    code, text = run(project)
+    assert code == 0 and ran(text) == [name for name in NAMES if name not in done]
+    assert page(project).count("**done**") == 2 and "under way" not in page(project)
+
+
+def _die_at(moment: int) -> None:
+    """Have this process killed at its n-th look before or after os.replace and Path.unlink."""
+    left = iter(range(moment - 1, -1, -1))
+
+    def watched(change):
+        def changed(*arguments, **options):
+            for after in (False, True):
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if not after:
+                    change(*arguments, **options)
+
+        return changed
+
+    os.replace, Path.unlink = watched(os.replace), watched(Path.unlink)
