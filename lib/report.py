@@ -43,7 +43,10 @@ def keep(run: Path, record_of: Path, *, root: Path = ROOT, names: list[str]) -> 
             held.enter_context(state.lock(record_of))
         _refuse_unfinished(run, record_of, names)
         record_of.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=record_of.parent, prefix=".keep-") as scratch:
+        prefix = f".keep-{record_of.name}-"
+        for left in [path for path in record_of.parent.iterdir() if path.name.startswith(prefix)]:
+            shutil.rmtree(left, ignore_errors=True)  # of a take-over that was killed
+        with tempfile.TemporaryDirectory(dir=record_of.parent, prefix=prefix) as scratch:
             new = Path(scratch) / record_of.name
             _copy_record(run, new)
             publish.render(new, root=root, names=names)

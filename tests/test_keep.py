@@ -86,7 +86,9 @@ def test_a_swap_that_was_killed_is_ended_by_the_next(finished, moment):
     kept.rename(kept.with_name(".kept.before"))
     if moment == "before its artifacts":
         kept.mkdir()
+    finished.write("outputs/.keep-kept-abc/kept/index.html", "half of it")
     keep(finished)
+    assert not (finished.root / "outputs/.keep-kept-abc").exists()
     assert (kept / "artifacts/01_first/rows.jsonl").read_text() == "old"
     assert not kept.with_name(".kept.before").exists()
     assert (kept / "metrics/02_second.json").exists()
