@@ -17,7 +17,7 @@ import pytest
 
 from lib import params
 from lib.files import ROOT
-from lib.workbook import gates, publish, steps
+from lib.workbook import gates, publish, steps, summary
 from tests.openai_server import Server
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -64,8 +64,7 @@ def test_committed_without_outputs_and_with_stable_ids(path):
 @each
 def test_skeleton(path):
     made = cells(path)
-    number, title = path.stem.split("_", 1)
-    heading = f"# {number} {title.replace('_', ' ').capitalize()}"
+    heading = f"# {summary.title(path.stem)}"
     assert made[0]["cell_type"] == "markdown" and made[0]["text"].splitlines()[0] == heading
     assert re.search(r"^> .*\?", made[0]["text"], re.M), "the question stands in a blockquote"
     for word in ("Reads", "Writes", "Costs"):
