@@ -79,7 +79,14 @@ def test_what_has_no_price_or_unlike_items_says_so():
     assert rows[0][columns.index("machine, USD")] == "not priced"
     table = {"base": {"quality": ESTIMATE}, "tuned": {"quality": ESTIMATE | {"n": 20}}}
     blocks = summary.systems({"12_a": {"systems": table}})
-    assert "compare only equal n" in blocks[2][1]
+    assert "compare only equal n" in blocks[2][1] and " of 12 " not in blocks[2][1]
+    blocks = summary.systems(
+        {
+            "22_gguf": {"systems": {"compressed": {"speed": {"value": 9.0, "unit": "tokens/s"}}}},
+            "24_recover": {"systems": {"compressed": {"quality": ESTIMATE}}},
+        }
+    )
+    assert "Compressed: quality of 24 Recover, speed of 22 GGUF." in blocks[2][1]
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(first):

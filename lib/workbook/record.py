@@ -93,6 +93,15 @@ def systems(records: dict[str, dict]) -> dict[str, dict]:
     return merged
 
 
+def makers(records: dict[str, dict]) -> dict[str, dict]:
+    """{system: {column: the step that measured what `systems` shows}}."""
+    made: dict[str, dict] = {}
+    for step, entry in records.items():
+        for system, columns in entry["systems"].items():
+            made.setdefault(system, {}).update(dict.fromkeys(columns, step))
+    return made
+
+
 def verdict(judged: list[dict]) -> str:
     """How many gates pass, fail, are inconclusive, are not measured, as a sentence."""
     count = Counter(gate["verdict"] for gate in judged)

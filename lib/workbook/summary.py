@@ -164,10 +164,10 @@ def systems(records: dict) -> list[tuple]:
     absent = [name for name in SYSTEMS if name not in measured]
     absent += [f"{column} of any system" for column in MEASURED if column not in columns]
     notes = [f"Not measured in this run: {', '.join(absent)}."] if absent else []
-    return blocks + [("note", note) for note in [*_comparable(measured), *notes]]
+    return blocks + [("note", note) for note in [*_comparable(measured, records), *notes]]
 
 
-def _comparable(measured: dict) -> list[str]:
+def _comparable(measured: dict, records: dict) -> list[str]:
     """What the columns of the table of systems do not allow to be read out of them."""
     items = {columns["quality"].get("n") for columns in measured.values() if "quality" in columns}
     speeds = [columns["speed"] for columns in measured.values() if "speed" in columns]
@@ -179,6 +179,12 @@ def _comparable(measured: dict) -> list[str]:
             "Speed is one run each, with the batch, the length of answers and the load of the"
             " machine that it met: no comparison of systems."
         )
+    for name, steps in record.makers(records).items():
+        if len({steps[column] for column in measured.get(name, {})}) > 1:
+            parts = [
+                f"{MEASURED[c][0].split(' [')[0]} of {title(steps[c])}" for c in measured[name]
+            ]
+            notes.append(f"{name.capitalize()}: {', '.join(parts)}.")
     return [" ".join(notes)] if notes else []
 
 
