@@ -232,6 +232,10 @@ def test_transcripts_hold_every_answer_and_what_it_got():
     assert all(set(row) == fields for row in rows)
     assert rows[1]["prompt"] == items[1]["prompt"] and rows[1]["gold"] == "8"
     assert rows[2]["text"] == "once" and rows[2]["category"] == "creativity"
+    code = item("def f(): ...", gold="published solution") | {"checker": "code"}
+    graded = {code["id"]: {"correct": True, "answer": "5f2c", "extractor": "", "reason": ""}}
+    [row] = answers.transcripts([code], {"tuned": (rows_of(["def f(): pass"], [code]), graded)})
+    assert row["verdict"] == "right" and row["gold"] is row["extracted"] is None
 
 
 def test_grades_of_one_sample_are_those_of_its_answers():

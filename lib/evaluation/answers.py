@@ -100,20 +100,27 @@ def transcripts(items: list[dict], systems: dict[str, tuple[dict, dict]]) -> lis
 
     systems: {name: ({item id: answer row}, {item id: grade})}, as `read` and `graded` give them.
     Rows: {system, category, task, prompt, gold, text, extracted, verdict}; verdict is "right",
-    "wrong" or "no checker".
+    "wrong" or "no checker"; code, which tests decide on, has no gold and nothing extracted.
     """
     return [
         {
             "system": system,
-            **{key: item[key] for key in ("category", "task", "prompt", "gold")},
+            **{key: item[key] for key in ("category", "task", "prompt")},
+            **_extracted_and_gold(item, grades.get(item["id"], {})),
             "text": given[item["id"]]["text"],
-            "extracted": grades.get(item["id"], {}).get("answer"),
             "verdict": verdict(grades.get(item["id"])),
         }
         for system, (given, grades) in systems.items()
         for item in items
         if item["id"] in given
     ]
+
+
+def _extracted_and_gold(item: dict, grade_row: dict) -> dict:
+    """What a checker compared; of code nothing: tests decide, and solutions are not for a page."""
+    if item["checker"] == "code":
+        return {"extracted": None, "gold": None}
+    return {"extracted": grade_row.get("answer"), "gold": item["gold"]}
 
 
 def verdict(grade_row: dict | None) -> str:
