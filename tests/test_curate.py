@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import tracemalloc
 
 import numpy as np
@@ -397,7 +398,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     tracemalloc.stop()
     text = (tmp_path / "stage" / "many.rows.jsonl").stat().st_size
     assert len(stage) == 1000 and text > 10_000_000
-    assert peak < text / 5, "what stays in memory depends a little on the version of Python"
+    most = 1_500_000 if sys.version_info < (3, 13) else 1_700_000  # 3.13's own objects are larger
+    assert peak < most
 
 
 def test_what_is_put_into_the_packaged_data_is_found(tmp_path):
